@@ -1,0 +1,35 @@
+//! `cargo xtask bench`: measurements that anyone can take again. Each compares with the other thing
+//! in the same run, because machines are noisy, and writes its part of `docs/benchmarks.md`.
+
+mod density;
+mod first_byte;
+mod ground;
+mod load;
+mod process;
+mod table;
+mod unikernel;
+
+use anyhow::{Result, bail};
+
+/// Runs the benchmark that the first word names.
+///
+/// # Errors
+/// If there is no such benchmark, or something could not be measured.
+pub fn run(args: &[String]) -> Result<()> {
+    match args.split_first() {
+        Some((name, rest)) if name == "unikernel" => unikernel::run(rest),
+        Some((name, _)) => bail!("no benchmark '{name}'; there is: unikernel"),
+        None => bail!("which benchmark? there is: unikernel"),
+    }
+}
+
+/// What this program does when a benchmark starts it again inside a network namespace.
+///
+/// # Errors
+/// If what it should measure does not come.
+pub fn inside(args: &[String]) -> Result<()> {
+    match args.split_first() {
+        Some((name, rest)) if name == "first-byte" => first_byte::inside(rest),
+        _ => bail!("not a helper of a benchmark: {args:?}"),
+    }
+}

@@ -1,0 +1,60 @@
+//! Everything one does with this repository, as `cargo xtask <command>`.
+
+#![forbid(unsafe_code)]
+
+mod bench;
+mod packages;
+mod steps;
+
+use std::process::ExitCode;
+
+const HELP: &str = "\
+cargo xtask <command>
+
+  ci      everything that must pass before a change lands: format, lints, unit and
+          integration tests, simulation, lab, docs, tidy. Needs root (namespaces) and
+          installs the Debian packages that the tests use
+  deps    only install those packages
+  fmt     check the format
+  lint    clippy, warnings denied
+  test    unit, simulation and integration tests
+  lab     the lab: real daemons in network namespaces, driven by the real docker CLI
+          (`cargo xtask lab NAME` runs the tests whose name contains NAME)
+  docs    build the API documentation, warnings denied
+  bench   measurements, side by side with the other thing: `cargo xtask bench unikernel`
+          re-runs every row and writes docs/benchmarks.md. Needs root
+  demo    build and run `shoal demo` (further arguments are passed on)
+";
+
+fn main() -> ExitCode {
+    let mut args = std::env::args().skip(1);
+    let command = args.next().unwrap_or_default();
+    let rest: Vec<String> = args.collect();
+    let done = match command.as_str() {
+        "ci" => steps::ci(),
+        "deps" => packages::install(),
+        "fmt" => steps::fmt(),
+        "lint" => steps::lint(),
+        "test" => steps::test(),
+        "lab" => steps::lab(&rest),
+        "docs" => steps::docs(),
+        "demo" => steps::demo(&rest),
+        "bench" => bench::run(&rest),
+        "bench-inside" => bench::inside(&rest),
+        "" | "help" | "--help" | "-h" => {
+            print!("{HELP}");
+            return ExitCode::SUCCESS;
+        }
+        other => {
+            eprintln!("xtask: unknown command '{other}'\n\n{HELP}");
+            return ExitCode::from(2);
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask {command}: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

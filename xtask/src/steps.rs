@@ -1,0 +1,120 @@
+//! The steps of `cargo xtask ci`, each also a command of its own.
+
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::packages;
+
+/// A step's name and what it does.
+type Step = (&'static str, fn() -> Result<()>);
+
+/// Everything, in the order in which failures are cheapest to find.
+///
+/// # Errors
+/// The first step that fails.
+pub fn ci() -> Result<()> {
+    let steps: &[Step] = &[
+        ("packages", packages::install),
+        ("format", fmt),
+        ("lints", lint),
+        ("tests", test),
+        ("lab", || lab(&[])),
+        ("docs", docs),
+    ];
+    for (name, step) in steps {
+        println!("\n=== {name}");
+        let began = Instant::now();
+        step().with_context(|| format!("step '{name}'"))?;
+        println!("=== {name}: passed in {} s", began.elapsed().as_secs());
+    }
+    Ok(())
+}
+
+/// Checks the format.
+///
+/// # Errors
+/// If a file is not formatted.
+pub fn fmt() -> Result<()> {
+    cargo(&["fmt", "--all", "--check"])
+}
+
+/// Clippy on everything, warnings denied.
+///
+/// # Errors
+/// If there is a warning.
+pub fn lint() -> Result<()> {
+    cargo(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"])
+}
+
+/// All tests but the lab; tidy is one of them.
+///
+/// # Errors
+/// If a test fails.
+pub fn test() -> Result<()> {
+    cargo(&["build", "--quiet", "--package", "shoal"])?;
+    cargo(&["test", "--workspace", "--exclude", "shoal-lab"])
+}
+
+/// The lab. One test at a time: each starts several daemons and measures how fast they react, and
+/// there may be only two cores.
+///
+/// # Errors
+/// If a test fails.
+pub fn lab(filter: &[String]) -> Result<()> {
+    cargo(&["build", "--quiet", "--package", "shoal"])?;
+    guest()?;
+    let mut args = vec!["test", "--package", "shoal-lab", "--no-fail-fast"];
+    args.push("--");
+    args.push("--test-threads=1");
+    args.extend(filter.iter().map(String::as_str));
+    cargo(&args)
+}
+
+/// The lab's unikernel, beside the program that the lab runs (which is beside this one), by the
+/// command that users build with.
+fn guest() -> Result<()> {
+    let me = std::env::current_exe().context("find this program")?;
+    let build = ["unikernel", "build", "testing/guest", "--output"];
+    run(Command::new(me.with_file_name("shoal"))
+        .args(build)
+        .arg(me.with_file_name("lab-guest.unikernel")))
+}
+
+/// API documentation, warnings denied.
+///
+/// # Errors
+/// If a link is broken or something public has no words.
+pub fn docs() -> Result<()> {
+    run(cargo_command(&["doc", "--workspace", "--no-deps", "--quiet"])
+        .env("RUSTDOCFLAGS", "-D warnings"))
+}
+
+/// The demonstration, optimised.
+///
+/// # Errors
+/// If a claim of the demonstration did not hold.
+pub fn demo(rest: &[String]) -> Result<()> {
+    let mut args = vec!["run", "--release", "--package", "shoal", "--", "demo"];
+    args.extend(rest.iter().map(String::as_str));
+    cargo(&args)
+}
+
+fn cargo(args: &[&str]) -> Result<()> {
+    run(&mut cargo_command(args))
+}
+
+fn cargo_command(args: &[&str]) -> Command {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.args(args);
+    command
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    println!("$ {command:?}");
+    let status = command.status().with_context(|| format!("start {command:?}"))?;
+    ensure!(status.success(), "{command:?} ended with {status}");
+    Ok(())
+}
