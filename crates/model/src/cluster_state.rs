@@ -1,0 +1,430 @@
+//! The whole cluster state in memory, and the only way it changes.
+//!
+//! **Invariants**, checked here when a change is applied, so that they hold no matter who proposed
+//! it: names are unique per kind; VNIs, node indices and published ports are unique; within a
+//! network every address belongs to one task or one service; desired and observed task states only
+//! grow. A refused transaction changes nothing.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::change::{
+    ApplyError, CHANGES_MAX, Change, Changed, Expect, Object, ObjectKey, Transaction,
+};
+use crate::id::{NetworkId, NodeId, Revision, ServiceId, TaskId};
+use crate::net::Port;
+use crate::object::{Cluster, Meta, Network, Node, Service, Task};
+use crate::spec::service::PublishMode;
+
+/// Objects by id. Cloning is cheap: maps and objects are shared until somebody writes.
+pub type Table<K, V> = Arc<BTreeMap<K, Arc<V>>>;
+
+/// The state of a cluster at one revision. Cloning takes a snapshot.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ClusterState {
+    /// The last applied revision.
+    pub revision: Revision,
+    /// Set from `swarm init` on.
+    pub cluster: Option<Arc<Cluster>>,
+    /// Members.
+    pub nodes: Table<NodeId, Node>,
+    /// Services.
+    pub services: Table<ServiceId, Service>,
+    /// Tasks, with their history.
+    pub tasks: Table<TaskId, Task>,
+    /// Swarm-scoped networks.
+    pub networks: Table<NetworkId, Network>,
+    /// Who holds what must be unique; derived from the tables.
+    claims: Arc<HashMap<Claim, ObjectKey>>,
+}
+
+/// Something that at most one object may hold.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Claim {
+    ServiceName(String),
+    NetworkName(String),
+    Vni(u32),
+    NodeIndex(u16),
+    IngressPort(Port),
+    Address(NetworkId, IpAddr),
+}
+
+impl ClusterState {
+    /// Rebuilds a state from stored objects, whose metadata is kept.
+    #[must_use]
+    pub fn restore(revision: Revision, objects: Vec<Object>) -> Self {
+        let mut state = Self { revision, ..Self::default() };
+        for object in objects {
+            let key = object.key();
+            for claim in claims_of(&object) {
+                Arc::make_mut(&mut state.claims).insert(claim, key.clone());
+            }
+            state.insert(object);
+        }
+        state
+    }
+
+    /// Every object, for snapshots on disk.
+    #[must_use]
+    pub fn objects(&self) -> Vec<Object> {
+        let cluster = self.cluster.iter().map(|o| Object::Cluster(Box::new((**o).clone())));
+        let nodes = self.nodes.values().map(|o| Object::Node(Box::new((**o).clone())));
+        let services = self.services.values().map(|o| Object::Service(Box::new((**o).clone())));
+        let tasks = self.tasks.values().map(|o| Object::Task(Box::new((**o).clone())));
+        let networks = self.networks.values().map(|o| Object::Network(Box::new((**o).clone())));
+        cluster.chain(nodes).chain(services).chain(tasks).chain(networks).collect()
+    }
+
+    /// Applies `transaction` as revision `revision`, whole or not at all.
+    ///
+    /// # Errors
+    /// [`ApplyError`] names the object that moved on or the thing that is taken.
+    pub fn apply(
+        &mut self,
+        revision: Revision,
+        transaction: &Transaction,
+    ) -> Result<Vec<Changed>, ApplyError> {
+        let count = transaction.changes.len();
+        if count > CHANGES_MAX {
+            return Err(ApplyError::TooLarge { count });
+        }
+        // Changed in place and undone if a later change is refused: copying the tables for every
+        // transaction would cost as much as the whole cluster is large.
+        let (old_revision, old_cluster) = (self.revision, self.cluster.clone());
+        self.revision = revision;
+        let mut done = Vec::with_capacity(count);
+        for change in &transaction.changes {
+            match self.apply_one(change, revision, transaction) {
+                Ok(changed) => done.push(changed),
+                Err(refused) => {
+                    self.undo(done);
+                    (self.revision, self.cluster) = (old_revision, old_cluster);
+                    return Err(refused);
+                }
+            }
+        }
+        Ok(done)
+    }
+
+    fn undo(&mut self, done: Vec<Changed>) {
+        for Changed { key, before, after } in done.into_iter().rev() {
+            if let Some(object) = &after {
+                self.release(object, &key);
+            }
+            match before {
+                Some(object) => {
+                    self.claim(&object, &key);
+                    self.insert(object);
+                }
+                None => self.remove(&key),
+            }
+        }
+    }
+
+    /// Makes one change, or none at all.
+    fn apply_one(
+        &mut self,
+        change: &Change,
+        revision: Revision,
+        transaction: &Transaction,
+    ) -> Result<Changed, ApplyError> {
+        let (key, expect) = match change {
+            Change::Put { object, expect } => (object.key(), *expect),
+            Change::Delete { key, expect } => (key.clone(), *expect),
+        };
+        let before = self.get(&key);
+        check_expectation(&key, expect, before.as_ref())?;
+        let after = match change {
+            Change::Put { object, .. } => {
+                let mut object = object.clone();
+                let created_at = before.as_ref().map_or(transaction.at, |o| meta(o).created_at);
+                *meta_mut(&mut object) =
+                    Meta { version: revision, created_at, updated_at: transaction.at };
+                keep_states_growing(&mut object, before.as_ref());
+                self.check_claims(&object, &key)?;
+                Some(object)
+            }
+            Change::Delete { .. } => None,
+        };
+        if let Some(old) = &before {
+            self.release(old, &key);
+        }
+        match &after {
+            Some(object) => {
+                self.claim(object, &key);
+                self.insert(object.clone());
+            }
+            None => self.remove(&key),
+        }
+        Ok(Changed { key, before, after })
+    }
+
+    /// The object that `key` names.
+    #[must_use]
+    pub fn get(&self, key: &ObjectKey) -> Option<Object> {
+        match key {
+            ObjectKey::Cluster(id) => self
+                .cluster
+                .as_ref()
+                .filter(|c| c.id == *id)
+                .map(|o| Object::Cluster(Box::new((**o).clone()))),
+            ObjectKey::Node(id) => {
+                self.nodes.get(id).map(|o| Object::Node(Box::new((**o).clone())))
+            }
+            ObjectKey::Service(id) => {
+                self.services.get(id).map(|o| Object::Service(Box::new((**o).clone())))
+            }
+            ObjectKey::Task(id) => {
+                self.tasks.get(id).map(|o| Object::Task(Box::new((**o).clone())))
+            }
+            ObjectKey::Network(id) => {
+                self.networks.get(id).map(|o| Object::Network(Box::new((**o).clone())))
+            }
+        }
+    }
+
+    fn insert(&mut self, object: Object) {
+        match object {
+            Object::Cluster(o) => self.cluster = Some(Arc::new(*o)),
+            Object::Node(o) => {
+                Arc::make_mut(&mut self.nodes).insert(o.id.clone(), Arc::new(*o));
+            }
+            Object::Service(o) => {
+                Arc::make_mut(&mut self.services).insert(o.id.clone(), Arc::new(*o));
+            }
+            Object::Task(o) => {
+                Arc::make_mut(&mut self.tasks).insert(o.id.clone(), Arc::new(*o));
+            }
+            Object::Network(o) => {
+                Arc::make_mut(&mut self.networks).insert(o.id.clone(), Arc::new(*o));
+            }
+        }
+    }
+
+    fn remove(&mut self, key: &ObjectKey) {
+        match key {
+            ObjectKey::Cluster(_) => self.cluster = None,
+            ObjectKey::Node(id) => {
+                Arc::make_mut(&mut self.nodes).remove(id);
+            }
+            ObjectKey::Service(id) => {
+                Arc::make_mut(&mut self.services).remove(id);
+            }
+            ObjectKey::Task(id) => {
+                Arc::make_mut(&mut self.tasks).remove(id);
+            }
+            ObjectKey::Network(id) => {
+                Arc::make_mut(&mut self.networks).remove(id);
+            }
+        }
+    }
+
+    fn release(&mut self, object: &Object, key: &ObjectKey) {
+        for claim in claims_of(object) {
+            if self.claims.get(&claim) == Some(key) {
+                Arc::make_mut(&mut self.claims).remove(&claim);
+            }
+        }
+    }
+
+    fn check_claims(&self, object: &Object, key: &ObjectKey) -> Result<(), ApplyError> {
+        for claim in claims_of(object) {
+            if let Some(holder) = self.claims.get(&claim).filter(|holder| *holder != key) {
+                return Err(refusal(claim, holder.clone()));
+            }
+        }
+        Ok(())
+    }
+
+    fn claim(&mut self, object: &Object, key: &ObjectKey) {
+        for claim in claims_of(object) {
+            Arc::make_mut(&mut self.claims).insert(claim, key.clone());
+        }
+    }
+}
+
+fn refusal(claim: Claim, holder: ObjectKey) -> ApplyError {
+    let what = match claim {
+        Claim::ServiceName(name) | Claim::NetworkName(name) => {
+            return ApplyError::NameTaken { name, holder };
+        }
+        Claim::Vni(vni) => format!("VXLAN number {vni}"),
+        Claim::NodeIndex(index) => format!("node index {index}"),
+        Claim::IngressPort(port) => format!("published port {port}"),
+        Claim::Address(network, address) => format!("address {address} on network '{network}'"),
+    };
+    ApplyError::NotUnique { what, holder }
+}
+
+fn claims_of(object: &Object) -> Vec<Claim> {
+    match object {
+        Object::Cluster(_) => Vec::new(),
+        Object::Node(node) => vec![Claim::NodeIndex(node.index.0)],
+        Object::Network(network) => {
+            let gateways = network.subnets.iter().map(|s| s.gateway);
+            [Claim::NetworkName(network.spec.name.clone()), Claim::Vni(network.vni.0)]
+                .into_iter()
+                .chain(gateways.map(|gw| Claim::Address(network.id.clone(), gw)))
+                .collect()
+        }
+        Object::Service(service) => {
+            let vips = service.endpoint.vips.iter();
+            let ports = service.endpoint.ports.iter();
+            std::iter::once(Claim::ServiceName(service.spec.name.clone()))
+                .chain(vips.map(|v| Claim::Address(v.network_id.clone(), v.addr.addr())))
+                .chain(
+                    ports
+                        .filter(|p| p.mode() == PublishMode::Ingress)
+                        .filter_map(|p| p.published().map(Claim::IngressPort)),
+                )
+                .collect()
+        }
+        // An ended task gives its addresses back; its record stays as history.
+        Object::Task(task) if task.status.state.is_terminal() => Vec::new(),
+        Object::Task(task) => task
+            .networks
+            .iter()
+            .flat_map(|n| {
+                n.addresses.iter().map(|a| Claim::Address(n.network_id.clone(), a.addr()))
+            })
+            .collect(),
+    }
+}
+
+fn check_expectation(
+    key: &ObjectKey,
+    expect: Expect,
+    before: Option<&Object>,
+) -> Result<(), ApplyError> {
+    let actual = before.map(|o| meta(o).version);
+    let fits = match expect {
+        Expect::Any => true,
+        Expect::Absent => actual.is_none(),
+        Expect::Version(version) => actual == Some(version),
+    };
+    if fits {
+        Ok(())
+    } else {
+        Err(ApplyError::OutOfSequence { key: key.clone(), expected: expect, actual })
+    }
+}
+
+/// A late report must not bring a task back to life, nor may a stale plan.
+fn keep_states_growing(object: &mut Object, before: Option<&Object>) {
+    if let (Object::Task(task), Some(Object::Task(old))) = (object, before) {
+        if task.status.state < old.status.state {
+            task.status = old.status.clone();
+        }
+        task.desired_state = task.desired_state.max(old.desired_state);
+    }
+}
+
+fn meta(object: &Object) -> Meta {
+    match object {
+        Object::Cluster(o) => o.meta,
+        Object::Node(o) => o.meta,
+        Object::Service(o) => o.meta,
+        Object::Task(o) => o.meta,
+        Object::Network(o) => o.meta,
+    }
+}
+
+fn meta_mut(object: &mut Object) -> &mut Meta {
+    match object {
+        Object::Cluster(o) => &mut o.meta,
+        Object::Node(o) => &mut o.meta,
+        Object::Service(o) => &mut o.meta,
+        Object::Task(o) => &mut o.meta,
+        Object::Network(o) => &mut o.meta,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+
+    use super::*;
+    use crate::net::NodeIndex;
+    use crate::object::{NodeDescription, NodeState, NodeStatus};
+    use crate::spec::node::NodeSpec;
+    use crate::time::Timestamp;
+
+    fn node(id: &str, index: u16) -> Object {
+        Object::Node(Box::new(Node {
+            id: id.into(),
+            meta: Meta::default(),
+            spec: NodeSpec::default(),
+            description: NodeDescription::default(),
+            status: NodeStatus {
+                state: NodeState::Ready,
+                message: String::new(),
+                addr: String::new(),
+                since: Timestamp::ZERO,
+            },
+            index: NodeIndex(index),
+            data_path_addr: None,
+            manager: None,
+        }))
+    }
+
+    fn put(id: &str, index: u16, expect: Expect) -> Change {
+        Change::Put { object: node(id, index), expect }
+    }
+
+    fn delete(id: &str) -> Change {
+        Change::Delete { key: ObjectKey::Node(id.into()), expect: Expect::Any }
+    }
+
+    fn apply(state: &mut ClusterState, at: u64, changes: Vec<Change>) -> Result<(), ApplyError> {
+        let transaction = Transaction { changes, at: Timestamp::from_secs(1) };
+        state.apply(Revision(at), &transaction).map(|_| ())
+    }
+
+    #[test]
+    fn an_index_belongs_to_one_node_and_is_free_again_afterwards() {
+        let mut state = ClusterState::default();
+        apply(&mut state, 1, vec![put("a", 1, Expect::Absent)]).unwrap();
+        let taken = apply(&mut state, 2, vec![put("b", 1, Expect::Absent)]).unwrap_err();
+        assert!(matches!(taken, ApplyError::NotUnique { .. }), "{taken}");
+        // Within one transaction the order counts: given back, then taken.
+        apply(&mut state, 3, vec![delete("a"), put("b", 1, Expect::Absent)]).unwrap();
+        apply(&mut state, 4, vec![put("b", 2, Expect::Version(Revision(3)))]).unwrap();
+        apply(&mut state, 5, vec![put("c", 1, Expect::Absent)]).unwrap();
+        assert_eq!(state.nodes.len(), 2);
+    }
+
+    /// Every pair and triple of a few changes: whatever is refused leaves no trace, whatever is
+    /// applied has exactly the claims that its objects have.
+    #[test]
+    fn a_refused_transaction_leaves_no_trace() {
+        let changes = [
+            put("a", 1, Expect::Any),
+            put("a", 2, Expect::Any),
+            put("b", 1, Expect::Any),
+            put("b", 3, Expect::Absent),
+            put("c", 2, Expect::Version(Revision(9))),
+            delete("a"),
+            delete("b"),
+        ];
+        let mut start = ClusterState::default();
+        let both = vec![put("a", 1, Expect::Any), put("b", 2, Expect::Any)];
+        apply(&mut start, 1, both).unwrap();
+        let mut refused = 0;
+        for first in &changes {
+            for second in &changes {
+                for third in &changes {
+                    let mut state = start.clone();
+                    let all = vec![first.clone(), second.clone(), third.clone()];
+                    if apply(&mut state, 2, all).is_err() {
+                        refused += 1;
+                        assert_eq!(state, start);
+                    } else {
+                        assert_eq!(state, ClusterState::restore(Revision(2), state.objects()));
+                    }
+                }
+            }
+        }
+        assert!(refused > 100, "{refused}");
+    }
+}

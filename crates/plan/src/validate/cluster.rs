@@ -1,0 +1,206 @@
+//! Networks, nodes, the cluster's settings.
+
+use std::time::Duration;
+
+use shoal_model::cluster_state::ClusterState;
+use shoal_model::object::{Network, Node};
+use shoal_model::spec::cluster::ClusterSpec;
+use shoal_model::spec::network::NetworkSpec;
+use shoal_model::spec::node::{NodeRole, NodeSpec};
+use shoal_model::time::Nanos;
+
+use super::{SpecError, check_name};
+use crate::allocation::find_network;
+
+/// Shortest life of a certificate that Docker accepts.
+pub const CERT_EXPIRY_MIN: Duration = Duration::from_secs(3600);
+
+/// Checks a new swarm-scoped network.
+///
+/// # Errors
+/// [`SpecError`] in Docker's words.
+pub fn new_network(state: &ClusterState, spec: &NetworkSpec) -> Result<(), SpecError> {
+    check_name(&spec.name)?;
+    if matches!(spec.name.as_str(), "host" | "bridge" | "none" | "default") {
+        return Err(SpecError::Forbidden {
+            message: format!("operation is not permitted on predefined {} network", spec.name),
+        });
+    }
+    if find_network(&state.networks, &spec.name).is_some_and(|n| n.spec.name == spec.name) {
+        return Err(SpecError::conflict(format!("network with name {} already exists", spec.name)));
+    }
+    match spec.driver.as_deref() {
+        None | Some("" | "overlay") => {}
+        Some(other) => {
+            return Err(SpecError::not_implemented(format!("network driver '{other}' in a swarm")));
+        }
+    }
+    if spec.scope.as_deref().is_some_and(|s| !matches!(s, "" | "swarm")) {
+        return Err(SpecError::invalid("an overlay network has scope 'swarm'"));
+    }
+    if spec.config_only.unwrap_or(false) || spec.extra.get("ConfigFrom").is_some_and(names_one) {
+        return Err(SpecError::not_implemented("config-only networks"));
+    }
+    if spec.options.contains_key("encrypted") {
+        return Err(SpecError::not_implemented("encrypted overlay networks"));
+    }
+    if spec.enable_ipv6.unwrap_or(false) || spec.enable_ipv4 == Some(false) {
+        return Err(SpecError::not_implemented("IPv6 overlay networks"));
+    }
+    if spec.ingress.unwrap_or(false) {
+        check_ingress(state, spec)?;
+    }
+    check_ipam(spec)
+}
+
+fn names_one(value: &serde_json::Value) -> bool {
+    value.pointer("/Network").and_then(|n| n.as_str()).is_some_and(|n| !n.is_empty())
+}
+
+fn check_ingress(state: &ClusterState, spec: &NetworkSpec) -> Result<(), SpecError> {
+    if spec.attachable == Some(true) {
+        return Err(SpecError::invalid("ingress network cannot be attachable"));
+    }
+    if spec.internal.unwrap_or(false) {
+        return Err(SpecError::invalid("ingress network cannot be internal"));
+    }
+    match state.networks.values().find(|n| n.is_ingress()) {
+        Some(other) => {
+            Err(SpecError::conflict(format!("ingress network ({}) is already present", other.id)))
+        }
+        None => Ok(()),
+    }
+}
+
+fn check_ipam(spec: &NetworkSpec) -> Result<(), SpecError> {
+    let Some(ipam) = &spec.ipam else { return Ok(()) };
+    if let Some(driver) = ipam.driver.as_deref().filter(|d| !matches!(*d, "" | "default")) {
+        return Err(SpecError::not_implemented(format!("IPAM driver '{driver}'")));
+    }
+    for config in ipam.config.iter().flatten() {
+        let text = config.subnet.as_deref().unwrap_or_default();
+        let partial = config.gateway.is_some() || config.ip_range.is_some();
+        if text.is_empty() {
+            if partial {
+                return Err(SpecError::invalid(
+                    "invalid IPAM config: a gateway or an ip-range needs a subnet",
+                ));
+            }
+            continue;
+        }
+        let subnet: ipnet::IpNet = text
+            .parse()
+            .map_err(|_| SpecError::invalid(format!("invalid CIDR address: {text}")))?;
+        match subnet {
+            ipnet::IpNet::V6(_) => {
+                return Err(SpecError::not_implemented("IPv6 overlay networks"));
+            }
+            ipnet::IpNet::V4(v4) if v4.prefix_len() > 29 || v4.prefix_len() < 8 => {
+                return Err(SpecError::invalid(format!(
+                    "invalid subnet {text}: its prefix length must be from 8 to 29"
+                )));
+            }
+            ipnet::IpNet::V4(_) => {}
+        }
+    }
+    Ok(())
+}
+
+/// Checks that nothing uses `network`.
+///
+/// # Errors
+/// [`SpecError::Invalid`] names a user of it.
+pub fn removable_network(state: &ClusterState, network: &Network) -> Result<(), SpecError> {
+    let name = &network.spec.name;
+    let uses = |targets: &[shoal_model::spec::task::NetworkAttachmentConfig]| {
+        targets
+            .iter()
+            .any(|a| find_network(&state.networks, &a.target).is_some_and(|n| n.id == network.id))
+    };
+    for service in state.services.values() {
+        let published = network.is_ingress() && !service.endpoint.ports.is_empty();
+        let vip = service.endpoint.vips.iter().any(|v| v.network_id == network.id);
+        if network.is_ingress() && (published || vip) {
+            return Err(SpecError::invalid(format!(
+                "ingress network cannot be removed because service {} depends on it",
+                service.id
+            )));
+        }
+        if uses(service.spec.networks()) {
+            return Err(SpecError::invalid(format!(
+                "network {} is in use by service {}",
+                network.id, service.id
+            )));
+        }
+    }
+    // Tasks that are on their way out do not hold it: `stack rm` removes services and networks in
+    // one go.
+    let stays = |t: &shoal_model::object::Task| {
+        t.is_live() && t.service_id.as_ref().is_none_or(|id| state.services.contains_key(id))
+    };
+    for task in state.tasks.values().filter(|t| stays(t)) {
+        if task.networks.iter().any(|n| n.network_id == network.id) {
+            let user = match &task.spec.network_attachment_spec {
+                Some(attachment) => format!("container {}", attachment.container_id),
+                None => format!("task {}", task.id),
+            };
+            return Err(SpecError::invalid(format!("network {name} is in use by {user}")));
+        }
+    }
+    Ok(())
+}
+
+/// Checks the new spec of a node.
+///
+/// # Errors
+/// [`SpecError`] in Docker's words.
+pub fn changed_node(node: &Node, spec: &NodeSpec) -> Result<(), SpecError> {
+    let is_manager = node.manager.is_some();
+    match (is_manager, spec.role) {
+        (false, NodeRole::Manager) => {
+            Err(SpecError::not_implemented("more than one manager (promoting a node)"))
+        }
+        (true, NodeRole::Worker) => {
+            Err(SpecError::invalid("attempting to demote the last manager of the swarm"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Checks the cluster's new settings.
+///
+/// # Errors
+/// [`SpecError`] in Docker's words.
+pub fn changed_cluster(spec: &ClusterSpec) -> Result<(), SpecError> {
+    if !matches!(spec.name.as_str(), "" | "default") {
+        return Err(SpecError::invalid("swarm spec must be named \"default\""));
+    }
+    if spec.encryption_config.auto_lock_managers {
+        return Err(SpecError::not_implemented("locking managers (--autolock)"));
+    }
+    if spec.ca_config.node_cert_expiry.is_some_and(|e| e.0 != 0 && is_short(e)) {
+        return Err(SpecError::invalid(
+            "minimum certificate expiry time is 1h0m0s: a shorter one cannot be renewed in time",
+        ));
+    }
+    let external = spec.ca_config.extra.get("ExternalCAs").and_then(|v| v.as_array());
+    if external.is_some_and(|list| !list.is_empty()) {
+        return Err(SpecError::not_implemented("external certificate authorities"));
+    }
+    let rotates = ["SigningCACert", "SigningCAKey"].iter().any(|key| {
+        let value = spec.ca_config.extra.get(*key).and_then(|v| v.as_str());
+        value.is_some_and(|text| !text.is_empty())
+    });
+    let forced = spec.ca_config.extra.get("ForceRotate").and_then(|v| v.as_u64()).unwrap_or(0);
+    if rotates || forced > 0 {
+        return Err(SpecError::not_implemented("rotating the root certificate"));
+    }
+    if spec.dispatcher.heartbeat_period.is_some_and(|p| p.0 < 0) {
+        return Err(SpecError::invalid("heartbeat time period cannot be a negative duration"));
+    }
+    Ok(())
+}
+
+fn is_short(expiry: Nanos) -> bool {
+    expiry.0 < 0 || expiry.duration() < CERT_EXPIRY_MIN
+}
