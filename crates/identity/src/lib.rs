@@ -1,0 +1,19 @@
+//! Who is who: root CA, join tokens, certificates, this node's identity on disk, TLS settings.
+//!
+//! A cluster has one root certificate. A member's certificate says CN = node id, OU = role
+//! (`swarm-manager` or `swarm-worker`), O = cluster id. Nobody trusts host names; everybody trusts
+//! the root, and a join token carries the root's digest, so that the first contact is safe too.
+//!
+//! Nothing here talks to the network or reads a clock: times come in as arguments (the TLS library
+//! brings its own). The cryptography provider is chosen in [`tls::provider`] and nowhere else.
+//!
+//! Begin reading at [`token`] and [`authority`].
+
+#![forbid(unsafe_code)]
+
+pub mod authority;
+pub mod error;
+pub mod node_identity;
+pub mod peer;
+pub mod tls;
+pub mod token;

@@ -1,0 +1,173 @@
+//! This node's identity: kept in one file, readable by root only, replaced in one step.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use shoal_model::id::{ClusterId, NodeId};
+use shoal_model::spec::node::NodeRole;
+use shoal_model::time::Timestamp;
+
+use crate::authority;
+use crate::error::IdentityError;
+use crate::peer::PeerIdentity;
+
+/// The version of the file's format.
+pub const FILE_VERSION: u32 = 1;
+/// Largest file that is read. Ours has about 3 KiB.
+const FILE_LEN_MAX: u64 = 256 * 1024;
+
+/// Who this node is, with its proof.
+#[derive(Clone, PartialEq, Eq)]
+pub struct NodeIdentity {
+    /// CN of the certificate.
+    pub node_id: NodeId,
+    /// OU of the certificate.
+    pub role: NodeRole,
+    /// O of the certificate.
+    pub cluster_id: ClusterId,
+    /// PEM, leaf first, root last.
+    pub cert_pem: String,
+    /// PEM of the private key.
+    pub key_pem: String,
+    /// PEM of the cluster's root certificate.
+    pub root_pem: String,
+    /// Begin of the certificate's validity.
+    pub not_before: Timestamp,
+    /// End of the certificate's validity.
+    pub not_after: Timestamp,
+}
+
+impl std::fmt::Debug for NodeIdentity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NodeIdentity")
+            .field("node_id", &self.node_id)
+            .field("role", &self.role)
+            .field("cluster_id", &self.cluster_id)
+            .field("not_after", &self.not_after)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What the file holds; everything else is read from the certificate.
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    version: u32,
+    cert_pem: String,
+    key_pem: String,
+    root_pem: String,
+}
+
+/// Only the version, so that a file of another version gets the right message.
+#[derive(Deserialize)]
+struct StoredVersion {
+    version: u32,
+}
+
+impl NodeIdentity {
+    /// Puts an identity together; id, role and cluster come from the certificate.
+    ///
+    /// # Errors
+    /// [`IdentityError::CertificateMalformed`] when the certificate is not of a node, and
+    /// [`IdentityError::Crypto`] when it does not belong to the key or was not issued by the root.
+    pub fn new(cert_pem: String, key_pem: String, root_pem: String) -> Result<Self, IdentityError> {
+        let chain = authority::certificates(&cert_pem)?;
+        let peer = PeerIdentity::from_certs(&chain)?;
+        let identity = Self {
+            node_id: peer.node_id,
+            role: peer.role,
+            cluster_id: peer.cluster_id,
+            cert_pem,
+            key_pem,
+            root_pem,
+            not_before: peer.not_before,
+            not_after: peer.not_after,
+        };
+        // Whatever cannot be used for TLS is found now, not at the first connection.
+        identity.client_config()?;
+        Ok(identity)
+    }
+
+    /// Reads the identity at `path`; `None` if there is no file.
+    ///
+    /// # Errors
+    /// [`IdentityError::File`] and [`IdentityError::FileVersion`] name the file.
+    pub fn load(path: &Path) -> Result<Option<Self>, IdentityError> {
+        let failed = |problem: String| IdentityError::File {
+            action: "read",
+            path: path.to_owned(),
+            problem,
+        };
+        match fs::metadata(path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(failed(error.to_string())),
+            Ok(meta) if meta.len() > FILE_LEN_MAX => {
+                return Err(failed(format!("it has {} bytes, far too many", meta.len())));
+            }
+            Ok(_) => {}
+        }
+        let text = fs::read_to_string(path).map_err(|e| failed(e.to_string()))?;
+        let StoredVersion { version: found } =
+            serde_json::from_str(&text).map_err(|e| failed(e.to_string()))?;
+        if found != FILE_VERSION {
+            let path = path.to_owned();
+            return Err(IdentityError::FileVersion { path, found, known: FILE_VERSION });
+        }
+        let stored: Stored = serde_json::from_str(&text).map_err(|e| failed(e.to_string()))?;
+        Self::new(stored.cert_pem, stored.key_pem, stored.root_pem).map(Some)
+    }
+
+    /// Writes the identity to `path` (mode 0600), whole or not at all, also when power fails.
+    ///
+    /// # Errors
+    /// [`IdentityError::File`] names the file.
+    pub fn save(&self, path: &Path) -> Result<(), IdentityError> {
+        let failed = |problem: String| IdentityError::File {
+            action: "write",
+            path: path.to_owned(),
+            problem,
+        };
+        let stored = Stored {
+            version: FILE_VERSION,
+            cert_pem: self.cert_pem.clone(),
+            key_pem: self.key_pem.clone(),
+            root_pem: self.root_pem.clone(),
+        };
+        let json = serde_json::to_vec_pretty(&stored).map_err(|e| failed(e.to_string()))?;
+        write_atomically(path, &json).map_err(|e| failed(e.to_string()))
+    }
+
+    /// When to ask for a new certificate: after half of the validity. `spread` from 0 to 1 moves it
+    /// up to 80 % of the validity, so that the nodes of a cluster do not all come at once.
+    #[must_use]
+    pub fn renew_at(&self, spread: f64) -> Timestamp {
+        let validity = self.not_after.since(self.not_before);
+        let share = 0.5 + 0.3 * spread.clamp(0.0, 1.0);
+        self.not_before.plus(validity.mul_f64(share))
+    }
+
+    /// How long the certificate is still valid at `now`.
+    #[must_use]
+    pub fn remaining(&self, now: Timestamp) -> Duration {
+        self.not_after.since(now)
+    }
+}
+
+fn write_atomically(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let next = path.with_extension("next");
+    match fs::remove_file(&next) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&next)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&next, path)?;
+    match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => File::open(dir)?.sync_all(),
+        _ => File::open(".")?.sync_all(),
+    }
+}

@@ -1,0 +1,325 @@
+//! TLS settings. Chains are checked against the cluster's root; names are not looked at, roles are.
+
+use std::sync::Arc;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, OtherError,
+    RootCertStore, ServerConfig, SignatureScheme,
+};
+use shoal_model::id::ClusterId;
+use shoal_model::spec::node::NodeRole;
+use shoal_model::time::Timestamp;
+
+use crate::authority;
+use crate::error::IdentityError;
+use crate::node_identity::NodeIdentity;
+use crate::peer::{self, PeerIdentity};
+use crate::token::CaDigest;
+
+/// HTTP/2, the only protocol that is spoken on these connections.
+pub const ALPN: &[u8] = b"h2";
+
+/// The one place where the cryptography provider is chosen.
+#[must_use]
+pub fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+impl NodeIdentity {
+    /// For listening: shows this node's certificate and checks a client's, if it shows one. Who
+    /// shows none reaches the handlers as nobody.
+    ///
+    /// # Errors
+    /// [`IdentityError::Crypto`] when certificate and key cannot be used.
+    pub fn server_config(&self) -> Result<Arc<ServerConfig>, IdentityError> {
+        let action = "set up TLS for listening";
+        let chain =
+            WebPkiClientVerifier::builder_with_provider(Arc::new(self.roots()?), provider())
+                .allow_unauthenticated()
+                .build()
+                .map_err(|e| crypto(action, &e))?;
+        let verifier = MemberVerifier { chain, cluster_id: self.cluster_id.clone() };
+        let mut config = ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(|e| crypto(action, &e))?
+            .with_client_cert_verifier(Arc::new(verifier))
+            .with_single_cert(authority::certificates(&self.cert_pem)?, self.key()?)
+            .map_err(|e| crypto(action, &e))?;
+        config.alpn_protocols = vec![ALPN.to_vec()];
+        // Sessions are few and long: nothing is gained by resuming them, and a resumed one would
+        // skip the check of a certificate that has expired since.
+        config.send_tls13_tickets = 0;
+        Ok(Arc::new(config))
+    }
+
+    /// For connecting to a manager of this node's cluster.
+    ///
+    /// # Errors
+    /// [`IdentityError::Crypto`] when certificate and key cannot be used.
+    pub fn client_config(&self) -> Result<Arc<ClientConfig>, IdentityError> {
+        let verifier = ManagerVerifier {
+            trust: Trust::Roots(Arc::new(self.roots()?)),
+            algorithms: provider().signature_verification_algorithms,
+        };
+        let config = client_builder(verifier)?
+            .with_client_auth_cert(authority::certificates(&self.cert_pem)?, self.key()?)
+            .map_err(|e| crypto("set up TLS for connecting", &e))?;
+        Ok(finish(config))
+    }
+
+    fn roots(&self) -> Result<RootCertStore, IdentityError> {
+        let mut roots = RootCertStore::empty();
+        for cert in authority::certificates(&self.root_pem)? {
+            roots.add(cert).map_err(|e| crypto("trust the root certificate", &e))?;
+        }
+        Ok(roots)
+    }
+
+    fn key(&self) -> Result<PrivateKeyDer<'static>, IdentityError> {
+        PrivateKeyDer::from_pem_slice(self.key_pem.as_bytes())
+            .map_err(|e| crypto("read the node's private key", &e))
+    }
+}
+
+/// For the first contact: trusts whoever proves to be a manager under the root with `digest`.
+///
+/// # Errors
+/// [`IdentityError::Crypto`] when the TLS library refuses its settings.
+pub fn pinned_client_config(digest: &CaDigest) -> Result<Arc<ClientConfig>, IdentityError> {
+    let verifier = ManagerVerifier {
+        trust: Trust::Digest(digest.clone()),
+        algorithms: provider().signature_verification_algorithms,
+    };
+    Ok(finish(client_builder(verifier)?.with_no_client_auth()))
+}
+
+/// What a connection's error says about certificates: our own refusal, if it was one.
+#[must_use]
+pub fn refusal_in(error: &rustls::Error) -> Option<IdentityError> {
+    match error {
+        rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(inner))) => {
+            inner.downcast_ref::<IdentityError>().cloned()
+        }
+        _ => None,
+    }
+}
+
+fn client_builder(
+    verifier: ManagerVerifier,
+) -> Result<rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert>, IdentityError> {
+    Ok(ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(|e| crypto("set up TLS for connecting", &e))?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier)))
+}
+
+fn finish(mut config: ClientConfig) -> Arc<ClientConfig> {
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    // As on the server: every connection checks certificates anew.
+    config.resumption = rustls::client::Resumption::disabled();
+    // Members are known by their certificates, not by names.
+    config.enable_sni = false;
+    Arc::new(config)
+}
+
+fn crypto(action: &'static str, error: &dyn std::error::Error) -> IdentityError {
+    IdentityError::Crypto { action, problem: error.to_string() }
+}
+
+/// What a client believes in.
+#[derive(Debug)]
+enum Trust {
+    /// The cluster's root, known from joining.
+    Roots(Arc<RootCertStore>),
+    /// Whatever root has this digest.
+    Digest(CaDigest),
+}
+
+/// Checks that the server is a manager of the cluster.
+#[derive(Debug)]
+struct ManagerVerifier {
+    trust: Trust,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl ManagerVerifier {
+    fn check(
+        &self,
+        leaf: &CertificateDer<'_>,
+        others: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), IdentityError> {
+        let roots = match &self.trust {
+            Trust::Roots(roots) => Arc::clone(roots),
+            Trust::Digest(digest) => Arc::new(root_with(digest, leaf, others)?),
+        };
+        let parsed = ParsedCertificate::try_from(leaf).map_err(|e| {
+            IdentityError::CertificateMalformed { problem: format!("not X.509: {e}") }
+        })?;
+        rustls::client::verify_server_cert_signed_by_trust_anchor(
+            &parsed,
+            &roots,
+            others,
+            now,
+            self.algorithms.all,
+        )
+        .map_err(|error| explain(leaf, now, &error))?;
+        let peer = PeerIdentity::from_der(leaf)?;
+        match peer.role {
+            NodeRole::Manager => Ok(()),
+            NodeRole::Worker => Err(IdentityError::NotAManager {
+                node: peer.node_id.to_string(),
+                role: peer.role.as_str(),
+            }),
+        }
+    }
+}
+
+impl ServerCertVerifier for ManagerVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        match self.check(end_entity, intermediates, now) {
+            Ok(()) => Ok(ServerCertVerified::assertion()),
+            // The typed reason travels inside, so that the user reads it.
+            Err(error) => Err(rustls::Error::InvalidCertificate(CertificateError::Other(
+                OtherError(Arc::new(error)),
+            ))),
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::Error::General("TLS 1.2 is not spoken".into()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+/// Checks that a client is a member of the cluster. Refusals keep the TLS library's own kinds, so
+/// that the client gets a precise alert.
+#[derive(Debug)]
+struct MemberVerifier {
+    chain: Arc<dyn ClientCertVerifier>,
+    cluster_id: ClusterId,
+}
+
+impl ClientCertVerifier for MemberVerifier {
+    fn client_auth_mandatory(&self) -> bool {
+        self.chain.client_auth_mandatory()
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.chain.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        let verified = self.chain.verify_client_cert(end_entity, intermediates, now);
+        let verified = verified.map_err(|error| match error {
+            // Every cluster's root has the same name, so another cluster's certificate shows as a
+            // wrong signature. Its owner should read what it means.
+            rustls::Error::InvalidCertificate(CertificateError::BadSignature) => {
+                CertificateError::UnknownIssuer.into()
+            }
+            other => other,
+        })?;
+        match PeerIdentity::from_der(end_entity) {
+            Ok(peer) if peer.cluster_id == self.cluster_id => Ok(verified),
+            Ok(_) => Err(CertificateError::UnknownIssuer.into()),
+            Err(_) => Err(CertificateError::BadEncoding.into()),
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.chain.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.chain.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.chain.supported_verify_schemes()
+    }
+}
+
+/// Finds the certificate that a join token names among those that the server sent.
+fn root_with(
+    digest: &CaDigest,
+    leaf: &CertificateDer<'_>,
+    others: &[CertificateDer<'_>],
+) -> Result<RootCertStore, IdentityError> {
+    let Some(root) = others.iter().find(|cert| CaDigest::of_der(cert) == *digest) else {
+        let last = others.last().unwrap_or(leaf);
+        return Err(IdentityError::WrongRoot {
+            expected: digest.to_string(),
+            presented: CaDigest::of_der(last).to_string(),
+        });
+    };
+    let mut roots = RootCertStore::empty();
+    roots
+        .add(root.clone().into_owned())
+        .map_err(|e| IdentityError::CertificateMalformed { problem: e.to_string() })?;
+    Ok(roots)
+}
+
+/// Our words for a refused chain: times with the clock, everything else as another cluster's.
+fn explain(leaf: &CertificateDer<'_>, now: UnixTime, error: &rustls::Error) -> IdentityError {
+    let subject = peer::subject_of(leaf);
+    let now = Timestamp::from_secs(i64::try_from(now.as_secs()).unwrap_or(i64::MAX / 2));
+    if let Ok(cert) = peer::parse(leaf) {
+        let (not_before, not_after) = peer::validity(&cert);
+        if now > not_after {
+            let late = now.since(not_after);
+            return IdentityError::Expired { subject, not_after, now, late };
+        }
+        if now < not_before {
+            let early = not_before.since(now);
+            return IdentityError::NotYetValid { subject, not_before, now, early };
+        }
+    }
+    IdentityError::OtherCluster { subject, detail: error.to_string() }
+}

@@ -1,0 +1,187 @@
+//! Why the store could not do something.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use shoal_model::change::ApplyError;
+use shoal_model::fault::{Fault, FaultId, FaultKind};
+
+/// Why the store could not do something.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The transaction does not fit the state. It changed nothing.
+    #[error(transparent)]
+    Refused(#[from] ApplyError),
+    /// The transaction is over the size limit. It changed nothing.
+    #[error("write to the store: the transaction has {bytes} bytes, at most {limit} fit")]
+    TooLarge {
+        /// Its size.
+        bytes: usize,
+        /// The bound.
+        limit: usize,
+    },
+    /// This node does not lead the managers.
+    #[error("write to the store: this manager is not the leader{}", known(.leader))]
+    NotLeader {
+        /// Consensus number of the leader, if known.
+        leader: Option<u64>,
+    },
+    /// No answer in time. The transaction may still be applied later.
+    #[error(
+        "write to the store: not confirmed by a majority of the managers within {} ms; it may \
+         still happen", after.as_millis()
+    )]
+    NoQuorum {
+        /// How long we waited.
+        after: Duration,
+    },
+    /// Too many writes are waiting.
+    #[error("write to the store: {waiting} writes are waiting already")]
+    Busy {
+        /// How many.
+        waiting: usize,
+    },
+    /// The store has been shut down, or its disk failed.
+    #[error("use the store: it has stopped ({reason})")]
+    Stopped {
+        /// Why.
+        reason: String,
+    },
+    /// There is no store to open.
+    #[error("open the store '{}': there is none", path.display())]
+    Missing {
+        /// Where.
+        path: PathBuf,
+    },
+    /// There is a store already where a new one was to be made.
+    #[error("create the store '{}': there is one already", path.display())]
+    Exists {
+        /// Where.
+        path: PathBuf,
+    },
+    /// Another process has the file open.
+    #[error("open the store '{}': another process has it open", path.display())]
+    InUse {
+        /// Where.
+        path: PathBuf,
+    },
+    /// The file is of another version.
+    #[error("open the store '{}': its format version is {found}, this program knows {known}",
+        path.display())]
+    Version {
+        /// Where.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+        /// Ours.
+        known: u32,
+    },
+    /// The file was made for another member of the managers.
+    #[error("open the store '{}': it belongs to manager number {found}, not {expected}",
+        path.display())]
+    OtherMember {
+        /// Where.
+        path: PathBuf,
+        /// In the file.
+        found: u64,
+        /// Asked for.
+        expected: u64,
+    },
+    /// A value cannot be decrypted: wrong key, or the file was damaged or tampered with.
+    #[error("decrypt the record '{record}' of the store: wrong key or damaged file")]
+    Seal {
+        /// Which record.
+        record: String,
+    },
+    /// The key file cannot be used.
+    #[error("{action} the store's key '{}': {problem}", path.display())]
+    Key {
+        /// `read`, `write`…
+        action: &'static str,
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The disk or the file's structure failed.
+    #[error("{action} the store: {problem}")]
+    Disk {
+        /// What was tried.
+        action: &'static str,
+        /// What the library or the system said.
+        problem: String,
+    },
+}
+
+fn known(leader: &Option<u64>) -> String {
+    leader.map_or_else(|| ", and no leader is known".to_owned(), |id| format!(" (number {id} is)"))
+}
+
+impl Fault for StoreError {
+    fn kind(&self) -> FaultKind {
+        match self {
+            Self::Refused(
+                ApplyError::OutOfSequence { .. }
+                | ApplyError::NameTaken { .. }
+                | ApplyError::NotUnique { .. },
+            )
+            | Self::Exists { .. }
+            | Self::InUse { .. } => FaultKind::Conflict,
+            Self::Refused(ApplyError::TooLarge { .. }) | Self::TooLarge { .. } => {
+                FaultKind::Invalid
+            }
+            Self::NotLeader { .. }
+            | Self::NoQuorum { .. }
+            | Self::Busy { .. }
+            | Self::Stopped { .. } => FaultKind::Unavailable,
+            Self::Missing { .. } => FaultKind::NotFound,
+            Self::Version { .. }
+            | Self::OtherMember { .. }
+            | Self::Seal { .. }
+            | Self::Key { .. }
+            | Self::Disk { .. } => FaultKind::Internal,
+        }
+    }
+
+    fn id(&self) -> Option<FaultId> {
+        Some(FaultId(match self {
+            Self::Refused(_) => return None,
+            Self::TooLarge { .. } => "SH-STO-001",
+            Self::NotLeader { .. } => "SH-STO-002",
+            Self::NoQuorum { .. } => "SH-STO-003",
+            Self::Busy { .. } => "SH-STO-004",
+            Self::Stopped { .. } => "SH-STO-005",
+            Self::Missing { .. } => "SH-STO-006",
+            Self::Exists { .. } => "SH-STO-007",
+            Self::InUse { .. } => "SH-STO-008",
+            Self::Version { .. } => "SH-STO-009",
+            Self::OtherMember { .. } => "SH-STO-010",
+            Self::Seal { .. } => "SH-STO-011",
+            Self::Key { .. } => "SH-STO-012",
+            Self::Disk { .. } => "SH-STO-013",
+        }))
+    }
+
+    fn remedy(&self) -> Option<String> {
+        let text = match self {
+            Self::Refused(_) => return None,
+            Self::TooLarge { .. } => "split the change into smaller ones",
+            Self::NotLeader { .. } => "try again; another manager leads or will soon",
+            Self::NoQuorum { .. } => {
+                "check with 'docker node ls' that a majority of the managers is reachable"
+            }
+            Self::Busy { .. } => "try again in a moment; the disk of the leader is too slow",
+            Self::Stopped { .. } => "look into the daemon's log for the first failure; restart it",
+            Self::Missing { .. } => "this node has no cluster: use 'docker swarm init' or 'join'",
+            Self::Exists { .. } => "leave the cluster first: 'docker swarm leave --force'",
+            Self::InUse { .. } => "give each daemon its own --data-root, or stop the other one",
+            Self::Version { .. } => "run the version of shoal that wrote it",
+            Self::OtherMember { .. } => "the data root was copied from another node: remove it",
+            Self::Seal { .. } | Self::Key { .. } => {
+                "restore the key file that belongs to the store, or leave and join again"
+            }
+            Self::Disk { .. } => "check space and health of the disk under --data-root",
+        };
+        Some(text.to_owned())
+    }
+}

@@ -1,0 +1,146 @@
+//! Takes proposals and puts those that wait at the same time into one log entry, so that one
+//! durable commit serves them all.
+
+use std::time::Duration;
+
+use openraft::error::{ClientWriteError, RaftError};
+use shoal_model::change::{ApplyError, Changed, Transaction};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::consensus::{Command, Raft};
+use crate::error::StoreError;
+
+/// How long a write may wait for a leader and a majority. A user waits no longer with patience, and
+/// Docker's clients give up after 20 s.
+pub const PROPOSE_DEADLINE: Duration = Duration::from_secs(5);
+/// Largest transaction, as JSON. Bounds log entries and what one apply may cost; a thousand tasks
+/// of a usual size fit.
+pub const TRANSACTION_BYTES_MAX: usize = 4 << 20;
+/// Proposals that may wait. A disk that needs a second for each batch still answers all in time.
+pub(crate) const WAITING_MAX: usize = 1024;
+/// Most transactions in one log entry: bounds the time until the first of them is answered.
+const BATCH_MAX: usize = 64;
+/// Log bytes (as JSON) after which a snapshot is taken, however few entries they are: what is
+/// replayed at start stays a matter of a second.
+const SNAPSHOT_BYTES: usize = 16 << 20;
+
+type Applied = Result<Vec<Changed>, ApplyError>;
+type Reply = oneshot::Sender<Result<Applied, StoreError>>;
+
+/// One waiting proposal.
+pub(crate) struct Proposal {
+    transaction: Transaction,
+    bytes: usize,
+    reply: Reply,
+}
+
+/// Hands `transaction` to the loop and waits for its answer.
+pub(crate) async fn propose(
+    queue: &mpsc::Sender<Proposal>,
+    transaction: Transaction,
+) -> Result<Vec<Changed>, StoreError> {
+    let bytes = size_of_json(&transaction)?;
+    if bytes > TRANSACTION_BYTES_MAX {
+        return Err(StoreError::TooLarge { bytes, limit: TRANSACTION_BYTES_MAX });
+    }
+    let (reply, answer) = oneshot::channel();
+    queue.try_send(Proposal { transaction, bytes, reply }).map_err(|error| match error {
+        mpsc::error::TrySendError::Full(_) => StoreError::Busy { waiting: WAITING_MAX },
+        mpsc::error::TrySendError::Closed(_) => stopped("it was shut down"),
+    })?;
+    match tokio::time::timeout(PROPOSE_DEADLINE, answer).await {
+        Ok(Ok(result)) => Ok(result??),
+        Ok(Err(_)) => Err(stopped("it was shut down")),
+        Err(_) => Err(StoreError::NoQuorum { after: PROPOSE_DEADLINE }),
+    }
+}
+
+/// Runs until the queue is closed or consensus has stopped.
+pub(crate) async fn run(raft: Raft, mut queue: mpsc::Receiver<Proposal>) {
+    let mut held: Option<Proposal> = None;
+    let mut since_snapshot = 0;
+    loop {
+        let first = match held.take() {
+            Some(proposal) => proposal,
+            None => match queue.recv().await {
+                Some(proposal) => proposal,
+                None => return,
+            },
+        };
+        let mut bytes = first.bytes;
+        let mut batch = vec![first];
+        while batch.len() < BATCH_MAX {
+            let Ok(next) = queue.try_recv() else { break };
+            bytes += next.bytes;
+            if bytes > TRANSACTION_BYTES_MAX {
+                held = Some(next);
+                break;
+            }
+            batch.push(next);
+        }
+        // Who has given up must not be surprised by a write much later.
+        batch.retain(|proposal| !proposal.reply.is_closed());
+        if batch.is_empty() {
+            continue;
+        }
+        since_snapshot += batch.iter().map(|proposal| proposal.bytes).sum::<usize>();
+        write(&raft, batch).await;
+        if since_snapshot > SNAPSHOT_BYTES && raft.trigger().snapshot().await.is_ok() {
+            since_snapshot = 0;
+        }
+    }
+}
+
+async fn write(raft: &Raft, batch: Vec<Proposal>) {
+    let (transactions, replies): (Vec<_>, Vec<_>) =
+        batch.into_iter().map(|p| (p.transaction, p.reply)).unzip();
+    let written = raft.client_write(Command { transactions }).await;
+    match written {
+        Ok(response) => {
+            for (reply, applied) in replies.into_iter().zip(response.data) {
+                // Ignored because: who has given up does not want the answer.
+                let _ = reply.send(Ok(applied));
+            }
+        }
+        Err(error) => {
+            for reply in replies {
+                // Ignored because: who has given up does not want the answer.
+                let _ = reply.send(Err(refusal(&error)));
+            }
+        }
+    }
+}
+
+fn refusal(error: &RaftError<u64, ClientWriteError<u64, openraft::BasicNode>>) -> StoreError {
+    match error {
+        RaftError::APIError(ClientWriteError::ForwardToLeader(to)) => {
+            StoreError::NotLeader { leader: to.leader_id }
+        }
+        other => StoreError::Stopped { reason: other.to_string() },
+    }
+}
+
+fn stopped(reason: &str) -> StoreError {
+    StoreError::Stopped { reason: reason.to_owned() }
+}
+
+/// Counts bytes instead of keeping them.
+struct Counter(usize);
+
+impl std::io::Write for Counter {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0 += bytes.len();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn size_of_json(transaction: &Transaction) -> Result<usize, StoreError> {
+    let mut counter = Counter(0);
+    serde_json::to_writer(&mut counter, transaction)
+        .map_err(|e| StoreError::Disk { action: "write to", problem: e.to_string() })?;
+    Ok(counter.0)
+}

@@ -1,0 +1,144 @@
+//! Encryption of every value on disk, and the key for it.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, Write as _};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::path::Path;
+
+use chacha20poly1305::aead::{Aead, KeyInit, Payload};
+use chacha20poly1305::{Key, XChaCha20Poly1305, XNonce};
+use serde::{Deserialize, Serialize};
+
+use crate::error::StoreError;
+
+/// Bytes of a key.
+const KEY_LEN: usize = 32;
+/// Bytes of a nonce. 192 random bits never repeat in practice, so no counter has to be kept.
+const NONCE_LEN: usize = 24;
+/// The version of the key file's format.
+const KEY_FILE_VERSION: u32 = 1;
+/// Largest key file that is read. Ours has about 100 bytes.
+const KEY_FILE_LEN_MAX: u64 = 4096;
+
+/// The key file. Plain in this version; a later one wraps the key by an unlock key.
+#[derive(Serialize, Deserialize)]
+struct KeyFile {
+    version: u32,
+    key: String,
+}
+
+/// Encrypts and decrypts values.
+pub(crate) struct Sealer(XChaCha20Poly1305);
+
+impl Sealer {
+    /// Encrypts `plain` for the place `record`: read back from any other place it is refused.
+    pub(crate) fn seal(&self, record: &str, plain: &[u8]) -> Result<Vec<u8>, StoreError> {
+        let nonce: [u8; NONCE_LEN] = rand::random();
+        let payload = Payload { msg: plain, aad: record.as_bytes() };
+        let sealed = self
+            .0
+            .encrypt(&XNonce::from(nonce), payload)
+            .map_err(|_| StoreError::Seal { record: record.to_owned() })?;
+        let mut out = nonce.to_vec();
+        out.extend_from_slice(&sealed);
+        Ok(out)
+    }
+
+    /// Decrypts what [`Self::seal`] made for the same `record`.
+    pub(crate) fn open(&self, record: &str, sealed: &[u8]) -> Result<Vec<u8>, StoreError> {
+        let refused = || StoreError::Seal { record: record.to_owned() };
+        let (nonce, body) = sealed.split_first_chunk::<NONCE_LEN>().ok_or_else(refused)?;
+        let payload = Payload { msg: body, aad: record.as_bytes() };
+        self.0.decrypt(&XNonce::from(*nonce), payload).map_err(|_| refused())
+    }
+
+    /// With a given key.
+    pub(crate) fn new(key: [u8; KEY_LEN]) -> Self {
+        Self(XChaCha20Poly1305::new(&Key::from(key)))
+    }
+
+    /// With the key in the file at `path`.
+    pub(crate) fn load(path: &Path) -> Result<Self, StoreError> {
+        let failed =
+            |problem: String| StoreError::Key { action: "read", path: path.to_owned(), problem };
+        let meta = fs::metadata(path).map_err(|e| failed(e.to_string()))?;
+        if meta.len() > KEY_FILE_LEN_MAX {
+            return Err(failed(format!("it has {} bytes, far too many", meta.len())));
+        }
+        if meta.permissions().mode() & 0o077 != 0 {
+            return Err(failed("others than its owner may read it (mode must be 0600)".into()));
+        }
+        let text = fs::read_to_string(path).map_err(|e| failed(e.to_string()))?;
+        let file: KeyFile = serde_json::from_str(&text).map_err(|e| failed(e.to_string()))?;
+        if file.version != KEY_FILE_VERSION {
+            return Err(failed(format!(
+                "its format version is {}, this program knows {KEY_FILE_VERSION}",
+                file.version
+            )));
+        }
+        let mut key = [0; KEY_LEN];
+        hex::decode_to_slice(&file.key, &mut key).map_err(|e| failed(e.to_string()))?;
+        Ok(Self::new(key))
+    }
+
+    /// With a new key, which is written to `path` (mode 0600).
+    pub(crate) fn create(path: &Path) -> Result<Self, StoreError> {
+        let failed =
+            |problem: String| StoreError::Key { action: "write", path: path.to_owned(), problem };
+        let key: [u8; KEY_LEN] = rand::random();
+        let file = KeyFile { version: KEY_FILE_VERSION, key: hex::encode(key) };
+        let json = serde_json::to_vec(&file).map_err(|e| failed(e.to_string()))?;
+        write_atomically(path, &json).map_err(|e| failed(e.to_string()))?;
+        Ok(Self::new(key))
+    }
+}
+
+fn write_atomically(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let next = path.with_extension("next");
+    match fs::remove_file(&next) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&next)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&next, path)?;
+    sync_parent(path)
+}
+
+/// Makes a rename last: the directory's entry is data too.
+pub(crate) fn sync_parent(path: &Path) -> std::io::Result<()> {
+    match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => File::open(dir)?.sync_all(),
+        _ => File::open(".")?.sync_all(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_value_opens_only_in_its_place_with_its_key() {
+        let sealer = Sealer::new([1; KEY_LEN]);
+        let sealed = sealer.seal("log:7", b"secret").unwrap();
+        assert!(!sealed.windows(6).any(|w| w == b"secret"));
+        assert_eq!(sealer.open("log:7", &sealed).unwrap(), b"secret");
+        let error = sealer.open("log:8", &sealed).unwrap_err();
+        assert!(error.to_string().contains("'log:8'"), "{error}");
+        assert!(Sealer::new([2; KEY_LEN]).open("log:7", &sealed).is_err());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn garbage_is_refused_not_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            prop_assert!(Sealer::new([3; KEY_LEN]).open("x", &bytes).is_err());
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! The state in memory, its publication, and its snapshots on disk.
+
+use std::io::Cursor;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use openraft::storage::RaftStateMachine;
+use openraft::{EntryPayload, RaftSnapshotBuilder, Snapshot};
+use serde::{Deserialize, Serialize};
+use shoal_model::change::Object;
+use shoal_model::cluster_state::ClusterState;
+use shoal_model::id::Revision;
+use tokio::sync::{broadcast, watch};
+
+use crate::consensus::{
+    Answer, Entry, LogId, SnapshotMeta, StorageError, StoredMembership, Types, read_failed,
+    write_failed,
+};
+use crate::disk::{Disk, Op, SNAPSHOT_RECORD};
+use crate::error::StoreError;
+use crate::log_store::{decode, encode};
+use crate::store::ChangeEvent;
+
+/// Bytes of one piece of a snapshot: values far below what the file format allows.
+const PIECE_BYTES: usize = 1 << 20;
+
+/// What readers see.
+pub(crate) struct Published {
+    pub(crate) state: watch::Sender<Arc<ClusterState>>,
+    pub(crate) revision: watch::Sender<Revision>,
+    /// `None` once the store has stopped, so that followers come to an end.
+    changes: RwLock<Option<broadcast::Sender<ChangeEvent>>>,
+}
+
+impl Published {
+    /// Nothing yet; followers may be `kept` events behind.
+    pub(crate) fn new(kept: usize) -> Self {
+        Self {
+            state: watch::Sender::default(),
+            revision: watch::Sender::default(),
+            changes: RwLock::new(Some(broadcast::Sender::new(kept))),
+        }
+    }
+
+    /// Follows from now on.
+    pub(crate) fn follow(&self) -> broadcast::Receiver<ChangeEvent> {
+        let changes = self.changes.read().unwrap_or_else(PoisonError::into_inner);
+        match changes.as_ref() {
+            Some(sender) => sender.subscribe(),
+            // Its sender is gone at once: the follower sees the end.
+            None => broadcast::channel(1).1,
+        }
+    }
+
+    /// Ends every follower.
+    pub(crate) fn end(&self) {
+        self.changes.write().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    fn tell(&self, event: ChangeEvent) {
+        let changes = self.changes.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(sender) = changes.as_ref() {
+            // Ignored because: nobody follows right now.
+            let _ = sender.send(event);
+        }
+    }
+}
+
+/// A snapshot's content.
+#[derive(Serialize, Deserialize)]
+struct Content {
+    revision: Revision,
+    objects: Vec<Object>,
+}
+
+/// The state machine.
+pub(crate) struct StateMachine {
+    disk: Disk,
+    published: Arc<Published>,
+    state: ClusterState,
+    applied: Option<LogId>,
+    membership: StoredMembership,
+}
+
+impl StateMachine {
+    /// From the last snapshot on disk, or empty.
+    pub(crate) fn load(disk: Disk, published: Arc<Published>) -> Result<Self, StoreError> {
+        let mut this = Self {
+            disk,
+            published,
+            state: ClusterState::default(),
+            applied: None,
+            membership: StoredMembership::default(),
+        };
+        if let Some((meta, bytes)) = stored_snapshot(&this.disk)? {
+            this.restore(&meta, &bytes)?;
+        }
+        this.publish();
+        Ok(this)
+    }
+
+    fn restore(&mut self, meta: &SnapshotMeta, bytes: &[u8]) -> Result<(), StoreError> {
+        let content: Content = decode("snapshot", bytes)?;
+        self.state = ClusterState::restore(content.revision, content.objects);
+        self.applied = meta.last_log_id;
+        self.membership = meta.last_membership.clone();
+        Ok(())
+    }
+
+    /// The state first, then the revision: who wakes at the revision finds at least that state.
+    fn publish(&self) {
+        self.published.state.send_replace(Arc::new(self.state.clone()));
+        self.published.revision.send_replace(self.state.revision);
+    }
+
+    fn apply_entry(&mut self, entry: Entry) -> (Answer, Vec<ChangeEvent>) {
+        self.applied = Some(entry.log_id);
+        let mut events = Vec::new();
+        let answer = match entry.payload {
+            EntryPayload::Blank => Answer::new(),
+            EntryPayload::Membership(membership) => {
+                self.membership = StoredMembership::new(Some(entry.log_id), membership);
+                Answer::new()
+            }
+            EntryPayload::Normal(command) => {
+                let revision = Revision(entry.log_id.index);
+                let apply = |transaction| self.state.apply(revision, transaction);
+                let answer: Answer = command.transactions.iter().map(apply).collect();
+                events.extend(answer.iter().flatten().map(|changes| ChangeEvent::Applied {
+                    revision,
+                    changes: Arc::new(changes.clone()),
+                }));
+                answer
+            }
+        };
+        (answer, events)
+    }
+}
+
+fn stored_snapshot(disk: &Disk) -> Result<Option<(SnapshotMeta, Vec<u8>)>, StoreError> {
+    let Some(stored) = disk.snapshot()? else { return Ok(None) };
+    Ok(Some((decode("snapshot's description", &stored.description)?, stored.content)))
+}
+
+async fn store_snapshot(disk: &Disk, meta: &SnapshotMeta, bytes: &[u8]) -> Result<(), StoreError> {
+    let pieces = bytes.chunks(PIECE_BYTES).map(<[u8]>::to_vec).collect();
+    let description = encode("snapshot's description", meta)?;
+    disk.write(vec![Op::PutMeta(SNAPSHOT_RECORD, description), Op::PutSnapshot(pieces)]).await
+}
+
+/// Builds one snapshot of the state as it was when this was made.
+pub(crate) struct Builder {
+    disk: Disk,
+    state: ClusterState,
+    applied: Option<LogId>,
+    membership: StoredMembership,
+}
+
+impl RaftSnapshotBuilder<Types> for Builder {
+    async fn build_snapshot(&mut self) -> Result<Snapshot<Types>, StorageError> {
+        let state = self.state.clone();
+        let encoded = tokio::task::spawn_blocking(move || {
+            let content = Content { revision: state.revision, objects: state.objects() };
+            encode("snapshot", &content)
+        });
+        let stopped = |_| StoreError::Stopped { reason: "the runtime stops".into() };
+        let bytes = encoded.await.map_err(stopped).and_then(|r| r).map_err(|e| write_failed(&e))?;
+        let at = self.applied.map_or_else(|| "empty".to_owned(), |id| id.to_string());
+        let meta = SnapshotMeta {
+            last_log_id: self.applied,
+            last_membership: self.membership.clone(),
+            // Two snapshots of one place may differ in bytes (order of maps): tell them apart.
+            snapshot_id: format!("{at}-{:08x}", rand::random::<u32>()),
+        };
+        store_snapshot(&self.disk, &meta, &bytes).await.map_err(|e| write_failed(&e))?;
+        Ok(Snapshot { meta, snapshot: Box::new(Cursor::new(bytes)) })
+    }
+}
+
+impl RaftStateMachine<Types> for StateMachine {
+    type SnapshotBuilder = Builder;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), StorageError> {
+        Ok((self.applied, self.membership.clone()))
+    }
+
+    async fn apply<I>(&mut self, entries: I) -> Result<Vec<Answer>, StorageError>
+    where
+        I: IntoIterator<Item = Entry> + Send,
+        I::IntoIter: Send,
+    {
+        let mut answers = Vec::new();
+        let mut events = Vec::new();
+        for entry in entries {
+            let (answer, mut more) = self.apply_entry(entry);
+            answers.push(answer);
+            events.append(&mut more);
+        }
+        if !events.is_empty() {
+            self.publish();
+        }
+        for event in events {
+            self.published.tell(event);
+        }
+        Ok(answers)
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Builder {
+        Builder {
+            disk: self.disk.clone(),
+            state: self.state.clone(),
+            applied: self.applied,
+            membership: self.membership.clone(),
+        }
+    }
+
+    async fn begin_receiving_snapshot(&mut self) -> Result<Box<Cursor<Vec<u8>>>, StorageError> {
+        Ok(Box::default())
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMeta,
+        snapshot: Box<Cursor<Vec<u8>>>,
+    ) -> Result<(), StorageError> {
+        let bytes = snapshot.into_inner();
+        self.restore(meta, &bytes).map_err(|e| read_failed(&e))?;
+        store_snapshot(&self.disk, meta, &bytes).await.map_err(|e| write_failed(&e))?;
+        self.publish();
+        self.published.tell(ChangeEvent::Missed { count: 0 });
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot<Types>>, StorageError> {
+        let disk = self.disk.clone();
+        let read = tokio::task::spawn_blocking(move || stored_snapshot(&disk));
+        let stopped = |_| StoreError::Stopped { reason: "the runtime stops".into() };
+        let read = read.await.map_err(stopped).and_then(|r| r).map_err(|e| read_failed(&e))?;
+        Ok(read.map(|(meta, bytes)| Snapshot { meta, snapshot: Box::new(Cursor::new(bytes)) }))
+    }
+}

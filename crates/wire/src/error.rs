@@ -1,0 +1,225 @@
+//! Why talking to a peer failed, naming the step.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use shoal_identity::error::IdentityError;
+use shoal_model::fault::{Fault, FaultId, FaultKind};
+use shoal_model::id::NodeId;
+
+use crate::fault::RemoteFault;
+use crate::message::PROTOCOL_VERSION;
+
+/// Why talking to a peer failed.
+#[derive(Debug, thiserror::Error)]
+pub enum WireError {
+    /// The address is not `host:port`.
+    #[error("read the address '{addr}': expected 'host:port'")]
+    Address {
+        /// As given.
+        addr: String,
+    },
+    /// The name has no address.
+    #[error("resolve the name in '{addr}'")]
+    Resolve {
+        /// As given.
+        addr: String,
+        /// What the resolver said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Nobody listens there, or there is no way.
+    #[error("connect to {addr} (TCP)")]
+    Connect {
+        /// Where.
+        addr: SocketAddr,
+        /// What the kernel said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A step got no answer in time.
+    #[error("{step} with '{addr}': no answer within {} ms", after.as_millis())]
+    Timeout {
+        /// Which step: `TCP connection`, `TLS handshake`…
+        step: &'static str,
+        /// With whom.
+        addr: String,
+        /// How long we waited.
+        after: Duration,
+    },
+    /// The peer answered, but not in TLS.
+    #[error("TLS handshake with '{addr}'")]
+    Tls {
+        /// With whom.
+        addr: String,
+        /// What went wrong.
+        #[source]
+        source: std::io::Error,
+    },
+    /// We do not accept the peer's certificate.
+    #[error("refuse the certificate of '{addr}'")]
+    PeerCertificate {
+        /// With whom.
+        addr: String,
+        /// Why.
+        #[source]
+        source: IdentityError,
+    },
+    /// The peer does not accept our certificate.
+    #[error("'{addr}' refused this node's certificate: {reason}")]
+    OwnCertificate {
+        /// With whom.
+        addr: String,
+        /// The TLS alert in words.
+        reason: String,
+    },
+    /// Our own certificate or key cannot be used.
+    #[error("use this node's identity for TLS")]
+    Identity(#[source] IdentityError),
+    /// The peer speaks another version.
+    #[error(
+        "'{addr}' speaks version {theirs} of the cluster protocol, this node speaks \
+         {PROTOCOL_VERSION}"
+    )]
+    Version {
+        /// With whom.
+        addr: String,
+        /// Its version.
+        theirs: u32,
+    },
+    /// The peer has not said anything for three heartbeats.
+    #[error("'{addr}' has been silent for {} ms", silent.as_millis())]
+    Silent {
+        /// Who.
+        addr: String,
+        /// How long.
+        silent: Duration,
+    },
+    /// The connection or stream ended.
+    #[error("connection with '{addr}' ended")]
+    Closed {
+        /// With whom.
+        addr: String,
+        /// Why, if anything is known.
+        #[source]
+        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    },
+    /// The peer takes no more messages.
+    #[error("send to '{addr}': it has not taken any message for {} ms", after.as_millis())]
+    Stuck {
+        /// Who.
+        addr: String,
+        /// How long we waited.
+        after: Duration,
+    },
+    /// A message is over the bound.
+    #[error("exchange a message with '{addr}': over the limit of {limit} bytes")]
+    TooLarge {
+        /// With whom.
+        addr: String,
+        /// The bound.
+        limit: usize,
+    },
+    /// A message made no sense.
+    #[error("read a message of '{addr}': {detail}")]
+    Malformed {
+        /// Who sent it.
+        addr: String,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// The first message named another node than the certificate.
+    #[error("'{addr}' says that it is node '{said}', its certificate is of '{proven}'")]
+    NotThatNode {
+        /// With whom.
+        addr: String,
+        /// In the message.
+        said: NodeId,
+        /// In the certificate.
+        proven: NodeId,
+    },
+    /// The peer refused, in its own words.
+    #[error(transparent)]
+    Remote(#[from] RemoteFault),
+    /// The listening address cannot be had.
+    #[error("listen on {addr} (TCP)")]
+    Listen {
+        /// Where.
+        addr: SocketAddr,
+        /// What the kernel said.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl Fault for WireError {
+    fn kind(&self) -> FaultKind {
+        match self {
+            Self::Address { .. } | Self::Malformed { .. } | Self::TooLarge { .. } => {
+                FaultKind::Invalid
+            }
+            Self::NotThatNode { .. } | Self::OwnCertificate { .. } => FaultKind::Forbidden,
+            Self::PeerCertificate { source, .. } | Self::Identity(source) => source.kind(),
+            Self::Version { .. } => FaultKind::Conflict,
+            Self::Remote(fault) => fault.kind(),
+            Self::Listen { .. } => FaultKind::Conflict,
+            Self::Resolve { .. }
+            | Self::Connect { .. }
+            | Self::Timeout { .. }
+            | Self::Tls { .. }
+            | Self::Silent { .. }
+            | Self::Closed { .. }
+            | Self::Stuck { .. } => FaultKind::Unavailable,
+        }
+    }
+
+    fn id(&self) -> Option<FaultId> {
+        Some(FaultId(match self {
+            Self::Address { .. } => "SH-WIR-001",
+            Self::Resolve { .. } => "SH-WIR-002",
+            Self::Connect { .. } => "SH-WIR-003",
+            Self::Timeout { .. } => "SH-WIR-004",
+            Self::Tls { .. } => "SH-WIR-005",
+            Self::PeerCertificate { source, .. } | Self::Identity(source) => return source.id(),
+            Self::OwnCertificate { .. } => "SH-WIR-006",
+            Self::Version { .. } => "SH-WIR-007",
+            Self::Silent { .. } => "SH-WIR-008",
+            Self::Closed { .. } => "SH-WIR-009",
+            Self::Stuck { .. } => "SH-WIR-010",
+            Self::TooLarge { .. } => "SH-WIR-011",
+            Self::Malformed { .. } => "SH-WIR-012",
+            Self::NotThatNode { .. } => "SH-WIR-013",
+            Self::Remote(fault) => return fault.id(),
+            Self::Listen { .. } => "SH-WIR-014",
+        }))
+    }
+
+    fn remedy(&self) -> Option<String> {
+        let text = match self {
+            Self::Address { .. } => "give it as 'address:2377'",
+            Self::Resolve { .. } => "give the manager's IP address, or repair name resolution",
+            Self::Connect { .. } => {
+                "check that a manager runs there and that no firewall closes TCP port 2377"
+            }
+            Self::Timeout { .. } => {
+                "check the address and that no firewall drops TCP port 2377 between the nodes"
+            }
+            Self::Tls { .. } => "check that the port is a manager's (2377), not another service's",
+            Self::PeerCertificate { source, .. } | Self::Identity(source) => {
+                return source.remedy();
+            }
+            Self::OwnCertificate { .. } => {
+                "compare the clocks of both nodes; if they agree, leave and join again"
+            }
+            Self::Version { .. } => "run the same version of shoal on both nodes",
+            Self::NotThatNode { .. } => "leave and join again: the node's files are mixed up",
+            Self::Remote(fault) => return fault.remedy(),
+            Self::Listen { .. } => "stop what holds the address, or give another --listen-addr",
+            Self::Silent { .. } | Self::Closed { .. } | Self::Stuck { .. } => {
+                "the node tries again by itself; check the network between the nodes if it lasts"
+            }
+            Self::TooLarge { .. } | Self::Malformed { .. } => return None,
+        };
+        Some(text.to_owned())
+    }
+}

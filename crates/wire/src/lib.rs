@@ -1,0 +1,38 @@
+//! Peer RPC: what nodes say to each other, over mutual TLS.
+//!
+//! HTTP/2 with gRPC framing (tonic) and JSON bodies; services are declared by hand in `build.rs`.
+//! The crate moves messages and notices dead peers; it decides nothing. Handlers are traits that
+//! `manager` implements, sessions are handles that `agent` drives.
+//!
+//! **Invariants**: every connection is TLS 1.3; without a client certificate of the cluster only
+//! `Join.GetRootCa` and `Join.IssueCertificate` answer; every wait has a deadline; a peer that is
+//! silent for three heartbeats counts as gone on both sides.
+//!
+//! Begin reading at [`message`], then [`session`], then [`server`] and [`client`].
+
+#![forbid(unsafe_code)]
+
+mod bytes_text;
+pub mod client;
+mod codec;
+mod envelope;
+pub mod error;
+pub mod fault;
+pub mod message;
+pub mod server;
+pub mod session;
+mod status;
+mod transport;
+
+/// What `build.rs` makes of the service declarations.
+#[allow(missing_docs, clippy::all, clippy::pedantic)]
+mod rpc {
+    include!(concat!(env!("OUT_DIR"), "/shoal.v1.Join.rs"));
+    include!(concat!(env!("OUT_DIR"), "/shoal.v1.Dispatcher.rs"));
+}
+
+/// Largest message of a session. A full assignment of a large cluster (10,000 tasks on a network)
+/// has about 2 MB.
+pub const SESSION_MESSAGE_MAX: usize = 16 << 20;
+/// Largest message of the join service. A node's description with its checks has a few KB.
+pub const JOIN_MESSAGE_MAX: usize = 256 << 10;

@@ -1,0 +1,574 @@
+//! What is said between nodes: plain data, JSON on the wire.
+//!
+//! **Evolution rule.** Receivers ignore fields they do not know and read absent ones as their
+//! default; a message kind they do not know arrives as `Unknown` and is skipped. So fields and
+//! kinds may be added at any time; nothing is ever renamed, retyped or reused. A change that breaks
+//! this raises [`PROTOCOL_VERSION`].
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+use shoal_model::assignment::AssignmentUpdate;
+use shoal_model::id::{ClusterId, ContainerId, NetworkId, NodeId, Revision, SessionId, TaskId};
+use shoal_model::object::{NodeDescription, Task, TaskStatus};
+use shoal_model::spec::StringMap;
+use shoal_model::spec::node::{Availability, NodeRole};
+use shoal_model::time::Timestamp;
+
+use crate::bytes_text;
+use crate::envelope::read_envelope;
+use crate::fault::RemoteFault;
+
+/// The version of everything in this file. Both sides say theirs first and refuse a peer whose
+/// version differs; within one version the evolution rule holds.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Asks for the cluster's root certificate. Needs no client certificate.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct GetRootCa {
+    /// The caller's [`PROTOCOL_VERSION`].
+    pub version: u32,
+}
+
+/// The cluster's root certificate.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RootCaReply {
+    /// The answerer's [`PROTOCOL_VERSION`].
+    pub version: u32,
+    /// PEM of the root certificate; its digest is in every join token.
+    pub root_pem: String,
+}
+
+/// Asks for a certificate, with a join token as proof. Needs no client certificate.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IssueCertificate {
+    /// The caller's [`PROTOCOL_VERSION`].
+    pub version: u32,
+    /// PEM of the signing request; only its public key counts.
+    pub csr_pem: String,
+    /// The join token, `SWMTKN-1-…`; it decides the role.
+    pub token: String,
+    /// What the node says about itself.
+    pub facts: NodeFacts,
+}
+
+impl std::fmt::Debug for IssueCertificate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The token is a secret.
+        f.debug_struct("IssueCertificate").field("facts", &self.facts).finish_non_exhaustive()
+    }
+}
+
+/// What a node says about itself when it joins.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NodeFacts {
+    /// Host name, platform, resources, checks.
+    pub description: NodeDescription,
+    /// Where other nodes reach it (`--advertise-addr`), without port; absent: the address that the
+    /// manager sees.
+    pub advertise_addr: Option<IpAddr>,
+    /// Where its VXLAN frames come from and go to; absent: as `advertise_addr`.
+    pub data_path_addr: Option<IpAddr>,
+    /// Whether it gets tasks from the start.
+    pub availability: Availability,
+    /// The node's own labels of its spec; usually empty.
+    pub labels: StringMap,
+}
+
+impl Eq for NodeFacts {}
+
+/// A certificate, and what the new member needs to know.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateReply {
+    /// The answerer's [`PROTOCOL_VERSION`].
+    pub version: u32,
+    /// The member's id; also the certificate's CN.
+    pub node_id: NodeId,
+    /// The member's role; also the certificate's OU.
+    pub role: NodeRole,
+    /// The cluster; also the certificate's O.
+    pub cluster_id: ClusterId,
+    /// PEM of the certificate chain, leaf first, root last.
+    pub cert_pem: String,
+    /// Every manager that this node may connect to.
+    #[serde(default)]
+    pub managers: Vec<ManagerAddr>,
+}
+
+/// Asks for a fresh certificate for the caller's own id and role. Needs the current one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RenewCertificate {
+    /// The caller's [`PROTOCOL_VERSION`].
+    pub version: u32,
+    /// PEM of the signing request; only its public key counts.
+    pub csr_pem: String,
+}
+
+/// A manager that a node may connect to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManagerAddr {
+    /// Which node.
+    pub node_id: NodeId,
+    /// `address:port`.
+    pub addr: String,
+}
+
+/// From a node to its manager, on the session stream.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "type", content = "body", rename_all = "snake_case")]
+pub enum NodeMessage {
+    /// The first message of a session.
+    Hello(Box<Hello>),
+    /// The node is alive. Sent and counted by this crate; handlers never see it.
+    Heartbeat(Heartbeat),
+    /// New states of tasks.
+    TaskStatuses(TaskStatuses),
+    /// The kernel of this node has the assignment of that revision.
+    AckRevision(AckRevision),
+    /// A delta did not fit: send a full assignment.
+    NeedFull(NeedFull),
+    /// A hand-made container wants onto a swarm network.
+    Attach(AttachRequest),
+    /// It has left.
+    Detach(Detach),
+    /// Lines of a log that the manager opened.
+    LogChunk(LogChunk),
+    /// The log has no more lines.
+    LogEnd(LogEnd),
+    /// The node describes itself anew (labels, resources, checks).
+    Description(Box<NodeDescription>),
+    /// The node leaves the cluster on purpose.
+    Leave(Leave),
+    /// A kind that this version does not know; skip it.
+    Unknown,
+}
+
+/// From a manager to a node, on the session stream.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "type", content = "body", rename_all = "snake_case")]
+pub enum ManagerMessage {
+    /// The answer to [`Hello`]; always the first message.
+    Welcome(Welcome),
+    /// The manager is alive. Sent and counted by this crate; handlers never see it.
+    Heartbeat(Heartbeat),
+    /// What the node must run and know.
+    Assignment(Box<AssignmentUpdate>),
+    /// The answer to [`AttachRequest`].
+    AttachReply(Box<AttachReply>),
+    /// Send a task's log.
+    OpenLogs(OpenLogs),
+    /// Nobody reads that log any more.
+    CloseLogs(CloseLogs),
+    /// The managers have changed.
+    Managers(Managers),
+    /// The kernels of all ready nodes have the assignments of that revision: whoever waits with
+    /// stopping a task until nobody balances to it may go on.
+    Converged(AckRevision),
+    /// The session ends now, and why.
+    Bye(Bye),
+    /// A kind that this version does not know; skip it.
+    Unknown,
+}
+
+read_envelope!(NodeMessage {
+    "hello" => Hello,
+    "heartbeat" => Heartbeat,
+    "task_statuses" => TaskStatuses,
+    "ack_revision" => AckRevision,
+    "need_full" => NeedFull,
+    "attach" => Attach,
+    "detach" => Detach,
+    "log_chunk" => LogChunk,
+    "log_end" => LogEnd,
+    "description" => Description,
+    "leave" => Leave,
+});
+
+read_envelope!(ManagerMessage {
+    "welcome" => Welcome,
+    "heartbeat" => Heartbeat,
+    "assignment" => Assignment,
+    "attach_reply" => AttachReply,
+    "open_logs" => OpenLogs,
+    "close_logs" => CloseLogs,
+    "managers" => Managers,
+    "bye" => Bye,
+});
+
+/// The first message of a session.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Hello {
+    /// The node's [`PROTOCOL_VERSION`].
+    pub version: u32,
+    /// Who it is; must equal its certificate's CN.
+    pub node_id: NodeId,
+    /// What it says about itself.
+    #[serde(default)]
+    pub description: NodeDescription,
+    /// Where other nodes reach it, without port.
+    #[serde(default)]
+    pub advertise_addr: Option<IpAddr>,
+    /// Where its VXLAN frames come from and go to.
+    #[serde(default)]
+    pub data_path_addr: Option<IpAddr>,
+    /// The revision that its kernel has, if it kept running without a manager.
+    #[serde(default)]
+    pub revision: Option<Revision>,
+    /// The session that it had before.
+    #[serde(default)]
+    pub previous_session: Option<SessionId>,
+}
+
+/// The sender is alive.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Heartbeat {
+    /// Counts up from 1 for each session and side.
+    pub number: u64,
+}
+
+/// The answer to [`Hello`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Welcome {
+    /// The manager's [`PROTOCOL_VERSION`].
+    pub version: u32,
+    /// This session.
+    pub session: SessionId,
+    /// Time between heartbeats, milliseconds, both ways. After three without a message the peer
+    /// counts as gone.
+    pub heartbeat_period_ms: u64,
+    /// Every manager that this node may connect to.
+    #[serde(default)]
+    pub managers: Vec<ManagerAddr>,
+}
+
+/// New states of tasks.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TaskStatuses {
+    /// Latest state for each; several tasks at once.
+    pub statuses: Vec<TaskReport>,
+}
+
+/// The latest state of a task.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskReport {
+    /// Which task.
+    pub task_id: TaskId,
+    /// Its state.
+    pub status: TaskStatus,
+}
+
+/// The node's kernel has the assignment of that revision.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AckRevision {
+    /// Which.
+    pub revision: Revision,
+}
+
+/// A delta did not fit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NeedFull {
+    /// The revision that the node has.
+    pub have: Revision,
+}
+
+/// The node leaves the cluster on purpose.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Leave {}
+
+/// A hand-made container wants onto a swarm network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttachRequest {
+    /// Chosen by the node; the reply repeats it.
+    pub request: u64,
+    /// The container.
+    pub container_id: ContainerId,
+    /// Its name, which resolves on the network.
+    pub container_name: String,
+    /// The network's id or name, as the user said it.
+    pub network: String,
+    /// Further DNS names there.
+    #[serde(default)]
+    pub aliases: Vec<String>,
+    /// Wanted addresses; usually none.
+    #[serde(default)]
+    pub addresses: Vec<IpAddr>,
+}
+
+/// The answer to [`AttachRequest`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AttachReply {
+    /// The request's number.
+    pub request: u64,
+    /// What came of it.
+    pub outcome: AttachOutcome,
+}
+
+/// What came of an [`AttachRequest`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", content = "body", rename_all = "snake_case")]
+pub enum AttachOutcome {
+    /// The container has a place on the network: a task without a service, which the next
+    /// assignment of this node also holds, together with the network's table.
+    Attached {
+        /// The network, resolved.
+        network_id: NetworkId,
+        /// The place: id, addresses, aliases.
+        task: Box<Task>,
+    },
+    /// It has not.
+    Refused(RemoteFault),
+}
+
+/// A hand-made container has left its place.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Detach {
+    /// The place.
+    pub task_id: TaskId,
+}
+
+/// Send a task's log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenLogs {
+    /// Chosen by the manager; chunks repeat it.
+    pub stream: u64,
+    /// Whose log.
+    pub task_id: TaskId,
+    /// Which lines.
+    #[serde(default)]
+    pub options: LogOptions,
+}
+
+/// Which lines of a log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LogOptions {
+    /// Go on with new lines until closed.
+    pub follow: bool,
+    /// Only that many of the last lines; absent: all.
+    pub tail: Option<u64>,
+    /// Only lines from this time on.
+    pub since: Option<Timestamp>,
+    /// Only lines before this time.
+    pub until: Option<Timestamp>,
+    /// Lines of standard output.
+    pub stdout: bool,
+    /// Lines of standard error.
+    pub stderr: bool,
+}
+
+impl Default for LogOptions {
+    fn default() -> Self {
+        Self { follow: false, tail: None, since: None, until: None, stdout: true, stderr: true }
+    }
+}
+
+/// Nobody reads that log any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CloseLogs {
+    /// Which stream.
+    pub stream: u64,
+}
+
+/// Lines of a log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogChunk {
+    /// Which stream.
+    pub stream: u64,
+    /// In order.
+    pub lines: Vec<LogLine>,
+}
+
+/// One line of a log, or a piece of a very long one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogLine {
+    /// When it was written.
+    pub time: Timestamp,
+    /// Where it was written.
+    pub source: LogSource,
+    /// The bytes, with the line feed if there is one. Base64 in JSON: logs need not be UTF-8.
+    #[serde(with = "bytes_text")]
+    pub line: Vec<u8>,
+}
+
+/// Where a line was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogSource {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// The log has no more lines.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogEnd {
+    /// Which stream.
+    pub stream: u64,
+    /// Why it ended early; absent: it was complete.
+    #[serde(default)]
+    pub error: Option<RemoteFault>,
+}
+
+/// The managers have changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Managers {
+    /// All of them.
+    pub managers: Vec<ManagerAddr>,
+}
+
+/// The session ends now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bye {
+    /// What a node should do about it.
+    pub reason: ByeReason,
+    /// In words.
+    #[serde(default)]
+    pub message: String,
+}
+
+/// Why a manager ends a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ByeReason {
+    /// The manager stops or does not lead any more: try again, another one first.
+    Stopping,
+    /// Another session of the same node took over.
+    Replaced,
+    /// The node is not a member any more: do not come back.
+    Removed,
+    /// The request made no sense: do not come back with the same.
+    Refused,
+    /// A reason that this version does not know.
+    #[serde(other)]
+    Unknown,
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn hello() -> Hello {
+        Hello {
+            version: PROTOCOL_VERSION,
+            node_id: "n1".into(),
+            description: NodeDescription { hostname: "host".into(), ..Default::default() },
+            advertise_addr: Some(IpAddr::from([10, 0, 0, 1])),
+            data_path_addr: None,
+            revision: Some(Revision(7)),
+            previous_session: None,
+        }
+    }
+
+    #[test]
+    fn messages_read_back_as_written() {
+        let line = LogLine { time: Timestamp(1), source: LogSource::Stdout, line: vec![0, 255] };
+        for message in [
+            NodeMessage::Hello(Box::new(hello())),
+            NodeMessage::Heartbeat(Heartbeat { number: 3 }),
+            NodeMessage::LogChunk(LogChunk { stream: 1, lines: vec![line] }),
+            NodeMessage::Leave(Leave {}),
+        ] {
+            let json = serde_json::to_string(&message).unwrap();
+            assert_eq!(serde_json::from_str::<NodeMessage>(&json).unwrap(), message, "{json}");
+        }
+        let bye = ManagerMessage::Bye(Bye { reason: ByeReason::Removed, message: "x".into() });
+        let json = serde_json::to_string(&bye).unwrap();
+        assert_eq!(json, r#"{"type":"bye","body":{"reason":"removed","message":"x"}}"#);
+    }
+
+    #[test]
+    fn what_a_later_version_adds_is_ignored() {
+        let mut json = serde_json::to_value(NodeMessage::Hello(Box::new(hello()))).unwrap();
+        json["body"]["moods"] = serde_json::json!(["good", {"a": 1}]);
+        json["extra"] = serde_json::json!(5);
+        let read: NodeMessage = serde_json::from_value(json).unwrap();
+        assert_eq!(read, NodeMessage::Hello(Box::new(hello())));
+        let swapped = r#"{"body":{"number":4},"type":"heartbeat"}"#;
+        assert_eq!(
+            serde_json::from_str::<NodeMessage>(swapped).unwrap(),
+            NodeMessage::Heartbeat(Heartbeat { number: 4 })
+        );
+        for broken in [
+            r#"{"type":"detach","body":{}}"#,
+            r#"{"type":"detach"}"#,
+            r#"{"body":{}}"#,
+            r#"{"type":"heartbeat","body":{"number":"x"}}"#,
+            "[]",
+        ] {
+            assert!(serde_json::from_str::<NodeMessage>(broken).is_err(), "{broken}");
+        }
+        for unknown in [
+            r#"{"type":"dance","body":{"steps":[1,2,{"x":null}]}}"#,
+            r#"{"type":"dance"}"#,
+            r#"{"body":{"steps":3},"type":"dance"}"#,
+        ] {
+            assert_eq!(
+                serde_json::from_str::<NodeMessage>(unknown).unwrap(),
+                NodeMessage::Unknown,
+                "{unknown}"
+            );
+            assert_eq!(
+                serde_json::from_str::<ManagerMessage>(unknown).unwrap(),
+                ManagerMessage::Unknown
+            );
+        }
+        let bye: Bye = serde_json::from_str(r#"{"reason":"moon_phase"}"#).unwrap();
+        assert_eq!(bye.reason, ByeReason::Unknown);
+    }
+
+    #[test]
+    fn what_an_earlier_version_did_not_send_has_a_default() {
+        let hello: NodeMessage =
+            serde_json::from_str(r#"{"type":"hello","body":{"version":1,"node_id":"n1"}}"#)
+                .unwrap();
+        let NodeMessage::Hello(hello) = hello else { panic!() };
+        assert_eq!(hello.revision, None);
+    }
+
+    #[test]
+    fn secrets_stay_out_of_debug_output() {
+        let request = IssueCertificate {
+            version: 1,
+            csr_pem: "csr".into(),
+            token: "SWMTKN-1-secret".into(),
+            facts: NodeFacts::default(),
+        };
+        assert!(!format!("{request:?}").contains("SWMTKN"));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn no_text_makes_the_reader_panic(
+            kind in "hello|heartbeat|log_chunk|attach|task_statuses|x",
+            body in "\\{?\"?[a-z_]{0,8}\"?:?[\\[\\]{}0-9\",]{0,20}\\}?",
+        ) {
+            let text = format!("{{\"type\":\"{kind}\",\"body\":{body}}}");
+            // Ignored because: only that it returns counts.
+            let _ = serde_json::from_str::<NodeMessage>(&text);
+            let _ = serde_json::from_str::<ManagerMessage>(&text);
+        }
+
+        #[test]
+        fn any_log_line_survives(line in proptest::collection::vec(any::<u8>(), 0..100)) {
+            let chunk = LogLine { time: Timestamp(5), source: LogSource::Stdout, line };
+            let json = serde_json::to_string(&chunk).unwrap();
+            prop_assert_eq!(serde_json::from_str::<LogLine>(&json).unwrap(), chunk);
+        }
+    }
+}
