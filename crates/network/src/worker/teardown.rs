@@ -1,0 +1,109 @@
+//! Leftovers of an earlier life, and the end of this one.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use shoal_netlink::netns;
+
+use super::namespace::{self, Namespace};
+use super::{Worker, tables};
+use crate::desired::DesiredNetwork;
+use crate::error::NetworkError;
+
+impl Worker {
+    /// Removes what this instance has and nobody wants any more. What is wanted stays as it is.
+    pub(super) fn remove_leftovers(&mut self, want: &DesiredNetwork) -> Result<(), NetworkError> {
+        let wanted: BTreeSet<PathBuf> = want
+            .networks
+            .keys()
+            .map(|id| self.path('n', id.as_str()))
+            .chain(want.sandboxes.keys().map(|id| self.path('c', id.as_str())))
+            .collect();
+        for path in self.namespaces()? {
+            if !wanted.contains(&path) {
+                self.remove_namespace(&path)?;
+            }
+        }
+        for (network, link) in self.host.host_links()? {
+            if !want.networks.contains_key(&network) {
+                self.delete_host_link(&link.name)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Every file among the namespaces of this instance.
+    fn namespaces(&self) -> Result<Vec<PathBuf>, NetworkError> {
+        let dir = self.config.exec_root.join("netns");
+        let unreadable = |source: std::io::Error| NetworkError::Files {
+            path: dir.clone(),
+            source: source.into(),
+        };
+        let mut out = Vec::new();
+        for entry in std::fs::read_dir(&dir).map_err(unreadable)? {
+            let entry = entry.map_err(unreadable)?;
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if name.starts_with("n-") || name.starts_with("c-") {
+                out.push(entry.path());
+            }
+        }
+        // Networks first: their ports reach into the workloads' namespaces.
+        out.sort();
+        out.reverse();
+        Ok(out)
+    }
+
+    fn remove_namespace(&self, path: &std::path::Path) -> Result<(), NetworkError> {
+        let network = path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("n-"));
+        if network && netns::exists(path) {
+            let name = path.file_name().map(|n| n.to_string_lossy().into_owned());
+            return Namespace::open(path.to_owned(), &name.unwrap_or_default())?
+                .remove(&self.host, None);
+        }
+        namespace::delete(path)
+    }
+
+    fn delete_host_link(&self, name: &str) -> Result<(), NetworkError> {
+        self.host.handle.delete_link(name).map_err(|source| NetworkError::Link {
+            what: format!("remove '{name}'"),
+            network: "host".to_owned(),
+            source: source.into(),
+        })
+    }
+
+    /// Lets go of helpers and sockets; the data plane stays.
+    pub(crate) fn close(&mut self) {
+        self.closed = true;
+        self.host_ports.close();
+        self.networks.clear();
+        self.sandboxes.clear();
+    }
+
+    /// Removes everything of this instance. Goes on after a failure, returns the first one.
+    pub(crate) fn teardown(&mut self) -> Result<(), NetworkError> {
+        self.host_ports.close();
+        self.resolver.stop();
+        self.networks.clear();
+        self.sandboxes.clear();
+        self.guests.clear();
+        self.desired = None;
+        self.lost.clear();
+        self.host_rules = None;
+        let mut first = tables::delete_host(&self.host, &self.config.instance);
+        let mut note = |done: Result<(), NetworkError>| {
+            if first.is_ok() {
+                first = done;
+            }
+        };
+        match self.namespaces() {
+            Ok(paths) => paths.iter().for_each(|path| note(self.remove_namespace(path))),
+            Err(error) => note(Err(error)),
+        }
+        match self.host.host_links() {
+            Ok(links) => links.values().for_each(|link| note(self.delete_host_link(&link.name))),
+            Err(error) => note(Err(error)),
+        }
+        first
+    }
+}
