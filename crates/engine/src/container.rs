@@ -1,0 +1,237 @@
+//! One container in memory: its record, its shim, and everybody who waits for it.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use shoal_model::id::ContainerId;
+use shoal_runtime::{Shim, Streams};
+use tokio::sync::{oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::change::{ContainerChange, HealthStatus, Phase};
+use crate::error::EngineError;
+use crate::record::{self, Files, Record};
+use crate::request::{InjectedFile, WaitCondition, WaitOutcome};
+
+/// How many clients may wait for, or be about to attach to, one container. Each costs a few hundred
+/// bytes; more is a client that loops.
+const WAITERS_MAX: usize = 4_096;
+
+/// One container. Shared by everything that works on it.
+pub(crate) struct Container {
+    pub id: ContainerId,
+    pub dir: PathBuf,
+    /// Starts, ends and removals happen one after the other: whoever holds the gate owns the
+    /// container's shim, network and directories. Never held while waiting for its process to end.
+    pub gate: Arc<tokio::sync::Mutex<()>>,
+    record: Mutex<Record>,
+    /// Orders writers of the record's file: the last one writes the newest record.
+    writing: Mutex<()>,
+    live: Mutex<Live>,
+    waiters: Mutex<Vec<Waiter>>,
+    /// Counts ends whose clean-up is complete.
+    ends: watch::Sender<u64>,
+}
+
+/// What exists only while this daemon runs.
+#[derive(Default)]
+pub(crate) struct Live {
+    /// The shim of the current run.
+    pub shim: Option<Shim>,
+    /// Cancelled when the current run ends.
+    pub run: CancellationToken,
+    /// Clients that attached before the start.
+    pub pending: Vec<PendingAttach>,
+    /// Cancels a planned restart.
+    pub restart: Option<CancellationToken>,
+    /// A user's restart is under way: its end does not remove the container.
+    pub bouncing: bool,
+    /// Files for its memory file system.
+    pub files: Vec<InjectedFile>,
+    /// It is gone; whoever still has the handle stops.
+    pub gone: bool,
+}
+
+/// A client that attached before the start.
+pub(crate) struct PendingAttach {
+    pub stdin: bool,
+    pub stdout: bool,
+    pub stderr: bool,
+    /// Gets the streams just before the process starts.
+    pub ready: oneshot::Sender<Streams>,
+}
+
+struct Waiter {
+    condition: WaitCondition,
+    answer: oneshot::Sender<WaitOutcome>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // No code panics while it holds one of these, and a half-made change would be visible anyway.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Container {
+    pub fn new(dir: PathBuf, record: Record, files: Vec<InjectedFile>) -> Self {
+        Self {
+            id: record.id.clone(),
+            dir,
+            gate: Arc::default(),
+            record: Mutex::new(record),
+            writing: Mutex::default(),
+            live: Mutex::new(Live { files, ..Live::default() }),
+            waiters: Mutex::default(),
+            ends: watch::Sender::new(0),
+        }
+    }
+
+    /// Looks at the record.
+    pub fn read<R>(&self, look: impl FnOnce(&Record) -> R) -> R {
+        look(&lock(&self.record))
+    }
+
+    /// Changes the record in memory; [`Self::persist`] writes it.
+    pub fn change<R>(&self, change: impl FnOnce(&mut Record) -> R) -> R {
+        change(&mut lock(&self.record))
+    }
+
+    /// Looks at or changes what exists only now.
+    pub fn live<R>(&self, with: impl FnOnce(&mut Live) -> R) -> R {
+        with(&mut lock(&self.live))
+    }
+
+    /// Writes the record. Blocks.
+    pub fn persist(&self) -> Result<(), EngineError> {
+        let _order = lock(&self.writing);
+        if self.live(|live| live.gone) {
+            return Ok(());
+        }
+        let record = self.read(Record::clone);
+        record::write(&self.dir, &record)
+    }
+
+    /// Its name, without a slash.
+    pub fn name(&self) -> String {
+        self.read(|record| record.name.clone())
+    }
+
+    pub fn phase(&self) -> Phase {
+        self.read(|record| record.run.phase)
+    }
+
+    pub fn files(&self) -> Files<'_> {
+        Files(&self.dir)
+    }
+
+    /// The shim, if a process lives.
+    ///
+    /// # Errors
+    /// Docker's conflict text.
+    pub fn running_shim(&self) -> Result<Shim, EngineError> {
+        let shim = self.live(|live| live.shim.clone());
+        shim.filter(|_| self.phase().is_alive()).ok_or_else(|| self.not_running())
+    }
+
+    pub fn not_running(&self) -> EngineError {
+        EngineError::conflict(format!("container {} is not running", self.id))
+    }
+
+    /// The facts that followers get.
+    pub fn facts(&self, removed: bool) -> ContainerChange {
+        self.read(|record| ContainerChange {
+            id: record.id.clone(),
+            name: record.name.clone(),
+            task_id: record.task.as_ref().map(|task| task.task_id.clone()),
+            phase: record.run.phase,
+            removed,
+            pid: record.run.pid,
+            exit_code: record.run.exit_code,
+            error: record.run.error.clone(),
+            oom_killed: record.run.oom_killed,
+            health: health_status(record),
+        })
+    }
+
+    /// Counts a completed end; gives the counter to wait on.
+    pub fn ends(&self) -> watch::Receiver<u64> {
+        self.ends.subscribe()
+    }
+
+    /// Says that an end is complete.
+    pub fn ended(&self) {
+        self.ends.send_modify(|count| *count += 1);
+    }
+
+    /// Registers a wait; answers at once if the condition holds already.
+    pub fn wait(
+        &self,
+        condition: WaitCondition,
+    ) -> Result<oneshot::Receiver<WaitOutcome>, EngineError> {
+        let (answer, outcome) = oneshot::channel();
+        let mut waiters = lock(&self.waiters);
+        let holds = condition == WaitCondition::NotRunning
+            && self.read(|record| {
+                // Until its network is gone the end is not complete.
+                let over = !record.run.phase.is_alive() && record.run.phase != Phase::Restarting;
+                over && record.run.attachment.is_none()
+            });
+        if holds || self.live(|live| live.gone) {
+            // Ignored because: the receiver is in our hands.
+            let _ = answer.send(self.outcome());
+            return Ok(outcome);
+        }
+        waiters.retain(|waiter| !waiter.answer.is_closed());
+        if waiters.len() >= WAITERS_MAX {
+            return Err(EngineError::conflict(format!(
+                "{WAITERS_MAX} clients already wait for container {}",
+                self.id
+            )));
+        }
+        waiters.push(Waiter { condition, answer });
+        Ok(outcome)
+    }
+
+    /// Answers the waiters that `met` chooses.
+    pub fn answer(&self, met: impl Fn(WaitCondition) -> bool) {
+        let mut waiters = lock(&self.waiters);
+        let (answered, kept) = waiters.drain(..).partition(|w: &Waiter| met(w.condition));
+        *waiters = kept;
+        drop(waiters);
+        for waiter in answered {
+            // Ignored because: a client that went away wants no answer.
+            let _ = waiter.answer.send(self.outcome());
+        }
+    }
+
+    fn outcome(&self) -> WaitOutcome {
+        self.read(|record| WaitOutcome {
+            status_code: record.run.exit_code,
+            error: Some(record.run.error.clone()).filter(|e| !e.is_empty()),
+        })
+    }
+
+    /// Registers a client that attached before the start.
+    pub fn attach_later(&self, pending: PendingAttach) -> Result<(), EngineError> {
+        self.live(|live| {
+            live.pending.retain(|p| !p.ready.is_closed());
+            if live.pending.len() >= WAITERS_MAX || live.gone {
+                return Err(EngineError::conflict(format!(
+                    "too many clients are attached to container {}",
+                    self.id
+                )));
+            }
+            live.pending.push(pending);
+            Ok(())
+        })
+    }
+}
+
+/// The health of a container as followers see it.
+pub(crate) fn health_status(record: &Record) -> HealthStatus {
+    match record.run.health.as_ref().map(|health| health.status.as_str()) {
+        None => HealthStatus::None,
+        Some("healthy") => HealthStatus::Healthy,
+        Some("unhealthy") => HealthStatus::Unhealthy,
+        Some(_) => HealthStatus::Starting,
+    }
+}

@@ -1,0 +1,320 @@
+//! Making a container: everything is checked first, then its directory and record are written.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use shoal_image::config::{ImageConfig, Platform};
+use shoal_image::digest::ImageId;
+use shoal_image::error::ImageError;
+use shoal_image::reference::Reference;
+use shoal_model::fault::Fault;
+use shoal_model::id::ContainerId;
+use shoal_model::spec::StringMap;
+use shoal_model::spec::container::ContainerCreate;
+
+use crate::container::Container;
+use crate::engine::{Engine, blocking};
+use crate::error::EngineError;
+use crate::mounts::{self, MountRecord, MountSource};
+use crate::record::{RECORD_VERSION, Record, RunRecord};
+use crate::request::CreateOptions;
+use crate::unikernel::{self, Workload};
+use crate::view::summary::Created;
+use crate::volumes::ANONYMOUS;
+use crate::{admission, merge, names, populate};
+
+/// How often a random name may be taken before the creation gives up; from the fifth attempt on
+/// there are more than a billion names.
+const NAME_ATTEMPTS_MAX: u32 = 64;
+
+impl Engine {
+    /// Makes a container; it does not run yet.
+    ///
+    /// # Errors
+    /// A request that cannot be right or asks for what is not implemented, an image that is not
+    /// here, a name in use, a network that does not exist.
+    pub async fn create(
+        &self,
+        body: ContainerCreate,
+        options: CreateOptions,
+    ) -> Result<Created, EngineError> {
+        admission::check(&body)?;
+        let id = names::container_id();
+        let name = match &options.name {
+            Some(name) => {
+                let name = names::check(name)?;
+                self.reserve(&name, &id)?;
+                name
+            }
+            None => self.reserve_random(&id)?,
+        };
+        let made = self.create_named(id.clone(), name.clone(), body, options).await;
+        if made.is_err() {
+            self.release_name(&name, &id);
+            self.inner.images.release(&id);
+        }
+        made
+    }
+
+    fn reserve_random(&self, id: &ContainerId) -> Result<String, EngineError> {
+        for attempt in 0..NAME_ATTEMPTS_MAX {
+            let name = names::random(attempt);
+            if self.reserve(&name, id).is_ok() {
+                return Ok(name);
+            }
+        }
+        Err(EngineError::conflict("no free random name was found; give the container a name"))
+    }
+
+    async fn create_named(
+        &self,
+        id: ContainerId,
+        name: String,
+        body: ContainerCreate,
+        options: CreateOptions,
+    ) -> Result<Created, EngineError> {
+        let (record, image) = self.resolve_record(id.clone(), name, body, &options).await?;
+        self.hold(&id, &image, &record.image)?;
+        self.make_volumes(&record.mounts).await?;
+        let dir = self.inner.config.data_root.join("containers").join(id.as_str());
+        let files = options.files;
+        let container = {
+            let dir = dir.clone();
+            let made = blocking("make a container", move || {
+                make_directory(&dir, &record)?;
+                Ok(Arc::new(Container::new(dir, record, files)))
+            });
+            made.await
+        };
+        let copied = match &container {
+            Ok(container) => populate::copy_up(self, container).await,
+            Err(_) => Ok(()),
+        };
+        let container = match (container, copied) {
+            (Ok(container), Ok(())) => container,
+            (Err(error), _) | (Ok(_), Err(error)) => {
+                // Ignored because: the first error says more, and what is left without a record is
+                // removed at the next start.
+                let _ = blocking("remove", move || {
+                    fs::remove_dir_all(&dir).map_err(EngineError::io("remove", &dir))
+                })
+                .await;
+                return Err(error);
+            }
+        };
+        self.save(&container).await?;
+        self.insert(Arc::clone(&container));
+        self.note(&container, "create", &[]);
+        self.publish(&container, false);
+        Ok(Created { id: id.to_string(), warnings: Vec::new() })
+    }
+
+    /// Everything that can be known before anything is made.
+    async fn resolve_record(
+        &self,
+        id: ContainerId,
+        name: String,
+        body: ContainerCreate,
+        options: &CreateOptions,
+    ) -> Result<(Record, ImageId), EngineError> {
+        let reference = body.config.image.clone().unwrap_or_default();
+        if reference.is_empty() {
+            return Err(EngineError::invalid("no image was named"));
+        }
+        let (image, image_config) = self.image(&reference, options.platform.as_deref())?;
+        let workload = Workload::of(&image_config)?;
+        if workload == Workload::Unikernel {
+            unikernel::admit::check(&body, image_config.config.entrypoint.as_ref())?;
+        }
+        let mut config = merge::merge(body.config, &image_config.config)?;
+        let init = self.inner.config.default_init && workload == Workload::Container;
+        let host = admission::normalise(body.host_config, init);
+        config.image = Some(reference.clone());
+        if config.hostname.as_deref().is_none_or(str::is_empty) {
+            config.hostname = Some(default_hostname(&id, host.network_mode.as_deref()));
+        }
+        let mounts = mounts::resolve(&host, &config, names::random_hex)?;
+        check_sources(&mounts)?;
+        if workload == Workload::Unikernel {
+            unikernel::admit::check_mounts(&mounts)?;
+        }
+        let record = Record {
+            version: RECORD_VERSION,
+            id,
+            name,
+            created: self.now(),
+            image_id: image.to_string(),
+            image: reference,
+            config,
+            host,
+            networking: body.networking_config,
+            mounts,
+            task: options.task.clone(),
+            workload,
+            run: RunRecord::default(),
+        };
+        self.check_networks(&record).await?;
+        // What the plan refuses (capabilities, users) is better said now than at the start.
+        crate::plan::process(&record)?;
+        Ok((record, image))
+    }
+
+    fn image(
+        &self,
+        reference: &str,
+        platform: Option<&str>,
+    ) -> Result<(ImageId, Arc<ImageConfig>), EngineError> {
+        let images = &self.inner.images;
+        let fail = |source| image_error("find", reference, source);
+        let id = images.resolve(reference).map_err(fail)?;
+        let config = images.config(&id).map_err(fail)?;
+        if let Some(word) = platform.filter(|word| !word.is_empty()) {
+            let wanted = Platform::parse(word)
+                .ok_or_else(|| EngineError::invalid(format!("invalid platform '{word}'")))?;
+            let have = Platform {
+                architecture: config.architecture.clone(),
+                os: config.os.clone(),
+                variant: config.variant.clone(),
+                ..Platform::default()
+            };
+            if !have.serves(&wanted) {
+                return Err(EngineError::NoSuchImage {
+                    reference: format!(
+                        "{reference}: image was found but does not provide the specified \
+                         platform ({word})"
+                    ),
+                });
+            }
+        }
+        Ok((id, config))
+    }
+
+    pub(crate) fn hold(
+        &self,
+        id: &ContainerId,
+        image: &ImageId,
+        reference: &str,
+    ) -> Result<(), EngineError> {
+        self.inner.images.hold(id, image).map_err(|e| image_error("hold", reference, e))
+    }
+
+    /// Makes the volumes that are not there yet.
+    async fn make_volumes(&self, mounts: &[MountRecord]) -> Result<(), EngineError> {
+        let wanted: Vec<(String, StringMap)> = mounts
+            .iter()
+            .filter_map(|mount| match &mount.source {
+                MountSource::Volume { name, anonymous, labels, .. } => {
+                    let mut labels = labels.clone();
+                    if *anonymous {
+                        labels.insert(ANONYMOUS.into(), String::new());
+                    }
+                    Some((name.clone(), labels))
+                }
+                _ => None,
+            })
+            .collect();
+        let engine = self.clone();
+        blocking("make volumes", move || {
+            for (name, labels) in wanted {
+                if engine.inner.volumes.create(&name, labels, None, engine.now())? {
+                    engine.note_volume(&name, "create", &[]);
+                }
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Whether the networks that it wants to join exist.
+    async fn check_networks(&self, record: &Record) -> Result<(), EngineError> {
+        if let Some(word) = record.shares_network_of() {
+            self.find(word)?;
+            return Ok(());
+        }
+        if record.task.is_some() {
+            return Ok(());
+        }
+        let mut words: Vec<&str> = vec![record.network_mode()];
+        words.extend(
+            record
+                .networking
+                .endpoints_config
+                .keys()
+                .map(String::as_str)
+                .filter(|w| *w != "default"),
+        );
+        for word in words {
+            self.inner.attacher.check_network(word).await.map_err(|source| {
+                EngineError::Network {
+                    action: "find the network",
+                    container: record.name.clone(),
+                    source: Box::new(source),
+                }
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// A fault of the image store, with Docker's text where clients match it.
+pub(crate) fn image_error(
+    action: &'static str,
+    reference: &str,
+    source: ImageError,
+) -> EngineError {
+    if matches!(source, ImageError::NoSuchImage { .. }) {
+        let full = match Reference::parse(reference) {
+            Ok(name) => name.or_latest().familiar(),
+            Err(_) => reference.to_owned(),
+        };
+        return EngineError::NoSuchImage { reference: full };
+    }
+    EngineError::Image {
+        action,
+        reference: reference.to_owned(),
+        kind: source.kind(),
+        source: Box::new(source),
+    }
+}
+
+fn default_hostname(id: &ContainerId, network_mode: Option<&str>) -> String {
+    if network_mode == Some("host") {
+        let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+        if let Some(name) = host {
+            return name;
+        }
+    }
+    id.as_str().chars().take(12).collect()
+}
+
+/// Binds in the long form need their source now; in the short form it is made.
+fn check_sources(mounts: &[MountRecord]) -> Result<(), EngineError> {
+    for mount in mounts {
+        if let MountSource::Bind { path, create: false, .. } = &mount.source
+            && !Path::new(path).exists()
+        {
+            return Err(EngineError::invalid(format!(
+                "invalid mount config for type \"bind\": bind source path does not exist: {path}"
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn make_directory(dir: &Path, record: &Record) -> Result<(), EngineError> {
+    use std::os::unix::fs::DirBuilderExt;
+    let make = |path: &Path, mode: u32| {
+        fs::DirBuilder::new()
+            .mode(mode)
+            .recursive(true)
+            .create(path)
+            .map_err(EngineError::io("create the directory", path))
+    };
+    // Only root looks into a container from outside; its own root is open to its users.
+    make(dir, 0o710)?;
+    let files = crate::record::Files(dir);
+    make(&files.upper(), 0o755)?;
+    make(&files.work(), 0o700)?;
+    crate::record::write(dir, record)
+}

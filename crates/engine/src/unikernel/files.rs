@@ -1,0 +1,106 @@
+//! What a unikernel sees of the host's files: directories as they are when it starts, single files
+//! packed into an archive for the directory that they appear in.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use shoal_runtime::unikernel::GuestFiles;
+
+use crate::error::EngineError;
+use crate::request::InjectedFile;
+
+/// Something that shall appear at a path in the guest.
+#[derive(Clone, Debug)]
+pub(crate) struct Shown {
+    /// Absolute path in the guest.
+    pub target: String,
+    /// A file or directory of the host.
+    pub source: PathBuf,
+}
+
+/// Puts together what the tender packs: each directory as it is, and for each directory in the
+/// guest that has single files one archive below `dir`, which is made anew. Blocks.
+///
+/// # Errors
+/// A source cannot be read, or an archive cannot be written.
+pub(crate) fn assemble(
+    dir: &Path,
+    shown: &[Shown],
+    injected: &[InjectedFile],
+) -> Result<Vec<GuestFiles>, EngineError> {
+    if dir.exists() {
+        fs::remove_dir_all(dir).map_err(EngineError::io("remove", dir))?;
+    }
+    let mut files = Vec::new();
+    let mut singles: BTreeMap<String, Vec<(String, Vec<u8>)>> = BTreeMap::new();
+    for one in shown {
+        let kind = fs::metadata(&one.source).map_err(EngineError::io("look at", &one.source))?;
+        if kind.is_dir() {
+            files.push(GuestFiles { path: one.target.clone(), source: one.source.clone() });
+            continue;
+        }
+        let data = fs::read(&one.source).map_err(EngineError::io("read", &one.source))?;
+        let (parent, name) = split(&one.target);
+        singles.entry(parent).or_default().push((name, data));
+    }
+    for file in injected {
+        let (parent, name) = split(&file.target);
+        singles.entry(parent).or_default().push((name, file.data.to_vec()));
+    }
+    for (number, (path, members)) in singles.into_iter().enumerate() {
+        fs::create_dir_all(dir).map_err(EngineError::io("create the directory", dir))?;
+        let source = dir.join(format!("{number}.tar"));
+        pack(&source, &members).map_err(EngineError::io("write", &source))?;
+        files.push(GuestFiles { path, source });
+    }
+    Ok(files)
+}
+
+/// Directory and name of a path in the guest.
+fn split(target: &str) -> (String, String) {
+    let (parent, name) = target.rsplit_once('/').unwrap_or(("", target));
+    let parent = if parent.is_empty() { "/" } else { parent };
+    (parent.to_owned(), name.to_owned())
+}
+
+fn pack(path: &Path, members: &[(String, Vec<u8>)]) -> io::Result<()> {
+    let mut archive = tar::Builder::new(fs::File::create(path)?);
+    for (name, data) in members {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(data.len() as u64);
+        header.set_mode(0o444);
+        archive.append_data(&mut header, name, data.as_slice())?;
+    }
+    archive.into_inner()?.sync_data()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn directories_stay_and_single_files_share_an_archive() {
+        let host = tempfile::tempdir().unwrap();
+        let site = host.path().join("site");
+        fs::create_dir(&site).unwrap();
+        let zone = host.path().join("zone");
+        fs::write(&zone, "example. SOA").unwrap();
+        let show = |target: &str, source: &Path| Shown {
+            target: target.to_owned(),
+            source: source.to_owned(),
+        };
+        let shown = [show("/www", &site), show("/etc/zones/a", &zone), show("/etc/zones/b", &zone)];
+        let files = assemble(&host.path().join("made"), &shown, &[]).unwrap();
+        assert_eq!(files[0], GuestFiles { path: "/www".into(), source: site });
+        assert_eq!((files.len(), files[1].path.as_str()), (2, "/etc/zones"));
+        let mut archive = tar::Archive::new(fs::File::open(&files[1].source).unwrap());
+        let names: Vec<_> =
+            archive.entries().unwrap().map(|e| e.unwrap().path().unwrap().into_owned()).collect();
+        assert_eq!(names, [Path::new("a"), Path::new("b")]);
+        let missing = assemble(host.path(), &[show("/x", Path::new("/nowhere"))], &[]);
+        assert!(matches!(missing, Err(EngineError::Io { .. })));
+    }
+}
