@@ -1,0 +1,26 @@
+//! Keeps one node like its assignment.
+//!
+//! The agent holds a session with a manager, drives the assigned tasks through the engine, gives
+//! every container its network (it implements the engine's `Attacher`), and merges assignment and
+//! hand-made containers into the one desired network state that `network` applies. It keeps working
+//! without managers: the last assignment is on disk.
+//!
+//! It never decides what should run, and never imports the manager.
+//!
+//! Begin reading at [`agent`], then [`session`] (what managers say), `tasks` (the life of one
+//! task) and [`desired`] (the merge).
+
+#![forbid(unsafe_code)]
+
+pub mod agent;
+pub mod apply;
+mod attach;
+pub mod desired;
+pub mod error;
+mod file;
+pub mod local;
+mod logs;
+mod places;
+mod report;
+pub mod session;
+mod tasks;

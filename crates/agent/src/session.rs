@@ -1,0 +1,331 @@
+//! The session with a manager: one at a time, opened again whenever it ends.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use shoal_model::assignment::AssignmentUpdate;
+use shoal_model::fault::report;
+use shoal_model::id::{NodeId, Revision, SessionId};
+use shoal_wire::client;
+use shoal_wire::error::WireError;
+use shoal_wire::message::{
+    AckRevision, AttachOutcome, AttachRequest, ByeReason, Hello, Leave, ManagerAddr,
+    ManagerMessage, NeedFull, NodeMessage, PROTOCOL_VERSION, TaskReport, TaskStatuses,
+};
+use shoal_wire::session::{ClientSession, SessionSender};
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinSet;
+
+use crate::agent::{Agent, Membership, lock};
+use crate::logs;
+
+/// First pause before a session is opened again; doubled after each failure.
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+/// Longest pause: a manager that comes back finds its nodes within this time.
+const RETRY_MAX: Duration = Duration::from_secs(2);
+/// Statuses in one message at most, to stay far below the bound on messages.
+const REPORTS_MAX: usize = 100;
+/// How long saying good-bye may take.
+const LEAVE_DEADLINE: Duration = Duration::from_secs(1);
+
+/// What the rest of the agent says to, and asks of, the manager of the moment.
+#[derive(Debug, Default)]
+pub struct SessionHub {
+    sender: Mutex<Option<SessionSender<NodeMessage>>>,
+    asked: Mutex<BTreeMap<u64, oneshot::Sender<AttachOutcome>>>,
+    next: AtomicU64,
+    managers: Mutex<Vec<String>>,
+    error: Mutex<String>,
+    previous: Mutex<Option<SessionId>>,
+    removed: watch::Sender<bool>,
+    /// How far a node that leaves has got.
+    leaving: watch::Sender<Leaving>,
+    /// The revision that the kernels of all nodes have, as the manager last said.
+    converged: watch::Sender<Revision>,
+}
+
+/// How far a node that leaves has got.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Leaving {
+    /// It does not leave.
+    #[default]
+    No,
+    /// It has said so, and hands its tasks over. No other session is opened.
+    Said,
+    /// The session in which it said so has ended.
+    Ended,
+}
+
+impl SessionHub {
+    /// Asks for a place on a network; `None` if there is no session or it ends before the answer.
+    pub(crate) async fn ask_attach(&self, mut request: AttachRequest) -> Option<AttachOutcome> {
+        request.request = self.next.fetch_add(1, Ordering::Relaxed);
+        let (answer, hear) = oneshot::channel();
+        lock(&self.asked).insert(request.request, answer);
+        if !self.tell(NodeMessage::Attach(request)).await {
+            return None;
+        }
+        hear.await.ok()
+    }
+
+    /// Sends `message` if there is a session; what matters is told again in the next one.
+    pub(crate) async fn tell(&self, message: NodeMessage) -> bool {
+        let sender = lock(&self.sender).clone();
+        match sender {
+            Some(sender) => sender.send(message).await.is_ok(),
+            None => false,
+        }
+    }
+
+    /// Tells the manager that this node leaves; says whether there was one to tell.
+    pub(crate) async fn leave(&self) -> bool {
+        self.leaving.send_replace(Leaving::Said);
+        let said = self.tell(NodeMessage::Leave(Leave {}));
+        // A manager that cannot be told finds out by missing heartbeats.
+        tokio::time::timeout(LEAVE_DEADLINE, said).await.unwrap_or(false)
+    }
+
+    /// Waits until the session in which this node said that it leaves has ended.
+    pub(crate) async fn left(&self) {
+        let mut leaving = self.leaving.subscribe();
+        // Ignored because: the sender is part of `self`.
+        let _ = leaving.wait_for(|stage| *stage == Leaving::Ended).await;
+    }
+
+    /// Waits until every node's kernel has `revision`, but at most `limit`: a node that is slow or
+    /// dead must not keep others from going on.
+    pub(crate) async fn converged(&self, revision: Revision, limit: Duration) {
+        let mut converged = self.converged.subscribe();
+        let reached = converged.wait_for(|known| *known >= revision);
+        // Ignored because: both outcomes mean "go on"; see above.
+        let _ = tokio::time::timeout(limit, reached).await;
+    }
+
+    /// Managers that this node knows of.
+    #[must_use]
+    pub fn managers(&self) -> Vec<String> {
+        lock(&self.managers).clone()
+    }
+
+    /// Why there is no session; empty if there is one.
+    #[must_use]
+    pub fn error(&self) -> String {
+        lock(&self.error).clone()
+    }
+
+    pub(crate) fn set_error(&self, error: String) {
+        *lock(&self.error) = error;
+    }
+
+    /// Turns true when a manager says that this node is no member any more.
+    pub fn removed(&self) -> watch::Receiver<bool> {
+        self.removed.subscribe()
+    }
+
+    fn set_managers(&self, managers: &[ManagerAddr]) {
+        if !managers.is_empty() {
+            *lock(&self.managers) = managers.iter().map(|m| m.addr.clone()).collect();
+        }
+    }
+
+    fn close(&self, why: String) {
+        *lock(&self.sender) = None;
+        lock(&self.asked).clear();
+        self.set_error(why);
+    }
+}
+
+/// Why a session is over.
+enum End {
+    /// Open another.
+    Again(String),
+    /// Do not come back.
+    Final(String),
+}
+
+/// Keeps a session open for as long as this node is a member.
+pub(crate) async fn run(agent: &Agent) {
+    let mut membership = agent.inner.membership.subscribe();
+    loop {
+        let current = membership.borrow_and_update().clone();
+        let Some(member) = current else {
+            agent.inner.hub.close(String::new());
+            if membership.changed().await.is_err() {
+                return;
+            }
+            continue;
+        };
+        agent.inner.hub.removed.send_replace(false);
+        agent.inner.hub.leaving.send_replace(Leaving::No);
+        tokio::select! {
+            () = member_loop(agent, &member) => {
+                // Removed or leaving: wait until somebody makes this node a member again.
+                if membership.changed().await.is_err() {
+                    return;
+                }
+            }
+            changed = membership.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+async fn member_loop(agent: &Agent, member: &Membership) {
+    let mut pause = RETRY_FIRST;
+    let mut turn = 0_usize;
+    *lock(&agent.inner.hub.managers) = member.managers.clone();
+    loop {
+        let managers = agent.inner.hub.managers();
+        let Some(addr) = managers.get(turn % managers.len().max(1)).cloned() else {
+            agent.inner.hub.set_error("no manager is known".to_owned());
+            return;
+        };
+        let (end, lasted) = match open(agent, member, &addr).await {
+            Ok(session) => {
+                pause = RETRY_FIRST;
+                (serve(agent, session).await, true)
+            }
+            Err(error) => (End::Again(report(&error)), false),
+        };
+        let said = |stage: &mut Leaving| match stage {
+            Leaving::Said => {
+                *stage = Leaving::Ended;
+                true
+            }
+            Leaving::No | Leaving::Ended => false,
+        };
+        let leaves = agent.inner.hub.leaving.send_if_modified(said);
+        match end {
+            End::Again(why) if leaves => {
+                agent.inner.hub.close(why);
+                return;
+            }
+            End::Again(why) => {
+                tracing::info!(manager = addr, why, "no session");
+                agent.inner.hub.close(why);
+            }
+            End::Final(why) => {
+                tracing::warn!(manager = addr, why, "this node is no member any more");
+                agent.inner.hub.close(why);
+                agent.inner.hub.removed.send_replace(true);
+                return;
+            }
+        }
+        turn += 1;
+        tokio::time::sleep(pause).await;
+        if !lasted {
+            pause = (pause * 2).min(RETRY_MAX);
+        }
+    }
+}
+
+async fn open(agent: &Agent, member: &Membership, addr: &str) -> Result<ClientSession, WireError> {
+    let client = client::connect(addr, &member.identity).await?;
+    let revision = agent.assignment().revision;
+    let description = agent.description().await;
+    let hello = Hello {
+        version: PROTOCOL_VERSION,
+        node_id: NodeId::new(member.identity.node_id.as_str()),
+        description,
+        advertise_addr: member.advertise_addr,
+        data_path_addr: member.data_path_addr,
+        revision: (revision != Revision(0)).then_some(revision),
+        previous_session: lock(&agent.inner.hub.previous).clone(),
+    };
+    client.session(hello).await
+}
+
+async fn serve(agent: &Agent, mut session: ClientSession) -> End {
+    let hub = &agent.inner.hub;
+    let welcome = session.welcome().clone();
+    hub.set_managers(&welcome.managers);
+    *lock(&hub.previous) = Some(welcome.session.clone());
+    let sender = session.sender();
+    *lock(&hub.sender) = Some(sender.clone());
+    hub.set_error(String::new());
+    tracing::info!(session = %welcome.session, "session with the manager");
+    let mut logs = logs::Streams::default();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(send_statuses(agent.clone(), sender.clone()));
+    tasks.spawn(send_acks(agent.clone(), sender.clone()));
+    loop {
+        let message = match session.next().await {
+            Ok(message) => message,
+            Err(error) => return End::Again(report(&error)),
+        };
+        match message {
+            ManagerMessage::Assignment(update) => take(agent, *update, &sender).await,
+            ManagerMessage::AttachReply(reply) => {
+                let asked = lock(&hub.asked).remove(&reply.request);
+                if let Some(asked) = asked {
+                    // Ignored because: whoever asked has given up; the manager's place is left
+                    // with the container's detach.
+                    let _ = asked.send(reply.outcome);
+                }
+            }
+            ManagerMessage::OpenLogs(open) => logs.open(agent, open, sender.clone()),
+            ManagerMessage::CloseLogs(close) => logs.close(close.stream),
+            ManagerMessage::Managers(list) => hub.set_managers(&list.managers),
+            ManagerMessage::Converged(all) => {
+                hub.converged.send_replace(all.revision);
+            }
+            ManagerMessage::Bye(bye) => {
+                let why = format!("{:?}: {}", bye.reason, bye.message);
+                return match bye.reason {
+                    ByeReason::Removed => End::Final(why),
+                    _ => End::Again(why),
+                };
+            }
+            ManagerMessage::Welcome(_) | ManagerMessage::Heartbeat(_) | ManagerMessage::Unknown => {
+            }
+        }
+    }
+}
+
+async fn take(agent: &Agent, update: AssignmentUpdate, sender: &SessionSender<NodeMessage>) {
+    let mut next = agent.assignment().as_ref().clone();
+    let have = next.revision;
+    if next.apply(update) {
+        agent.set_assignment(next);
+    } else {
+        // A session that cannot take this ends by itself.
+        let _ = sender.send(NodeMessage::NeedFull(NeedFull { have })).await;
+    }
+}
+
+/// Sends every status that the manager has not heard in this session.
+async fn send_statuses(agent: Agent, sender: SessionSender<NodeMessage>) {
+    let mut pending = agent.inner.reporter.follow();
+    loop {
+        let reports: Vec<TaskReport> = pending.next().await;
+        for chunk in reports.chunks(REPORTS_MAX) {
+            let statuses = TaskStatuses { statuses: chunk.to_vec() };
+            if sender.send(NodeMessage::TaskStatuses(statuses)).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// Tells the manager which revision this node's kernel has.
+async fn send_acks(agent: Agent, sender: SessionSender<NodeMessage>) {
+    let mut outcomes = agent.inner.applier.outcomes();
+    let mut told = Revision(0);
+    loop {
+        let outcome = outcomes.borrow_and_update().clone();
+        if let Ok(applied) = &outcome.applied
+            && applied.is_complete()
+            && applied.revision > told
+        {
+            told = applied.revision;
+            let ack = AckRevision { revision: told };
+            if sender.send(NodeMessage::AckRevision(ack)).await.is_err() {
+                return;
+            }
+        }
+        if outcomes.changed().await.is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! What the API asks of the cluster. Every method answers after its change is applied.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use shoal_identity::authority::RootAuthority;
+use shoal_identity::token::JoinToken;
+use shoal_model::change::{Change, Expect, Object, ObjectKey};
+use shoal_model::cluster_state::ClusterState;
+use shoal_model::event::Event;
+use shoal_model::id::{NetworkId, NodeId, Revision, ServiceId};
+use shoal_model::object::{Meta, Network, NodeState};
+use shoal_model::spec::cluster::ClusterSpec;
+use shoal_model::spec::network::NetworkSpec;
+use shoal_model::spec::node::NodeSpec;
+use shoal_model::spec::service::ServiceSpec;
+use shoal_plan::validate::{self, SpecError};
+use shoal_wire::message::ByeReason;
+use tokio::sync::{broadcast, mpsc, watch};
+
+use crate::error::ControlError;
+use crate::gather::{Gathering, ITEMS_MAX};
+use crate::logs::{LogItem, LogQuery, LogSelector};
+use crate::shared::{RandomIds, Shared, cluster};
+
+/// The cluster, as far as a client may change it. Cheap to clone. Ids are full ids: callers resolve
+/// a user's word with [`shoal_model::name::resolve`] over [`Control::state`].
+#[derive(Clone)]
+pub struct Control {
+    pub(crate) shared: Arc<Shared>,
+}
+
+impl std::fmt::Debug for Control {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Control").finish_non_exhaustive()
+    }
+}
+
+/// What became of a new service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceCreated {
+    /// Its id.
+    pub id: ServiceId,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+}
+
+/// What an update asks for.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ServiceUpdate {
+    /// The whole new spec.
+    Spec(Box<ServiceSpec>),
+    /// The spec before the last update (`rollback=previous`).
+    Rollback,
+}
+
+/// Which secrets of the cluster to replace.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rotation {
+    /// The workers' join token.
+    pub worker_token: bool,
+    /// The managers' join token.
+    pub manager_token: bool,
+    /// The key that unlocks managers.
+    pub unlock_key: bool,
+}
+
+impl Control {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    /// The cluster's state now.
+    #[must_use]
+    pub fn state(&self) -> Arc<ClusterState> {
+        self.shared.state()
+    }
+
+    /// Changes whenever the state does.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<Revision> {
+        self.shared.store.watch()
+    }
+
+    /// Swarm-scoped events from now on. A receiver that lags misses events, and is told so.
+    #[must_use]
+    pub fn events(&self) -> broadcast::Receiver<Event> {
+        self.shared.events.subscribe()
+    }
+
+    /// The revision that each connected node's kernel corresponds to.
+    #[must_use]
+    pub fn acked(&self) -> BTreeMap<NodeId, Revision> {
+        self.shared.sessions.reached()
+    }
+
+    /// Creates a swarm-scoped network; it has its subnets when this returns.
+    ///
+    /// # Errors
+    /// [`ControlError::Spec`] in Docker's words.
+    pub async fn create_network(&self, spec: NetworkSpec) -> Result<NetworkId, ControlError> {
+        let id = NetworkId::generate(&mut RandomIds);
+        self.shared
+            .writer
+            .write(move |state, _| {
+                validate::new_network(state, &spec)?;
+                let plan = shoal_plan::network::allocate(state, &spec)?;
+                let network = Network {
+                    id: id.clone(),
+                    meta: Meta::default(),
+                    spec: spec.clone(),
+                    vni: plan.vni,
+                    subnets: plan.subnets,
+                    mtu: plan.mtu,
+                };
+                let object = Object::Network(Box::new(network));
+                Ok((vec![Change::Put { object, expect: Expect::Absent }], id.clone()))
+            })
+            .await
+    }
+
+    /// Removes a network that nothing uses.
+    ///
+    /// # Errors
+    /// [`ControlError::Spec`] names a user of it.
+    pub async fn remove_network(&self, id: &NetworkId) -> Result<(), ControlError> {
+        let id = id.clone();
+        self.shared
+            .writer
+            .write(move |state, _| {
+                let network = state.networks.get(&id).ok_or_else(|| missing("network", &id))?;
+                validate::removable_network(state, network)?;
+                let key = ObjectKey::Network(id.clone());
+                let expect = Expect::Version(network.meta.version);
+                Ok((vec![Change::Delete { key, expect }], ()))
+            })
+            .await
+    }
+
+    /// Changes what the operator says about a node.
+    ///
+    /// # Errors
+    /// [`ControlError::OutOfSequence`] when somebody else changed it in between.
+    pub async fn update_node(
+        &self,
+        id: &NodeId,
+        version: Revision,
+        spec: NodeSpec,
+    ) -> Result<(), ControlError> {
+        let id = id.clone();
+        self.shared
+            .writer
+            .write(move |state, _| {
+                let known = state.nodes.get(&id).ok_or_else(|| missing("node", &id))?;
+                in_sequence(known.meta, version)?;
+                validate::changed_node(known, &spec)?;
+                let mut node = (**known).clone();
+                node.spec = spec.clone();
+                let expect = Expect::Version(known.meta.version);
+                Ok((vec![Change::Put { object: Object::Node(Box::new(node)), expect }], ()))
+            })
+            .await
+    }
+
+    /// Forgets a node. Without `force` it must be down.
+    ///
+    /// # Errors
+    /// [`ControlError::Precondition`] for a node that is up, or a manager.
+    pub async fn remove_node(&self, id: &NodeId, force: bool) -> Result<(), ControlError> {
+        let node_id = id.clone();
+        self.shared
+            .writer
+            .write(move |state, _| {
+                let node = state.nodes.get(&node_id).ok_or_else(|| missing("node", &node_id))?;
+                if node.manager.is_some() {
+                    return Err(ControlError::Precondition {
+                        message: format!(
+                            "node {node_id} is a cluster manager and is a member of the raft \
+                             cluster. It must be demoted to worker before removal"
+                        ),
+                    });
+                }
+                if !force && node.status.state == NodeState::Ready {
+                    return Err(ControlError::Precondition {
+                        message: format!("node {node_id} is not down and can't be removed"),
+                    });
+                }
+                let key = ObjectKey::Node(node_id.clone());
+                let expect = Expect::Version(node.meta.version);
+                Ok((vec![Change::Delete { key, expect }], ()))
+            })
+            .await?;
+        self.shared.sessions.end(id, ByeReason::Removed);
+        Ok(())
+    }
+
+    /// Changes the cluster's settings and replaces secrets.
+    ///
+    /// # Errors
+    /// [`ControlError::OutOfSequence`] when somebody else changed it in between.
+    pub async fn update_cluster(
+        &self,
+        version: Revision,
+        spec: ClusterSpec,
+        rotation: Rotation,
+    ) -> Result<(), ControlError> {
+        if rotation.unlock_key {
+            return Err(SpecError::not_implemented("locking managers (unlock keys)").into());
+        }
+        self.shared
+            .writer
+            .write(move |state, _| {
+                let known = cluster(state)?;
+                in_sequence(known.meta, version)?;
+                validate::changed_cluster(&spec)?;
+                let mut next = (**known).clone();
+                next.spec = spec.clone();
+                if next.spec.name.is_empty() {
+                    next.spec.name = known.spec.name.clone();
+                }
+                let digest = RootAuthority::load(&known.root_ca)?.digest();
+                if rotation.worker_token {
+                    next.join_tokens.worker = JoinToken::generate(digest.clone()).to_string();
+                }
+                if rotation.manager_token {
+                    next.join_tokens.manager = JoinToken::generate(digest).to_string();
+                }
+                let expect = Expect::Version(known.meta.version);
+                Ok((vec![Change::Put { object: Object::Cluster(Box::new(next)), expect }], ()))
+            })
+            .await
+    }
+
+    /// Logs of a service or a task. Nodes that are down give one warning and no wait.
+    ///
+    /// # Errors
+    /// [`ControlError::NotFound`].
+    pub async fn service_logs(
+        &self,
+        selector: LogSelector,
+        query: LogQuery,
+    ) -> Result<mpsc::Receiver<LogItem>, ControlError> {
+        let state = self.state();
+        match &selector {
+            LogSelector::Service(id) if !state.services.contains_key(id) => {
+                return Err(missing("service", id));
+            }
+            LogSelector::Task(id) if !state.tasks.contains_key(id) => {
+                return Err(missing("task", id));
+            }
+            LogSelector::Service(_) | LogSelector::Task(_) => {}
+        }
+        let (out, items) = mpsc::channel(ITEMS_MAX);
+        let gathering = Gathering::new(Arc::clone(&self.shared), selector, query, out);
+        self.shared.help(gathering.run());
+        Ok(items)
+    }
+}
+
+pub(crate) fn missing(kind: &'static str, id: &dyn std::fmt::Display) -> ControlError {
+    ControlError::NotFound { kind, word: id.to_string() }
+}
+
+pub(crate) fn in_sequence(known: Meta, version: Revision) -> Result<(), ControlError> {
+    if known.version == version { Ok(()) } else { Err(ControlError::OutOfSequence) }
+}

@@ -1,0 +1,327 @@
+//! Gathers logs from the nodes that have them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use shoal_model::cluster_state::ClusterState;
+use shoal_model::fault::report;
+use shoal_model::id::{NodeId, TaskId};
+use shoal_model::object::Task;
+use shoal_model::task_state::TaskState;
+use shoal_wire::fault::RemoteFault;
+use shoal_wire::message::{
+    CloseLogs, LogChunk, LogEnd, LogOptions, LogSource, ManagerMessage, OpenLogs,
+};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::logs::{LogItem, LogQuery, LogSelector, TaskLine};
+use crate::shared::Shared;
+
+/// Chunks of one gathering that may wait for its reader.
+const CHUNKS_MAX: usize = 256;
+/// Lines that may wait for the reader of a gathered log.
+pub(crate) const ITEMS_MAX: usize = 256;
+/// How long a node's session waits for a reader that is too slow, before it drops that reader:
+/// other messages of the node wait as long.
+const READER_PATIENCE: Duration = Duration::from_millis(500);
+/// How long a node may take for its first word on a log that has an end.
+const FIRST_WORD: Duration = Duration::from_secs(5);
+
+/// What arrives for one gathering.
+enum Arrival {
+    Chunk(LogChunk),
+    End { stream: u64, error: Option<String> },
+}
+
+struct Route {
+    node: NodeId,
+    to: mpsc::Sender<Arrival>,
+}
+
+/// Brings what nodes send to who asked for it.
+#[derive(Default)]
+pub(crate) struct Router {
+    routes: Mutex<BTreeMap<u64, Route>>,
+    next: AtomicU64,
+}
+
+impl Router {
+    fn with<T>(&self, act: impl FnOnce(&mut BTreeMap<u64, Route>) -> T) -> T {
+        act(&mut self.routes.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn open(&self, node: &NodeId, to: &mpsc::Sender<Arrival>) -> u64 {
+        let stream = self.next.fetch_add(1, Ordering::Relaxed) + 1;
+        let route = Route { node: node.clone(), to: to.clone() };
+        self.with(|routes| routes.insert(stream, route));
+        stream
+    }
+
+    fn close(&self, stream: u64) {
+        self.with(|routes| routes.remove(&stream));
+    }
+
+    /// Nobody hears a stream of another node.
+    fn target(&self, node: &NodeId, stream: u64) -> Option<mpsc::Sender<Arrival>> {
+        self.with(|routes| routes.get(&stream).filter(|r| r.node == *node).map(|r| r.to.clone()))
+    }
+
+    /// Lines that a node sent.
+    pub async fn chunk(&self, node: &NodeId, chunk: LogChunk) {
+        let stream = chunk.stream;
+        let Some(to) = self.target(node, stream) else { return };
+        let sent = timeout(READER_PATIENCE, to.send(Arrival::Chunk(chunk))).await;
+        if !matches!(sent, Ok(Ok(()))) {
+            // The gathering finds its route gone and says so.
+            self.close(stream);
+        }
+    }
+
+    /// The end of a stream.
+    pub async fn end(&self, node: &NodeId, end: LogEnd) {
+        let stream = end.stream;
+        let Some(to) = self.target(node, stream) else { return };
+        let error = end.error.map(|fault: RemoteFault| report(&fault));
+        // Ignored because: a reader that takes nothing any more learns nothing either.
+        let _ = timeout(READER_PATIENCE, to.send(Arrival::End { stream, error })).await;
+        // Only now: a gathering that finds its route gone takes it for cut off.
+        self.close(stream);
+    }
+
+    /// Ends the streams of a node whose session is over.
+    pub fn node_lost(&self, node: &NodeId, why: &str) {
+        self.with(|routes| {
+            for (stream, route) in routes.iter().filter(|(_, r)| r.node == *node) {
+                let end = Arrival::End { stream: *stream, error: Some(why.to_owned()) };
+                // Ignored because: a full queue is drained first; the gathering then finds the
+                // route gone.
+                let _ = route.to.try_send(end);
+            }
+            routes.retain(|_, r| r.node != *node);
+        });
+    }
+
+    fn is_open(&self, stream: u64) -> bool {
+        self.with(|routes| routes.contains_key(&stream))
+    }
+}
+
+struct Source {
+    task: Arc<Task>,
+    node: NodeId,
+    opened: Instant,
+    spoke: bool,
+}
+
+/// One gathered log on its way to its reader.
+pub(crate) struct Gathering {
+    shared: Arc<Shared>,
+    selector: LogSelector,
+    query: LogQuery,
+    out: mpsc::Sender<LogItem>,
+    to: mpsc::Sender<Arrival>,
+    arrivals: mpsc::Receiver<Arrival>,
+    sources: BTreeMap<u64, Source>,
+    seen: BTreeSet<TaskId>,
+    warned: BTreeSet<NodeId>,
+}
+
+/// The reader is gone.
+struct Gone;
+
+impl Gathering {
+    pub fn new(
+        shared: Arc<Shared>,
+        selector: LogSelector,
+        query: LogQuery,
+        out: mpsc::Sender<LogItem>,
+    ) -> Self {
+        let (to, arrivals) = mpsc::channel(CHUNKS_MAX);
+        Self {
+            shared,
+            selector,
+            query,
+            out,
+            to,
+            arrivals,
+            sources: BTreeMap::new(),
+            seen: BTreeSet::new(),
+            warned: BTreeSet::new(),
+        }
+    }
+
+    /// Gathers until everything has been said, or the reader is gone.
+    pub async fn run(mut self) {
+        // Ignored because: both ways it is over.
+        let _ = self.gather().await;
+        for (stream, source) in std::mem::take(&mut self.sources) {
+            self.shared.logs.close(stream);
+            if let Some(sender) = self.shared.sessions.sender(&source.node) {
+                // Ignored because: without a session the node sends nothing anyway.
+                let _ = sender.send(ManagerMessage::CloseLogs(CloseLogs { stream })).await;
+            }
+        }
+    }
+
+    async fn gather(&mut self) -> Result<(), Gone> {
+        let mut revision = self.shared.store.watch();
+        self.open_all(true).await?;
+        loop {
+            if self.sources.is_empty() && self.is_over() {
+                return Ok(());
+            }
+            let next_check = Instant::now() + FIRST_WORD;
+            tokio::select! {
+                arrival = self.arrivals.recv() => match arrival {
+                    Some(arrival) => self.take(arrival).await?,
+                    None => return Ok(()),
+                },
+                changed = revision.changed(), if self.query.follow => {
+                    if changed.is_err() {
+                        return Ok(());
+                    }
+                    self.open_all(false).await?;
+                }
+                () = self.out.closed() => return Err(Gone),
+                () = sleep_until(next_check) => {}
+            }
+            self.give_up_on_silent().await?;
+        }
+    }
+
+    /// Whether no further task can come.
+    fn is_over(&self) -> bool {
+        if !self.query.follow {
+            return true;
+        }
+        let state = self.shared.state();
+        match &self.selector {
+            LogSelector::Service(id) => !state.services.contains_key(id),
+            LogSelector::Task(id) => {
+                let ended = |t: &Arc<Task>| t.status.state.is_terminal();
+                state.tasks.get(id).is_none_or(ended) || self.seen.contains(id)
+            }
+        }
+    }
+
+    /// Asks for the logs of every task that can have one and was not asked for yet.
+    async fn open_all(&mut self, first: bool) -> Result<(), Gone> {
+        let state = self.shared.state();
+        for task in selected(&state, &self.selector) {
+            let ready = task.status.container.is_some() || task.status.state >= TaskState::Starting;
+            if self.seen.contains(&task.id) || !ready {
+                continue;
+            }
+            let Some(node) = task.node_id.clone() else { continue };
+            self.seen.insert(task.id.clone());
+            let Some(sender) = self.shared.sessions.sender(&node) else {
+                self.warn_of_node(&state, &node).await?;
+                continue;
+            };
+            let stream = self.shared.logs.open(&node, &self.to);
+            let options = LogOptions {
+                follow: self.query.follow,
+                // A task that begins while we follow is shown from its first line.
+                tail: self.query.tail.filter(|_| first),
+                since: self.query.since,
+                until: self.query.until,
+                stdout: self.query.stdout,
+                stderr: self.query.stderr,
+            };
+            let open = OpenLogs { stream, task_id: task.id.clone(), options };
+            if sender.send(ManagerMessage::OpenLogs(open)).await.is_err() {
+                self.shared.logs.close(stream);
+                self.warn_of_node(&state, &node).await?;
+                continue;
+            }
+            let source = Source { task, node, opened: Instant::now(), spoke: false };
+            self.sources.insert(stream, source);
+        }
+        Ok(())
+    }
+
+    async fn warn_of_node(&mut self, state: &ClusterState, node: &NodeId) -> Result<(), Gone> {
+        if !self.warned.insert(node.clone()) {
+            return Ok(());
+        }
+        let name = state.nodes.get(node).map(|n| n.description.hostname.as_str());
+        let text = match name {
+            Some(name) => {
+                format!("node '{name}' cannot be reached: the logs of its tasks are missing")
+            }
+            None => {
+                format!("node '{node}' is no member any more: the logs of its tasks are missing")
+            }
+        };
+        self.say(LogItem::Warning(text)).await
+    }
+
+    async fn take(&mut self, arrival: Arrival) -> Result<(), Gone> {
+        match arrival {
+            Arrival::Chunk(chunk) => {
+                let Some(source) = self.sources.get_mut(&chunk.stream) else { return Ok(()) };
+                source.spoke = true;
+                let (task, node) = (Arc::clone(&source.task), source.node.clone());
+                for line in chunk.lines {
+                    let item = LogItem::Line(TaskLine {
+                        node_id: node.clone(),
+                        service_id: task.service_id.clone(),
+                        task_id: task.id.clone(),
+                        time: line.time,
+                        stderr: line.source == LogSource::Stderr,
+                        line: line.line,
+                    });
+                    self.say(item).await?;
+                }
+            }
+            Arrival::End { stream, error } => {
+                let Some(source) = self.sources.remove(&stream) else { return Ok(()) };
+                if let Some(error) = error {
+                    let name = source.task.name();
+                    let text = format!("the log of task '{name}' is incomplete: {error}");
+                    self.say(LogItem::Warning(text)).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Drops sources that do not answer, or that were cut off because we read too slowly.
+    async fn give_up_on_silent(&mut self) -> Result<(), Gone> {
+        let now = Instant::now();
+        let mut lost = Vec::new();
+        for (stream, source) in &self.sources {
+            let silent = !source.spoke && !self.query.follow && now > source.opened + FIRST_WORD;
+            let cut = !self.shared.logs.is_open(*stream) && self.arrivals.is_empty();
+            if silent || cut {
+                lost.push((*stream, if silent { "its node does not answer" } else { "cut off" }));
+            }
+        }
+        for (stream, why) in lost {
+            self.shared.logs.close(stream);
+            if let Some(source) = self.sources.remove(&stream) {
+                let name = source.task.name();
+                let text = format!("the log of task '{name}' is incomplete: {why}");
+                self.say(LogItem::Warning(text)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn say(&self, item: LogItem) -> Result<(), Gone> {
+        self.out.send(item).await.map_err(|_| Gone)
+    }
+}
+
+fn selected(state: &ClusterState, selector: &LogSelector) -> Vec<Arc<Task>> {
+    match selector {
+        LogSelector::Task(id) => state.tasks.get(id).cloned().into_iter().collect(),
+        LogSelector::Service(id) => {
+            let own = |t: &&Arc<Task>| t.service_id.as_ref() == Some(id);
+            state.tasks.values().filter(own).cloned().collect()
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! Lets nodes in: root certificate, certificates, renewal.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use shoal_identity::authority::{NODE_VALIDITY, RootAuthority};
+use shoal_identity::peer::PeerIdentity;
+use shoal_identity::token::JoinToken;
+use shoal_model::change::{Change, Expect, Object};
+use shoal_model::cluster_state::ClusterState;
+use shoal_model::fault::FaultKind;
+use shoal_model::id::NodeId;
+use shoal_model::net::NodeIndex;
+use shoal_model::object::{Cluster, Meta, Node, NodeState, NodeStatus};
+use shoal_model::spec::node::{NodeRole, NodeSpec};
+use shoal_model::time::{Nanos, Timestamp};
+use shoal_plan::validate::SpecError;
+use shoal_wire::fault::RemoteFault;
+use shoal_wire::message::{
+    CertificateReply, IssueCertificate, NodeFacts, PROTOCOL_VERSION, RenewCertificate, RootCaReply,
+};
+use shoal_wire::server::JoinHandler;
+
+use crate::error::ControlError;
+use crate::membership::{SILENT, give_up};
+use crate::shared::{RandomIds, Shared, cluster, managers};
+
+/// Answers joining and renewing nodes.
+pub(crate) struct Doorkeeper(pub Arc<Shared>);
+
+#[async_trait]
+impl JoinHandler for Doorkeeper {
+    async fn root_ca(&self) -> Result<RootCaReply, RemoteFault> {
+        let state = self.0.state();
+        let cluster = cluster(&state).map_err(|e| RemoteFault::of(&e))?;
+        let root_pem = cluster.root_ca.cert_pem.clone();
+        Ok(RootCaReply { version: PROTOCOL_VERSION, root_pem })
+    }
+
+    async fn issue_certificate(
+        &self,
+        remote: SocketAddr,
+        request: IssueCertificate,
+    ) -> Result<CertificateReply, RemoteFault> {
+        check_version(request.version)?;
+        self.join(remote, request).await.map_err(|e| RemoteFault::of(&e))
+    }
+
+    async fn renew_certificate(
+        &self,
+        peer: PeerIdentity,
+        request: RenewCertificate,
+    ) -> Result<CertificateReply, RemoteFault> {
+        check_version(request.version)?;
+        self.renew(peer, request).await.map_err(|e| RemoteFault::of(&e))
+    }
+}
+
+fn check_version(version: u32) -> Result<(), RemoteFault> {
+    if version == PROTOCOL_VERSION {
+        return Ok(());
+    }
+    Err(RemoteFault::new(
+        FaultKind::Conflict,
+        format!("this manager speaks protocol version {PROTOCOL_VERSION}, the node {version}"),
+    ))
+}
+
+impl Doorkeeper {
+    async fn join(
+        &self,
+        remote: SocketAddr,
+        request: IssueCertificate,
+    ) -> Result<CertificateReply, ControlError> {
+        let state = self.0.state();
+        let known = cluster(&state)?;
+        let role = JoinToken::parse(&request.token)?.role_in(&known.join_tokens)?;
+        if role == NodeRole::Manager {
+            return Err(SpecError::not_implemented("more than one manager").into());
+        }
+        let node_id = NodeId::generate(&mut RandomIds);
+        let reply = self.certify(known, &node_id, role, request.csr_pem).await?;
+        let facts = request.facts;
+        let addr = facts.advertise_addr.unwrap_or_else(|| remote.ip());
+        let id = node_id.clone();
+        self.0
+            .writer
+            .write(move |state, now| {
+                let node = new_node(state, &id, &facts, addr, now)?;
+                let object = Object::Node(Box::new(node));
+                Ok((vec![Change::Put { object, expect: Expect::Absent }], ()))
+            })
+            .await?;
+        tracing::info!(node = %node_id, %addr, "a node joined");
+        give_up(&self.0, &node_id, self.0.welcome_patience(), SILENT);
+        Ok(reply)
+    }
+
+    async fn renew(
+        &self,
+        peer: PeerIdentity,
+        request: RenewCertificate,
+    ) -> Result<CertificateReply, ControlError> {
+        let state = self.0.state();
+        let known = cluster(&state)?;
+        let node = state.nodes.get(&peer.node_id).ok_or_else(|| ControlError::NotFound {
+            kind: "node",
+            word: peer.node_id.to_string(),
+        })?;
+        self.certify(known, &peer.node_id, role_of(node), request.csr_pem).await
+    }
+
+    async fn certify(
+        &self,
+        cluster: &Arc<Cluster>,
+        node_id: &NodeId,
+        role: NodeRole,
+        csr_pem: String,
+    ) -> Result<CertificateReply, ControlError> {
+        let now = self.0.now();
+        let expiry = cluster.spec.ca_config.node_cert_expiry.map(Nanos::duration);
+        let validity: Duration = expiry.filter(|e| !e.is_zero()).unwrap_or(NODE_VALIDITY);
+        let (of, id) = (Arc::clone(cluster), node_id.clone());
+        // Signing takes about a millisecond.
+        let issue = tokio::task::spawn_blocking(move || {
+            RootAuthority::load(&of.root_ca)?.issue(&csr_pem, &id, role, &of.id, now, validity)
+        });
+        let cert_pem = issue.await.map_err(|_| ControlError::Stopping)??;
+        Ok(CertificateReply {
+            version: PROTOCOL_VERSION,
+            node_id: node_id.clone(),
+            role,
+            cluster_id: cluster.id.clone(),
+            cert_pem,
+            managers: managers(&self.0.state()),
+        })
+    }
+}
+
+fn role_of(node: &Node) -> NodeRole {
+    if node.manager.is_some() { NodeRole::Manager } else { NodeRole::Worker }
+}
+
+fn new_node(
+    state: &ClusterState,
+    id: &NodeId,
+    facts: &NodeFacts,
+    addr: IpAddr,
+    now: Timestamp,
+) -> Result<Node, ControlError> {
+    Ok(Node {
+        id: id.clone(),
+        meta: Meta::default(),
+        spec: NodeSpec {
+            labels: facts.labels.clone(),
+            role: NodeRole::Worker,
+            availability: facts.availability,
+            ..NodeSpec::default()
+        },
+        description: facts.description.clone(),
+        status: NodeStatus {
+            state: NodeState::Unknown,
+            message: "joined; its first session is awaited".to_owned(),
+            addr: addr.to_string(),
+            since: now,
+        },
+        index: free_index(state)?,
+        data_path_addr: Some(facts.data_path_addr.unwrap_or(addr)),
+        manager: None,
+    })
+}
+
+/// The index behind the highest one; once those are used up, the lowest free one. (A number that
+/// was just freed may still be in other nodes' connection marks.)
+fn free_index(state: &ClusterState) -> Result<NodeIndex, ControlError> {
+    let used: BTreeSet<u16> = state.nodes.values().map(|n| n.index.0).collect();
+    let next = used.iter().next_back().map_or(1, |highest| highest + 1);
+    let mut candidates = (next..=NodeIndex::MAX.0).chain(1..next);
+    candidates.find(|index| !used.contains(index)).map(NodeIndex).ok_or_else(|| {
+        ControlError::Precondition {
+            message: format!("the cluster is full: it has {} nodes", used.len()),
+        }
+    })
+}

@@ -1,0 +1,32 @@
+//! The manager's part of a node: joins nodes, runs their sessions, runs the control loops of
+//! `shoal-plan` while it leads, and is the one door through which the cluster's state changes.
+//!
+//! It touches no kernel and runs no container.
+//!
+//! **Invariants**: every write goes through one writer task, in order, and is computed from the
+//! state that it is applied to; a status of a task is written only on behalf of the task's own
+//! node; all times in the state are this manager's clock, never a node's; nobody waits for a slow
+//! node.
+//!
+//! Begin reading at [`manager`] (what runs), [`control`] (what the API calls) and `writer` (how
+//! anything is written).
+
+#![forbid(unsafe_code)]
+
+mod assigner;
+mod attach;
+pub mod control;
+mod dispatcher;
+pub mod error;
+mod events;
+mod gather;
+mod join;
+pub mod logs;
+pub mod manager;
+mod membership;
+mod planner;
+mod services;
+mod sessions;
+mod shared;
+mod statuses;
+mod writer;

@@ -1,0 +1,137 @@
+//! What the state says of a node as its sessions come and go.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use shoal_model::change::{Change, Expect, Object};
+use shoal_model::fault::report;
+use shoal_model::id::NodeId;
+use shoal_model::object::{Node, NodeDescription, NodeState, NodeStatus};
+use shoal_wire::message::Hello;
+
+use crate::error::ControlError;
+use crate::shared::Shared;
+
+/// What `node inspect` says of a node that was lost.
+pub(crate) const SILENT: &str = "heartbeat failure: the node has been silent for three heartbeats";
+
+/// What it says of a node that left on purpose.
+pub(crate) const LEFT: &str = "the node left the cluster";
+
+/// Marks a node as down after `patience`, unless it has a session then.
+pub(crate) fn give_up(shared: &Arc<Shared>, node: &NodeId, patience: Duration, why: &'static str) {
+    let (of, node) = (Arc::downgrade(shared), node.clone());
+    shared.help(async move {
+        tokio::time::sleep(patience).await;
+        if let Some(shared) = of.upgrade() {
+            shared.mark_down(&node, why).await;
+        }
+    });
+}
+
+impl Shared {
+    /// Notes that a node has a session, and what it says about itself.
+    pub(crate) async fn mark_ready(
+        &self,
+        node: &NodeId,
+        hello: Hello,
+        remote: &str,
+    ) -> Result<(), ControlError> {
+        let (node, remote) = (node.clone(), remote.to_owned());
+        self.writer
+            .write(move |state, now| {
+                let known = state.nodes.get(&node).ok_or_else(|| ControlError::NotFound {
+                    kind: "node",
+                    word: node.to_string(),
+                })?;
+                let mut next = (**known).clone();
+                let addr = hello.advertise_addr.map_or_else(|| remote.clone(), |a| a.to_string());
+                let ready = NodeStatus {
+                    state: NodeState::Ready,
+                    message: String::new(),
+                    addr: addr.clone(),
+                    since: now,
+                };
+                if known.status.state == NodeState::Ready {
+                    next.status.message.clear();
+                    next.status.addr = addr.clone();
+                } else {
+                    next.status = ready;
+                }
+                next.description = hello.description.clone();
+                next.data_path_addr = hello.data_path_addr.or_else(|| addr.parse().ok());
+                Ok((put_if_changed(known, next), ()))
+            })
+            .await
+    }
+
+    /// Notes that a node leaves: it gets no more tasks, its tasks are replaced at once, and what is
+    /// connected to them may finish while it stops.
+    pub(crate) async fn mark_left(&self, node: &NodeId) {
+        self.move_to(node, NodeState::Disconnected, LEFT, |_| true).await;
+    }
+
+    /// Notes that a node is gone, unless it has a session (again).
+    pub(crate) async fn mark_down(self: &Arc<Self>, node: &NodeId, why: &str) {
+        let shared = Arc::downgrade(self);
+        let gone = move |node: &NodeId| {
+            shared.upgrade().is_some_and(|shared| {
+                !*shared.stopping.borrow() && !shared.sessions.is_connected(node)
+            })
+        };
+        self.move_to(node, NodeState::Down, why, gone).await;
+    }
+
+    async fn move_to(
+        &self,
+        node: &NodeId,
+        to: NodeState,
+        why: &str,
+        still: impl Fn(&NodeId) -> bool + Send + 'static,
+    ) {
+        let (id, message) = (node.clone(), why.to_owned());
+        let write = self
+            .writer
+            .write(move |state, now| {
+                let Some(known) = state.nodes.get(&id) else { return Ok((Vec::new(), ())) };
+                if known.status.state == NodeState::Down || known.status.state == to || !still(&id)
+                {
+                    return Ok((Vec::new(), ()));
+                }
+                let mut next = (**known).clone();
+                next.status.state = to;
+                next.status.message.clone_from(&message);
+                next.status.since = now;
+                Ok((put_if_changed(known, next), ()))
+            })
+            .await;
+        if let Err(error) = write {
+            tracing::warn!(node = %node, cause = report(&error), "a lost node was not noted");
+        }
+    }
+
+    pub(crate) async fn describe(&self, node: &NodeId, description: NodeDescription) {
+        let id = node.clone();
+        let write = self
+            .writer
+            .write(move |state, _| {
+                let Some(known) = state.nodes.get(&id) else { return Ok((Vec::new(), ())) };
+                let mut next = (**known).clone();
+                next.description = description.clone();
+                Ok((put_if_changed(known, next), ()))
+            })
+            .await;
+        if let Err(error) = write {
+            tracing::warn!(node = %node, cause = report(&error), "a description was not noted");
+        }
+    }
+}
+
+/// The change that writes `next`, if it differs.
+fn put_if_changed(known: &Node, next: Node) -> Vec<Change> {
+    if *known == next {
+        return Vec::new();
+    }
+    let expect = Expect::Version(known.meta.version);
+    vec![Change::Put { object: Object::Node(Box::new(next)), expect }]
+}

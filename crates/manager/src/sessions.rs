@@ -1,0 +1,151 @@
+//! Who is connected, and how far each node's kernel has come.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use shoal_model::assignment::Assignment;
+use shoal_model::cluster_state::ClusterState;
+use shoal_model::id::{NodeId, Revision, SessionId};
+use shoal_model::object::NodeState;
+use shoal_wire::message::{ByeReason, ManagerMessage};
+use shoal_wire::session::SessionSender;
+use tokio::sync::watch;
+
+/// One connected node.
+pub(crate) struct Session {
+    pub id: SessionId,
+    pub sender: SessionSender<ManagerMessage>,
+    /// What the node should have; its session sends it.
+    pub assignment: watch::Sender<Option<Arc<Assignment>>>,
+    /// Set to end the session.
+    pub end: watch::Sender<Option<ByeReason>>,
+}
+
+/// How far a node's kernel has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Progress {
+    /// The revision of the last assignment that was sent.
+    pub sent: Revision,
+    /// The last revision that the node confirmed.
+    pub acked: Revision,
+    /// The newest revision of the state at which the node's assignment is still the one sent.
+    pub current: Revision,
+}
+
+impl Progress {
+    /// The newest revision that the node's kernel corresponds to.
+    fn reached(self) -> Revision {
+        if self.acked >= self.sent && self.sent > Revision(0) { self.current } else { self.acked }
+    }
+}
+
+#[derive(Default)]
+struct Tables {
+    sessions: BTreeMap<NodeId, Session>,
+    progress: BTreeMap<NodeId, Progress>,
+}
+
+/// Who is connected.
+pub(crate) struct Sessions {
+    tables: Mutex<Tables>,
+    converged: watch::Sender<Revision>,
+}
+
+impl Sessions {
+    pub fn new() -> Self {
+        Self { tables: Mutex::default(), converged: watch::channel(Revision(0)).0 }
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&mut Tables) -> T) -> T {
+        act(&mut self.tables.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Enters a session; an older one of the same node ends.
+    pub fn enter(&self, node: &NodeId, session: Session) {
+        self.with(|tables| {
+            tables.progress.insert(node.clone(), Progress::default());
+            if let Some(old) = tables.sessions.insert(node.clone(), session) {
+                old.end.send_replace(Some(ByeReason::Replaced));
+            }
+        });
+    }
+
+    /// Takes a session out; `false` if another one of the node has taken its place.
+    pub fn leave(&self, node: &NodeId, id: &SessionId) -> bool {
+        self.with(|tables| {
+            let own = tables.sessions.get(node).is_some_and(|s| s.id == *id);
+            if own {
+                tables.sessions.remove(node);
+            }
+            own
+        })
+    }
+
+    pub fn is_connected(&self, node: &NodeId) -> bool {
+        self.with(|tables| tables.sessions.contains_key(node))
+    }
+
+    pub fn sender(&self, node: &NodeId) -> Option<SessionSender<ManagerMessage>> {
+        self.with(|tables| tables.sessions.get(node).map(|s| s.sender.clone()))
+    }
+
+    pub fn nodes(&self) -> Vec<NodeId> {
+        self.with(|tables| tables.sessions.keys().cloned().collect())
+    }
+
+    /// Ends a node's session.
+    pub fn end(&self, node: &NodeId, reason: ByeReason) {
+        self.with(|tables| {
+            if let Some(session) = tables.sessions.get(node) {
+                session.end.send_replace(Some(reason));
+            }
+        });
+    }
+
+    /// Says what a node should have.
+    pub fn assign(&self, node: &NodeId, assignment: Arc<Assignment>) {
+        self.with(|tables| {
+            if let Some(session) = tables.sessions.get(node) {
+                session.assignment.send_replace(Some(assignment));
+            }
+        });
+    }
+
+    /// Notes how far a node has come.
+    pub fn note(&self, node: &NodeId, id: &SessionId, edit: impl FnOnce(&mut Progress)) {
+        self.with(|tables| {
+            if tables.sessions.get(node).is_some_and(|s| s.id == *id) {
+                edit(tables.progress.entry(node.clone()).or_default());
+            }
+        });
+    }
+
+    /// The revision that each connected node's kernel corresponds to.
+    pub fn reached(&self) -> BTreeMap<NodeId, Revision> {
+        self.with(|tables| {
+            tables.progress.iter().map(|(id, progress)| (id.clone(), progress.reached())).collect()
+        })
+    }
+
+    /// Works out what the kernels of all ready nodes have, and tells it to the sessions.
+    pub fn update_converged(&self, state: &ClusterState) {
+        let ready = state.nodes.values().filter(|n| n.status.state == NodeState::Ready);
+        let ready: BTreeSet<&NodeId> = ready.map(|n| &n.id).collect();
+        let all = self.with(|tables| {
+            tables.progress.retain(|id, _| ready.contains(id) || tables.sessions.contains_key(id));
+            let reached = |id: &&NodeId| tables.progress.get(*id).map(|p| p.reached());
+            ready.iter().map(|id| reached(id).unwrap_or_default()).min()
+        });
+        let Some(all) = all else { return };
+        self.converged.send_if_modified(|known| {
+            let newer = all > *known;
+            *known = all.max(*known);
+            newer
+        });
+    }
+
+    /// The newest revision that every ready node's kernel has had.
+    pub fn converged(&self) -> watch::Receiver<Revision> {
+        self.converged.subscribe()
+    }
+}

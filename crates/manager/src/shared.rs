@@ -1,0 +1,109 @@
+//! What the manager's tasks share.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use shoal_model::cluster_state::ClusterState;
+use shoal_model::event::Event;
+use shoal_model::id::{IdSource, NodeId};
+use shoal_model::object::{Cluster, Node};
+use shoal_model::time::{Nanos, Timestamp};
+use shoal_store::Store;
+use shoal_wire::message::ManagerAddr;
+use tokio::sync::{broadcast, mpsc, watch};
+use tokio::task::JoinSet;
+
+use crate::error::ControlError;
+use crate::gather::Router;
+use crate::manager::Clock;
+use crate::sessions::Sessions;
+use crate::statuses::Reported;
+use crate::writer::Writer;
+
+/// Time between heartbeats, if the cluster's settings do not say.
+const HEARTBEAT_DEFAULT: Duration = Duration::from_secs(1);
+/// Heartbeats that may be missed before a node counts as down.
+const MISSED_MAX: u32 = 3;
+/// How long agents wait at most before they try to connect again.
+const AGENT_RETRY_MAX: Duration = Duration::from_secs(2);
+
+/// The system's random source.
+pub(crate) struct RandomIds;
+
+impl IdSource for RandomIds {
+    fn fresh(&mut self) -> [u8; 16] {
+        rand::random()
+    }
+}
+
+/// What the manager's tasks share.
+pub(crate) struct Shared {
+    pub store: Store,
+    pub writer: Writer,
+    pub clock: Clock,
+    /// This manager's own node.
+    pub own: NodeId,
+    pub sessions: Sessions,
+    pub logs: Router,
+    pub events: broadcast::Sender<Event>,
+    /// Statuses on their way to the store.
+    pub reports: mpsc::Sender<Reported>,
+    /// True from the moment the manager stops: sessions that end then mean nothing.
+    pub stopping: watch::Sender<bool>,
+    /// Short-lived tasks; all of them end with the manager.
+    pub helpers: Mutex<JoinSet<()>>,
+}
+
+impl Shared {
+    /// The newest state.
+    pub fn state(&self) -> Arc<ClusterState> {
+        self.store.state()
+    }
+
+    pub fn now(&self) -> Timestamp {
+        (self.clock)()
+    }
+
+    /// Runs a short-lived task that ends with the manager.
+    pub fn help(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let mut helpers = self.helpers.lock().unwrap_or_else(PoisonError::into_inner);
+        while helpers.try_join_next().is_some() {}
+        if !*self.stopping.borrow() {
+            helpers.spawn(task);
+        }
+    }
+
+    /// Time between heartbeats.
+    pub fn heartbeat(&self) -> Duration {
+        let state = self.state();
+        let period = state.cluster.as_ref().and_then(|c| c.spec.dispatcher.heartbeat_period);
+        period.map(Nanos::duration).filter(|p| !p.is_zero()).unwrap_or(HEARTBEAT_DEFAULT)
+    }
+
+    /// Silence after which a node counts as down.
+    pub fn patience(&self) -> Duration {
+        self.heartbeat() * MISSED_MAX
+    }
+
+    /// How long a node may take to come back to a manager that has just begun.
+    pub fn welcome_patience(&self) -> Duration {
+        self.patience() + AGENT_RETRY_MAX
+    }
+}
+
+/// The cluster of `state`.
+pub(crate) fn cluster(state: &ClusterState) -> Result<&Arc<Cluster>, ControlError> {
+    state
+        .cluster
+        .as_ref()
+        .ok_or_else(|| ControlError::NotFound { kind: "cluster", word: "default".to_owned() })
+}
+
+/// Every manager that nodes may connect to.
+pub(crate) fn managers(state: &ClusterState) -> Vec<ManagerAddr> {
+    let address = |node: &Arc<Node>| {
+        let addr = node.manager.as_ref()?.addr.clone();
+        Some(ManagerAddr { node_id: node.id.clone(), addr })
+    };
+    state.nodes.values().filter_map(address).collect()
+}

@@ -1,0 +1,270 @@
+//! A manager over loopback: joining, running services, losing nodes.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use shoal_manager::control::{Rotation, ServiceUpdate};
+use shoal_manager::error::ControlError;
+use shoal_model::cluster_state::ClusterState;
+use shoal_model::fault::{Fault, FaultKind};
+use shoal_model::id::NodeId;
+use shoal_model::object::NodeState;
+use shoal_model::spec::node::{Availability, NodeRole};
+use shoal_model::spec::service::{EndpointSpec, PortConfig, Replicated, ServiceMode};
+use shoal_wire::message::{ByeReason, Leave, ManagerMessage, NodeMessage};
+use support::{DEADLINE, FakeNode, World, network, running, service};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_runs_on_every_node_that_joined() {
+    let world = World::new().await;
+    let a = world.worker("a").await;
+    let b = world.worker("b").await;
+    let net = world.control.create_network(network("mynet1")).await.unwrap();
+    let id = world.control.create_service(service("web", 2, &["mynet1"]), None).await.unwrap().id;
+    world.until_running(&id, 2).await;
+    let state = world.control.state();
+    let nodes: BTreeSet<NodeId> =
+        running(&state, &id).iter().map(|t| t.node_id.clone().unwrap()).collect();
+    assert_eq!(nodes, BTreeSet::from([a.id(), b.id()]));
+    let stored = state.services.get(&id).unwrap();
+    assert_eq!(stored.endpoint.vips[0].addr.to_string(), "10.0.0.2/24");
+    assert_eq!(stored.spec.networks()[0].target, net.to_string(), "ids are stored, as Docker does");
+    // Every node learns both backends and confirms it.
+    let complete = || {
+        [&a, &b].iter().all(|node| {
+            let assignment = node.assignment.lock().unwrap();
+            let table = assignment.networks.get(&net);
+            table.is_some_and(|t| t.services[0].backends.len() == 2 && t.peers.len() == 2)
+        })
+    };
+    wait(complete).await;
+    let revision = world.control.state().revision;
+    wait(|| {
+        let acked = world.control.acked();
+        [&a, &b].iter().all(|n| acked.get(&n.id()).is_some_and(|r| *r >= revision))
+    })
+    .await;
+}
+
+/// Waits for something that no watch tells.
+async fn wait(holds: impl Fn() -> bool) {
+    let until = tokio::time::Instant::now() + DEADLINE;
+    while !holds() {
+        assert!(tokio::time::Instant::now() < until, "waited too long");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn scale_update_and_removal_are_carried_out() {
+    let world = World::new().await;
+    let _a = world.worker("a").await;
+    let id = world.control.create_service(service("web", 1, &[]), None).await.unwrap().id;
+    world.until_running(&id, 1).await;
+    let stored = world.control.state().services.get(&id).unwrap().clone();
+    let mut spec = (*stored.spec).clone();
+    spec.mode = Some(ServiceMode {
+        replicated: Some(Replicated { replicas: Some(3) }),
+        ..ServiceMode::default()
+    });
+    let update = || ServiceUpdate::Spec(Box::new(spec.clone()));
+    let version = stored.meta.version;
+    world.control.update_service(&id, version, update(), None).await.unwrap();
+    let again = world.control.update_service(&id, version, update(), None).await;
+    assert!(matches!(again, Err(ControlError::OutOfSequence)));
+    assert_eq!(again.unwrap_err().to_string(), "update out of sequence");
+    world.until_running(&id, 3).await;
+    let duplicate = world.control.create_service(service("web", 1, &[]), None).await.unwrap_err();
+    assert_eq!(duplicate.kind(), FaultKind::Conflict);
+    world.control.remove_service(&id).await.unwrap();
+    world.until("every task is gone", |state| state.tasks.is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_node_is_replaced_and_reconciled_when_it_returns() {
+    let world = World::new().await;
+    let a = world.worker("a").await;
+    let b = world.worker("b").await;
+    let id = world.control.create_service(service("web", 2, &[]), None).await.unwrap().id;
+    world.until_running(&id, 2).await;
+    let lost = b.id();
+    let identity = b.kill();
+    world
+        .until("the node is down", |state| {
+            state.nodes.get(&lost).is_some_and(|n| n.status.state == NodeState::Down)
+        })
+        .await;
+    world
+        .until("the other node runs both", |state| {
+            let tasks = running(state, &id);
+            tasks.len() == 2 && tasks.iter().all(|t| t.node_id.as_ref() == Some(&a.id()))
+        })
+        .await;
+    let back = FakeNode::start(identity, world.addr, "b");
+    world
+        .until("the old task ends", |state| {
+            let ready = state.nodes.get(&lost).is_some_and(|n| n.status.state == NodeState::Ready);
+            let old = state.tasks.values().filter(|t| t.node_id.as_ref() == Some(&lost));
+            ready && old.into_iter().all(|t| t.status.state.is_terminal())
+        })
+        .await;
+    assert_eq!(running(&world.control.state(), &id).len(), 2);
+    drop(back);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_leaves_hands_over_at_once_and_can_be_removed() {
+    let world = World::new().await;
+    let a = world.worker("a").await;
+    let id = a.id();
+    let refused = world.control.remove_node(&id, false).await.unwrap_err();
+    assert_eq!(refused.to_string(), format!("node {id} is not down and can't be removed"));
+    a.tell(NodeMessage::Leave(Leave {})).await;
+    let is = |state: &ClusterState, wanted| {
+        state.nodes.get(&id).is_some_and(|n| n.status.state == wanted)
+    };
+    world.until("the node leaves", |state| is(state, NodeState::Disconnected)).await;
+    drop(a);
+    world.until("the node is down", |state| is(state, NodeState::Down)).await;
+    world.control.remove_node(&id, false).await.unwrap();
+    assert!(!world.control.state().nodes.contains_key(&id));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removed_node_is_told_so_and_the_manager_stays() {
+    let world = World::new().await;
+    let mut a = world.worker("a").await;
+    world.control.remove_node(&a.id(), true).await.unwrap();
+    let bye = tokio::time::timeout(DEADLINE, async {
+        loop {
+            if let Some(ManagerMessage::Bye(bye)) = a.heard.recv().await {
+                return bye.reason;
+            }
+        }
+    });
+    assert_eq!(bye.await.unwrap(), ByeReason::Removed);
+    let own = world.identity.node_id.clone();
+    let refused = world.control.remove_node(&own, true).await.unwrap_err();
+    assert!(refused.to_string().contains("must be demoted to worker"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_decide_who_joins() {
+    let world = World::new().await;
+    let refused = world.join(&world.token(NodeRole::Manager), "m2").await.unwrap_err();
+    assert_eq!(refused.kind(), FaultKind::NotImplemented);
+    assert!(refused.to_string().contains("more than one manager"), "{refused}");
+    let old = world.token(NodeRole::Worker);
+    let cluster = world.control.state().cluster.clone().unwrap();
+    let rotation = Rotation { worker_token: true, ..Rotation::default() };
+    world
+        .control
+        .update_cluster(cluster.meta.version, cluster.spec.clone(), rotation)
+        .await
+        .unwrap();
+    let refused = world.join(&old, "late").await.unwrap_err();
+    assert_eq!(refused.kind(), FaultKind::Unauthorized);
+    assert_ne!(old, world.token(NodeRole::Worker));
+    world.join(&world.token(NodeRole::Worker), "invited").await.unwrap();
+    assert_eq!(world.control.state().nodes.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_manager_on_the_old_store_disturbs_no_task() {
+    let mut world = World::new().await;
+    let _a = world.worker("a").await;
+    let _b = world.worker("b").await;
+    let id = world.control.create_service(service("web", 4, &[]), None).await.unwrap().id;
+    world.until_running(&id, 4).await;
+    let before: BTreeSet<_> =
+        running(&world.store.state(), &id).iter().map(|t| t.id.clone()).collect();
+    world.restart_manager().await;
+    world
+        .until("both workers are back", |state| {
+            let ready = state.nodes.values().filter(|n| n.status.state == NodeState::Ready);
+            ready.count() == 2
+        })
+        .await;
+    let after: BTreeSet<_> =
+        running(&world.store.state(), &id).iter().map(|t| t.id.clone()).collect();
+    assert_eq!(before, after);
+    // Its own node has no agent in this test: it counts as down after a while, the others do not.
+    world
+        .until("the silent node is down", |state| {
+            state.nodes.values().filter(|n| n.status.state == NodeState::Down).count() == 1
+        })
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drained_node_gives_its_tasks_away() {
+    let world = World::new().await;
+    let a = world.worker("a").await;
+    let b = world.worker("b").await;
+    let id = world.control.create_service(service("web", 2, &[]), None).await.unwrap().id;
+    world.until_running(&id, 2).await;
+    let node = world.control.state().nodes.get(&a.id()).unwrap().clone();
+    let mut spec = node.spec.clone();
+    spec.availability = Availability::Drain;
+    world.control.update_node(&a.id(), node.meta.version, spec.clone()).await.unwrap();
+    world
+        .until("the other node runs both", |state| {
+            let tasks = running(state, &id);
+            tasks.len() == 2 && tasks.iter().all(|t| t.node_id.as_ref() == Some(&b.id()))
+        })
+        .await;
+    let stale = world.control.update_node(&a.id(), node.meta.version, spec).await;
+    assert!(matches!(stale, Err(ControlError::OutOfSequence)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn published_ports_reach_every_node_and_clash_in_dockers_words() {
+    let world = World::new().await;
+    let a = world.worker("a").await;
+    let mut ingress = network("ingress");
+    ingress.ingress = Some(true);
+    world.control.create_network(ingress).await.unwrap();
+    let mut spec = service("web", 1, &[]);
+    let port = PortConfig { target_port: 80, published_port: Some(8091), ..PortConfig::default() };
+    spec.endpoint_spec = Some(EndpointSpec { ports: Some(vec![port]), ..EndpointSpec::default() });
+    let id = world.control.create_service(spec.clone(), None).await.unwrap().id;
+    world.until_running(&id, 1).await;
+    wait(|| {
+        let assignment = a.assignment.lock().unwrap();
+        assignment.ingress_ports.iter().any(|p| p.backends.len() == 1)
+    })
+    .await;
+    spec.name = "other".into();
+    let clash = world.control.create_service(spec, None).await.unwrap_err();
+    assert_eq!(
+        clash.to_string(),
+        format!("port '8091' is already in use by service 'web' ({id}) as an ingress port")
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn credentials_stay_and_replace_no_task() {
+    let world = World::new().await;
+    let a = world.worker("a").await;
+    let auth = Some("e30K".to_owned());
+    let id = world.control.create_service(service("web", 1, &[]), auth.clone()).await.unwrap().id;
+    world.until_running(&id, 1).await;
+    let task = running(&world.control.state(), &id)[0].clone();
+    let stored = world.control.state().services.get(&id).unwrap().clone();
+    let of = |spec: &shoal_model::spec::task::TaskSpec| {
+        spec.container_spec.as_ref().unwrap().registry_auth().map(str::to_owned)
+    };
+    assert_eq!(of(&task.spec), auth, "the node needs them");
+    let mut spec = service("web", 1, &[]);
+    spec.labels.insert("a".into(), "b".into());
+    let update = ServiceUpdate::Spec(Box::new(spec));
+    world.control.update_service(&id, stored.meta.version, update, None).await.unwrap();
+    let after = world.control.state().services.get(&id).unwrap().clone();
+    assert_eq!(of(&after.spec.task_template), auth);
+    assert_eq!(after.spec_version, stored.spec_version);
+    drop(a);
+}

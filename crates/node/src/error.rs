@@ -1,0 +1,179 @@
+//! What can go wrong in a node's life.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use shoal_identity::error::IdentityError;
+use shoal_manager::error::{ControlError, ManagerError};
+use shoal_model::fault::{Fault, FaultId, FaultKind};
+use shoal_store::StoreError;
+use shoal_wire::error::WireError;
+
+/// A failure of a node's life.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// It is a member already.
+    #[error(
+        "This node is already part of a swarm. Use \"docker swarm leave\" to leave this swarm and \
+         join another one."
+    )]
+    AlreadyMember,
+    /// It is no member.
+    #[error("This node is not part of a swarm")]
+    NotMember,
+    /// The last manager does not leave by accident.
+    #[error(
+        "You are attempting to leave the swarm on a node that is participating as a manager. \
+         Removing the last manager erases all current state of the swarm. Use `--force` to ignore \
+         this message. "
+    )]
+    LastManager,
+    /// Another init, join or leave is under way.
+    #[error("another change of this node's membership is under way")]
+    Busy,
+    /// Shoal does not have this yet.
+    #[error("not implemented: {what}")]
+    NotImplemented {
+        /// What.
+        what: String,
+    },
+    /// An address cannot be one.
+    #[error("{what} address '{text}' is not valid: {problem}")]
+    Address {
+        /// `listen`, `advertise`, `data path`, `manager`.
+        what: &'static str,
+        /// What was given.
+        text: String,
+        /// Why not.
+        problem: String,
+    },
+    /// No address to advertise could be found, or several.
+    #[error(
+        "could not choose an IP address to advertise since this system has {}",
+        found(candidates)
+    )]
+    NoAdvertiseAddress {
+        /// What there is.
+        candidates: Vec<(String, IpAddr)>,
+    },
+    /// The advertised address is not on this machine.
+    #[error("advertise address {address} is not on any interface of this machine")]
+    NotOwnAddress {
+        /// The address.
+        address: IpAddr,
+    },
+    /// A file cannot be read or written.
+    #[error("{action} '{}'", path.display())]
+    File {
+        /// `read`, `write`, `remove`.
+        action: &'static str,
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The record of the membership has another format.
+    #[error("'{}' has format {found}, this version knows {known}", path.display())]
+    Format {
+        /// Which file.
+        path: PathBuf,
+        /// What it says.
+        found: u32,
+        /// What is known.
+        known: u32,
+    },
+    /// Keys, certificates or tokens.
+    #[error("{action}")]
+    Identity {
+        /// What was being done.
+        action: &'static str,
+        /// Why.
+        #[source]
+        source: IdentityError,
+    },
+    /// No manager let this node in.
+    #[error("join the swarm at '{addr}'")]
+    Join {
+        /// The last manager that was tried.
+        addr: String,
+        /// Why.
+        #[source]
+        source: WireError,
+    },
+    /// The store of the cluster's state.
+    #[error("{action} the cluster's state")]
+    Store {
+        /// `create`, `open`.
+        action: &'static str,
+        /// Why.
+        #[source]
+        source: StoreError,
+    },
+    /// The manager did not start.
+    #[error("start the manager")]
+    Manager(#[source] ManagerError),
+    /// The manager did not make the ingress network.
+    #[error("make the ingress network")]
+    Ingress(#[source] ControlError),
+}
+
+fn found(candidates: &[(String, IpAddr)]) -> String {
+    if candidates.is_empty() {
+        return "no address that other nodes could reach".to_owned();
+    }
+    let list: Vec<String> =
+        candidates.iter().map(|(link, address)| format!("{address} on {link}")).collect();
+    format!("multiple addresses ({})", list.join(", "))
+}
+
+impl Fault for NodeError {
+    fn kind(&self) -> FaultKind {
+        match self {
+            Self::AlreadyMember | Self::NotMember | Self::LastManager | Self::Busy => {
+                FaultKind::Unavailable
+            }
+            Self::NotImplemented { .. } => FaultKind::NotImplemented,
+            Self::Address { .. } | Self::NoAdvertiseAddress { .. } | Self::NotOwnAddress { .. } => {
+                FaultKind::Invalid
+            }
+            Self::Identity { source, .. } => source.kind(),
+            Self::Join { source, .. } => source.kind(),
+            Self::Store { source, .. } => source.kind(),
+            Self::Manager(source) => source.kind(),
+            Self::Ingress(source) => source.kind(),
+            Self::File { .. } | Self::Format { .. } => FaultKind::Internal,
+        }
+    }
+
+    fn id(&self) -> Option<FaultId> {
+        match self {
+            Self::NoAdvertiseAddress { .. } => Some(FaultId("SH-NOD-001")),
+            Self::NotOwnAddress { .. } => Some(FaultId("SH-NOD-002")),
+            Self::Format { .. } => Some(FaultId("SH-NOD-003")),
+            Self::NotImplemented { .. } => Some(FaultId("SH-NOD-004")),
+            Self::Identity { source, .. } => source.id(),
+            Self::Join { source, .. } => source.id(),
+            Self::Store { source, .. } => source.id(),
+            Self::Manager(source) => source.id(),
+            Self::Ingress(source) => source.id(),
+            _ => None,
+        }
+    }
+
+    fn remedy(&self) -> Option<String> {
+        match self {
+            Self::NoAdvertiseAddress { .. } => Some("specify one with --advertise-addr".to_owned()),
+            Self::NotOwnAddress { .. } => {
+                Some("advertise an address of this machine (see `ip address`)".to_owned())
+            }
+            Self::Format { .. } => Some("start the version that wrote it".to_owned()),
+            Self::Identity { source, .. } => source.remedy(),
+            Self::Join { source, .. } => source.remedy(),
+            Self::Store { source, .. } => source.remedy(),
+            Self::Manager(source) => source.remedy(),
+            Self::Ingress(source) => source.remedy(),
+            _ => None,
+        }
+    }
+}

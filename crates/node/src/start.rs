@@ -1,0 +1,205 @@
+//! How a manager begins: a new cluster, or one that is on disk.
+
+use std::time::Duration;
+
+use shoal_agent::agent::Membership;
+use shoal_identity::authority::{KeyAndCsr, RootAuthority};
+use shoal_identity::node_identity::NodeIdentity;
+use shoal_identity::token::generate_tokens;
+use shoal_manager::manager::{Manager, ManagerConfig};
+use shoal_model::change::{Change, Expect, Object, Transaction};
+use shoal_model::id::{ClusterId, IdSource, NodeId};
+use shoal_model::net::NodeIndex;
+use shoal_model::object::{
+    Cluster, ManagerStatus, Meta, Node, NodeDescription, NodeState, NodeStatus,
+};
+use shoal_model::spec::network::NetworkSpec;
+use shoal_model::spec::node::{NodeRole, NodeSpec};
+use shoal_model::time::Timestamp;
+use shoal_store::{Store, StoreConfig};
+
+use crate::address;
+use crate::error::NodeError;
+use crate::node::{InitOptions, Member, NodeConfig};
+use crate::record::{Folder, Record};
+
+/// The first manager's number in the consensus group.
+const FIRST_RAFT_ID: u64 = 1;
+/// How long a certificate is valid if the cluster's settings do not say.
+const CERT_VALIDITY: Duration = Duration::from_secs(90 * 24 * 3600);
+
+/// The system's random source.
+pub(crate) struct RandomIds;
+
+impl IdSource for RandomIds {
+    fn fresh(&mut self) -> [u8; 16] {
+        rand::random()
+    }
+}
+
+/// Makes a new cluster with this node as its first manager.
+pub(crate) async fn init(
+    config: &NodeConfig,
+    folder: &Folder,
+    options: InitOptions,
+) -> Result<Member, NodeError> {
+    let own = address::own_addresses();
+    let listen = address::listen(&options.listen_addr, &own)?;
+    let default = config.default_advertise.as_deref();
+    let advertise = address::advertise(&options.advertise_addr, default, listen, &own)?;
+    let data_path = address::data_path(&options.data_path_addr, advertise.ip(), &own)?;
+    folder.prepare()?;
+    let now = (config.clock)();
+    let failed = |action| move |source| NodeError::Identity { action, source };
+    let (authority, root_ca) =
+        RootAuthority::create(now).map_err(failed("make the root certificate"))?;
+    let cluster_id = ClusterId::generate(&mut RandomIds);
+    let node_id = NodeId::generate(&mut RandomIds);
+    let validity = options.spec.ca_config.node_cert_expiry.map(|n| n.duration());
+    let validity = validity.filter(|v| !v.is_zero()).unwrap_or(CERT_VALIDITY);
+    let key = KeyAndCsr::generate().map_err(failed("make a key"))?;
+    let cert_pem = authority
+        .issue(&key.csr_pem, &node_id, NodeRole::Manager, &cluster_id, now, validity)
+        .map_err(failed("issue this node's certificate"))?;
+    let identity = NodeIdentity::new(cert_pem, key.key_pem, root_ca.cert_pem.clone())
+        .map_err(failed("use this node's certificate"))?;
+    identity.save(&folder.identity()).map_err(failed("keep this node's certificate"))?;
+    let cluster = Cluster {
+        id: cluster_id,
+        meta: Meta::default(),
+        join_tokens: generate_tokens(&authority.digest()),
+        root_ca,
+        default_address_pools: options.default_address_pools,
+        subnet_prefix_len: options.subnet_prefix_len,
+        data_path_port: options.data_path_port,
+        spec: options.spec,
+    };
+    let describe = std::sync::Arc::clone(&config.describe);
+    let description = tokio::task::spawn_blocking(move || describe()).await.unwrap_or_default();
+    let record =
+        Record::new(NodeRole::Manager, listen, advertise, data_path, vec![advertise.to_string()]);
+    let spec = NodeSpec {
+        role: NodeRole::Manager,
+        availability: options.availability,
+        ..NodeSpec::default()
+    };
+    let node = first_node(node_id, spec, description, &record, now);
+    let first =
+        Transaction { changes: vec![put(Object::Cluster(Box::new(cluster))), put(node)], at: now };
+    let store_config = StoreConfig { dir: folder.store(), raft_id: FIRST_RAFT_ID };
+    let store = Store::bootstrap(store_config, first)
+        .await
+        .map_err(|source| NodeError::Store { action: "create", source })?;
+    let manager = match begin(config, &store, &identity, &record).await {
+        Ok(manager) => manager,
+        Err(error) => {
+            store.shutdown().await;
+            return Err(error);
+        }
+    };
+    let made = manager.control().create_network(ingress()).await;
+    let finished = made.map_err(NodeError::Ingress).and_then(|_| folder.write(&record));
+    if let Err(error) = finished {
+        manager.shutdown().await;
+        store.shutdown().await;
+        return Err(error);
+    }
+    Ok(Member { identity, record, manager: Some((manager, store)) })
+}
+
+/// Opens the cluster that is on disk.
+pub(crate) async fn reopen(
+    config: &NodeConfig,
+    folder: &Folder,
+    identity: &NodeIdentity,
+    record: &Record,
+) -> Result<(Manager, Store), NodeError> {
+    let store_config = StoreConfig { dir: folder.store(), raft_id: FIRST_RAFT_ID };
+    let store = Store::open(store_config)
+        .await
+        .map_err(|source| NodeError::Store { action: "open", source })?;
+    match begin(config, &store, identity, record).await {
+        Ok(manager) => Ok((manager, store)),
+        Err(error) => {
+            store.shutdown().await;
+            Err(error)
+        }
+    }
+}
+
+async fn begin(
+    config: &NodeConfig,
+    store: &Store,
+    identity: &NodeIdentity,
+    record: &Record,
+) -> Result<Manager, NodeError> {
+    let manager = ManagerConfig {
+        store: store.clone(),
+        identity: identity.clone(),
+        listen: record.listen,
+        advertise: record.advertise,
+        clock: std::sync::Arc::clone(&config.clock),
+    };
+    Manager::start(manager).await.map_err(NodeError::Manager)
+}
+
+/// What the agent must know.
+pub(crate) fn membership(member: &Member) -> Membership {
+    let record = &member.record;
+    // A manager's own agent talks to it where it certainly listens.
+    let mut managers = record.managers.clone();
+    if member.manager.is_some() {
+        let own =
+            if record.listen.ip().is_unspecified() { record.advertise } else { record.listen };
+        managers = vec![own.to_string()];
+    }
+    Membership {
+        identity: member.identity.clone(),
+        managers,
+        advertise_addr: Some(record.advertise.ip()),
+        data_path_addr: Some(record.data_path),
+    }
+}
+
+fn first_node(
+    id: NodeId,
+    spec: NodeSpec,
+    description: NodeDescription,
+    record: &Record,
+    now: Timestamp,
+) -> Object {
+    Object::Node(Box::new(Node {
+        id,
+        meta: Meta::default(),
+        spec,
+        description,
+        status: NodeStatus {
+            state: NodeState::Ready,
+            message: String::new(),
+            addr: record.advertise.ip().to_string(),
+            since: now,
+        },
+        index: NodeIndex(1),
+        data_path_addr: Some(record.data_path),
+        manager: Some(ManagerStatus {
+            raft_id: FIRST_RAFT_ID,
+            addr: record.advertise.to_string(),
+            reachable: true,
+            leader: true,
+        }),
+    }))
+}
+
+fn put(object: Object) -> Change {
+    Change::Put { object, expect: Expect::Absent }
+}
+
+fn ingress() -> NetworkSpec {
+    NetworkSpec {
+        name: "ingress".to_owned(),
+        driver: Some("overlay".to_owned()),
+        scope: Some("swarm".to_owned()),
+        ingress: Some(true),
+        ..NetworkSpec::default()
+    }
+}
