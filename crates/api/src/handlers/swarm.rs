@@ -1,0 +1,110 @@
+//! `/swarm`: the cluster as a whole, and this node's part in it.
+
+use serde_json::json;
+use shoal_model::id::Revision;
+use shoal_model::spec::cluster::ClusterSpec;
+
+use crate::backend::swarm::{InitRequest, JoinRequest, Rotations};
+use crate::decode::swarm::{CLUSTER_SPEC, INIT, JOIN};
+use crate::error::{ApiError, ApiResult};
+use crate::http::Call;
+use crate::http::answer::{self, Answer};
+use crate::render;
+
+/// `POST /swarm/init`: a bare JSON text, the node's id.
+///
+/// # Errors
+/// 503 if this node is part of a swarm, 400 for settings that make no sense.
+pub async fn init(mut call: Call) -> ApiResult<Answer> {
+    let mut request: InitRequest = call.json(&INIT).await?;
+    let autolock = request.auto_lock_managers || request.spec.encryption_config.auto_lock_managers;
+    if autolock {
+        return Err(ApiError::missing("locking managers (autolock)"));
+    }
+    refuse_foreign_authority(&request.spec)?;
+    if request.listen_addr.is_empty() {
+        request.listen_addr = "0.0.0.0:2377".into();
+    }
+    let id = call.state.swarm.init(request).await?;
+    answer::json(&id)
+}
+
+/// `POST /swarm/join`.
+///
+/// # Errors
+/// 503 if this node is part of a swarm; else names the step that failed.
+pub async fn join(mut call: Call) -> ApiResult<Answer> {
+    let request: JoinRequest = call.json(&JOIN).await?;
+    if request.remote_addrs.iter().all(|addr| addr.trim().is_empty()) {
+        return Err(ApiError::invalid("at least 1 RemoteAddr is required to join"));
+    }
+    if request.join_token.is_empty() {
+        return Err(ApiError::invalid("join token is required to join"));
+    }
+    call.state.swarm.join(request).await?;
+    answer::ok()
+}
+
+/// `POST /swarm/leave`.
+///
+/// # Errors
+/// 503 if this node is not part of a swarm, or manages it and `force` is not given.
+pub async fn leave(call: Call) -> ApiResult<Answer> {
+    call.state.swarm.leave(call.query.flag("force")).await?;
+    answer::ok()
+}
+
+/// `GET /swarm`.
+///
+/// # Errors
+/// 503 if this node is no manager.
+pub async fn inspect(call: Call) -> ApiResult<Answer> {
+    let state = call.state.control()?.state();
+    let cluster = state.cluster.as_ref();
+    let cluster = cluster.ok_or_else(|| ApiError::unavailable("the swarm has no settings yet"))?;
+    answer::json(&render::cluster::swarm(cluster))
+}
+
+/// `POST /swarm/update`: the whole spec, and which tokens to replace.
+///
+/// # Errors
+/// 503 if this node is no manager, 400 for settings that make no sense.
+pub async fn update(mut call: Call) -> ApiResult<Answer> {
+    let version = Revision(call.query.version()?);
+    let rotate = Rotations {
+        worker_token: call.query.flag("rotateWorkerToken"),
+        manager_token: call.query.flag("rotateManagerToken"),
+        unlock_key: call.query.flag("rotateManagerUnlockKey"),
+    };
+    let spec: ClusterSpec = call.json(&CLUSTER_SPEC).await?;
+    let control = call.state.control()?;
+    if rotate.unlock_key || spec.encryption_config.auto_lock_managers {
+        return Err(ApiError::missing("locking managers (autolock)"));
+    }
+    refuse_foreign_authority(&spec)?;
+    control.update_cluster(version, spec, rotate).await?;
+    answer::ok()
+}
+
+/// `GET /swarm/unlockkey`: no swarm of Shoal's is locked, so there is no key.
+///
+/// # Errors
+/// 503 if this node is no manager.
+pub async fn unlock_key(call: Call) -> ApiResult<Answer> {
+    call.state.control()?;
+    answer::json(&json!({ "UnlockKey": "" }))
+}
+
+/// Other certificate authorities and their rotation are not there yet.
+fn refuse_foreign_authority(spec: &ClusterSpec) -> ApiResult<()> {
+    let said = |key: &str| {
+        let value = spec.ca_config.extra.get(key);
+        value.is_some_and(|v| !v.is_null() && *v != json!("") && *v != json!([]) && *v != json!(0))
+    };
+    for key in ["ExternalCAs", "SigningCACert", "SigningCAKey", "ForceRotate"] {
+        if said(key) {
+            return Err(ApiError::missing(&format!("another certificate authority ({key})")));
+        }
+    }
+    Ok(())
+}

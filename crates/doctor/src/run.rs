@@ -1,0 +1,99 @@
+//! Runs checks side by side, each with a deadline.
+
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use shoal_model::check::{Check, CheckResult, Need, Verdict};
+
+/// How long all checks together may take: `shoal doctor` promises an answer within five seconds.
+pub const DEADLINE: Duration = Duration::from_secs(5);
+/// The id of a check that does not end.
+const STUCK: &str = "SH-DOC-100";
+
+/// Runs all checks at once and gives their results in the order of `checks`. A check that has not
+/// ended by `deadline` counts as failed; its thread is left alone, because a thread that hangs in
+/// the kernel cannot be ended. Blocks.
+#[must_use]
+pub fn run_all(checks: Vec<Box<dyn Check>>, deadline: Duration) -> Vec<CheckResult> {
+    let end = Instant::now() + deadline;
+    let (sender, receiver) = mpsc::channel();
+    let labels: Vec<String> = checks.iter().map(|check| check.label()).collect();
+    let mut results: Vec<Option<CheckResult>> = checks.iter().map(|_| None).collect();
+    for (number, check) in checks.into_iter().enumerate() {
+        let sender = sender.clone();
+        let run = move || {
+            // Ignored because: nobody waits any more after the deadline.
+            let _ = sender.send((number, check.run()));
+        };
+        if let Err(error) = thread::Builder::new().name(format!("check-{number}")).spawn(run) {
+            let label = labels.get(number).map_or("a check", String::as_str);
+            let result = unfinished(label, format!("start a thread for it: {error}"));
+            if let Some(slot) = results.get_mut(number) {
+                *slot = Some(result);
+            }
+        }
+    }
+    drop(sender);
+    while results.iter().any(Option::is_none) {
+        let left = end.saturating_duration_since(Instant::now());
+        // A check that panics only closes its end of the channel; the others go on.
+        let Ok((number, result)) = receiver.recv_timeout(left) else { break };
+        if let Some(slot) = results.get_mut(number) {
+            *slot = Some(result);
+        }
+    }
+    let late = format!("it did not end within {} s", deadline.as_secs());
+    let filled = |(result, label): (Option<CheckResult>, &String)| {
+        result.unwrap_or_else(|| unfinished(label, late.clone()))
+    };
+    results.into_iter().zip(&labels).map(filled).collect()
+}
+
+fn unfinished(label: &str, detail: String) -> CheckResult {
+    CheckResult {
+        id: STUCK.into(),
+        name: label.into(),
+        verdict: Verdict::Fail,
+        detail,
+        remedy: "look for a file system or driver that hangs: 'dmesg' names it".into(),
+        needed_for: Need::Nothing,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Fixed(&'static str, Duration);
+
+    impl Check for Fixed {
+        fn run(&self) -> CheckResult {
+            // The only way to test a deadline is to miss it.
+            thread::park_timeout(self.1);
+            CheckResult {
+                id: "SH-DOC-999".into(),
+                name: self.0.into(),
+                verdict: Verdict::Ok,
+                detail: String::new(),
+                remedy: String::new(),
+                needed_for: Need::Nothing,
+            }
+        }
+        fn label(&self) -> String {
+            self.0.into()
+        }
+    }
+
+    #[test]
+    fn results_keep_their_order_and_late_ones_fail() {
+        let checks: Vec<Box<dyn Check>> = vec![
+            Box::new(Fixed("late", Duration::from_secs(60))),
+            Box::new(Fixed("quick", Duration::ZERO)),
+        ];
+        let results = run_all(checks, Duration::from_millis(30));
+        let seen: Vec<_> = results.iter().map(|r| (r.name.as_str(), r.verdict)).collect();
+        assert_eq!(seen, [("late", Verdict::Fail), ("quick", Verdict::Ok)]);
+        assert_eq!(results[0].id, STUCK);
+    }
+}

@@ -1,0 +1,64 @@
+//! How one node is put together: settings, parts, and the order in which they start and stop.
+
+mod compose;
+mod facts;
+mod lock;
+mod networks;
+mod settings;
+mod swarm;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use tracing_subscriber::EnvFilter;
+
+use crate::cli::DaemonArgs;
+use settings::Settings;
+
+/// How long the runtime waits for blocking work when everything has been told to stop.
+const RUNTIME_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Runs a node until it is told to stop.
+pub fn run(args: &DaemonArgs) -> ExitCode {
+    match serve(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("shoal: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(args: &DaemonArgs) -> Result<()> {
+    let settings = Settings::resolve(args)?;
+    log_to_stderr(&settings);
+    // Libraries that take the process's default provider get the one that identity chose.
+    // Ignored because: it only fails if it is set already.
+    let _ = shoal_identity::tls::provider().as_ref().clone().install_default();
+    for flag in &settings.without_effect {
+        tracing::info!(flag, "accepted for dockerd's sake, without effect");
+    }
+    let _claims = lock::claim(&settings)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
+    let done = runtime.block_on(compose::run(&settings));
+    runtime.shutdown_timeout(RUNTIME_PATIENCE);
+    done
+}
+
+fn log_to_stderr(settings: &Settings) {
+    let filter = EnvFilter::new(format!(
+        "warn,shoal={level},shoal_agent={level},shoal_api={level},shoal_engine={level},\
+         shoal_image={level},shoal_manager={level},shoal_network={level},shoal_node={level},\
+         shoal_runtime={level},shoal_store={level},shoal_wire={level}",
+        level = settings.log_level
+    ));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .init();
+}

@@ -1,0 +1,86 @@
+//! `shoal doctor`: what this machine can and cannot do, and what to do about it.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::Args;
+use shoal_doctor::host::HostConfig;
+use shoal_doctor::report;
+use shoal_doctor::run::{DEADLINE, run_all};
+use shoal_model::check::{Check, CheckResult};
+use shoal_network::node_network::NodeNetwork;
+
+use crate::output;
+
+/// Options of `shoal doctor`.
+#[derive(Args, Clone, Debug, Default)]
+pub struct DoctorArgs {
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+    /// Explain an error id, for example SH-NET-003.
+    #[arg(long, value_name = "ID")]
+    explain: Option<String>,
+    /// Where a daemon's durable state is or will be.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/shoal")]
+    data_root: PathBuf,
+}
+
+/// Makes a fresh set of checks.
+type Checks = dyn Fn() -> Vec<Box<dyn Check>> + Send + Sync;
+
+/// A set of checks that can be run again and again.
+#[derive(Clone)]
+pub struct Checkup {
+    checks: Arc<Checks>,
+}
+
+impl Checkup {
+    /// The checks of a running node.
+    pub fn of_node(network: &NodeNetwork, data_root: &Path) -> Self {
+        let (network, config) = (network.clone(), HostConfig::new(data_root));
+        Self { checks: Arc::new(move || with_host(network.checks(), &config)) }
+    }
+
+    /// The checks of a machine without a node.
+    fn of_machine(data_root: &Path) -> Self {
+        let config = HostConfig::new(data_root);
+        Self { checks: Arc::new(move || with_host(shoal_netlink::checks::all(), &config)) }
+    }
+
+    /// Runs them all.
+    pub fn run(&self) -> Vec<CheckResult> {
+        run_all((self.checks)(), DEADLINE)
+    }
+}
+
+/// The network's checks, the runtime's and the host's.
+fn with_host(mut checks: Vec<Box<dyn Check>>, config: &HostConfig) -> Vec<Box<dyn Check>> {
+    checks.extend(shoal_runtime::checks::checks());
+    checks.extend(shoal_doctor::host::checks(config));
+    checks
+}
+
+/// Runs the checks, or explains an id. Exit status: 0 all is well, 1 something fails, 2 bad usage.
+pub fn run(args: &DoctorArgs) -> ExitCode {
+    if let Some(id) = &args.explain {
+        return match shoal_doctor::explain::explain(id) {
+            Some(page) => {
+                print!("{page}");
+                ExitCode::SUCCESS
+            }
+            None => {
+                eprintln!("shoal doctor: no page for '{id}'");
+                ExitCode::from(2)
+            }
+        };
+    }
+    let results = Checkup::of_machine(&args.data_root).run();
+    if args.json {
+        println!("{}", report::json(&results));
+    } else {
+        print!("{}", report::text(&results, output::width()));
+    }
+    if report::healthy(&results) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
