@@ -1,0 +1,158 @@
+//! One daemon on a host of the lab.
+
+use std::fs::File;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::host::Host;
+use crate::{eventually, shoal};
+
+/// How long a daemon may take until it answers its first request.
+const START_DEADLINE: Duration = Duration::from_secs(20);
+/// How long a daemon may take to stop on SIGTERM.
+const STOP_DEADLINE: Duration = Duration::from_secs(15);
+
+/// How to start a daemon.
+#[derive(Clone, Debug, Default)]
+pub struct DaemonOptions {
+    /// Further arguments.
+    pub args: Vec<String>,
+    /// Start it under the name `dockerd`.
+    pub as_dockerd: bool,
+    /// The node's name, if it is not the host's.
+    pub node_name: Option<String>,
+    /// Where its durable state is, if not in the host's folder.
+    pub data_root: Option<PathBuf>,
+}
+
+/// A daemon on a host.
+#[derive(Debug)]
+pub struct Daemon {
+    dir: PathBuf,
+    options: DaemonOptions,
+    child: Option<Child>,
+}
+
+impl Daemon {
+    pub(crate) fn start(host: &Host, dir: &Path, options: &DaemonOptions) -> Self {
+        std::fs::create_dir_all(dir).unwrap();
+        let mut daemon = Self { dir: dir.to_path_buf(), options: options.clone(), child: None };
+        daemon.restart(host);
+        daemon
+    }
+
+    pub(crate) fn restart(&mut self, host: &Host) {
+        assert!(self.child.is_none(), "the daemon still runs");
+        let child = self.command(host).spawn().unwrap();
+        self.child = Some(child);
+        let socket = self.dir.join("docker.sock");
+        eventually("the daemon to answer", START_DEADLINE, || {
+            if let Some(status) = self.child.as_mut().unwrap().try_wait().unwrap() {
+                panic!("the daemon ended with {status}:\n{}", self.log_tail());
+            }
+            let ping = Command::new("curl")
+                .args(["-sf", "--max-time", "2", "--unix-socket"])
+                .arg(&socket)
+                .arg("http://localhost/_ping")
+                .output()
+                .unwrap();
+            if ping.stdout == b"OK" { Ok(()) } else { Err(self.log_tail()) }
+        });
+    }
+
+    fn command(&self, host: &Host) -> Command {
+        let program = if self.options.as_dockerd {
+            let link = self.dir.join("dockerd");
+            if !link.exists() {
+                std::os::unix::fs::symlink(shoal(), &link).unwrap();
+            }
+            link
+        } else {
+            shoal()
+        };
+        let name = self.options.node_name.clone().unwrap_or_else(|| host.name().to_owned());
+        let log = File::options().create(true).append(true).open(self.log()).unwrap();
+        let mut command = host.command(&program.to_string_lossy());
+        if !self.options.as_dockerd {
+            command.arg("daemon");
+        }
+        command
+            .arg("--host")
+            .arg(format!("unix://{}", self.dir.join("docker.sock").display()))
+            .arg("--data-root")
+            .arg(self.data_root())
+            .arg("--exec-root")
+            .arg(self.dir.join("exec"))
+            .arg("--pidfile")
+            .arg(self.dir.join("pid"))
+            .args(["--debug", "--node-name", &name])
+            .args(["--swarm-default-advertise-addr", host.address()])
+            .args(&self.options.args)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log);
+        command
+    }
+
+    /// Where its durable state is.
+    #[must_use]
+    pub fn data_root(&self) -> PathBuf {
+        self.options.data_root.clone().unwrap_or_else(|| self.dir.join("data"))
+    }
+
+    /// Its log.
+    #[must_use]
+    pub fn log(&self) -> PathBuf {
+        self.dir.join("log")
+    }
+
+    fn log_tail(&self) -> String {
+        let text = std::fs::read_to_string(self.log()).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(40)..].join("\n")
+    }
+
+    /// Its process id. `nsenter` replaces itself by the daemon, so the child is the daemon.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("the daemon does not run").id()
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // Ignored because: it may have ended by itself.
+            let _ = child.kill();
+            child.wait().unwrap();
+        }
+    }
+
+    /// SIGTERM; gives how long it took.
+    ///
+    /// # Panics
+    /// If it does not end within `STOP_DEADLINE`, or not cleanly.
+    pub fn stop(&mut self) -> Duration {
+        let Some(mut child) = self.child.take() else { return Duration::ZERO };
+        let began = Instant::now();
+        let sent = Command::new("kill").arg(child.id().to_string()).status().unwrap();
+        assert!(sent.success(), "the daemon had ended before: {}", self.log_tail());
+        let log = self.log_tail();
+        let status = eventually("the daemon to stop", STOP_DEADLINE, || {
+            child.try_wait().unwrap().ok_or_else(|| log.clone())
+        });
+        assert!(
+            status.success() && status.signal().is_none(),
+            "the daemon ended with {status}:\n{}",
+            self.log_tail()
+        );
+        began.elapsed()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}

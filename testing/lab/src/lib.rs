@@ -1,0 +1,101 @@
+//! The lab: real daemons as hosts in network namespaces of this machine, driven by the real docker
+//! CLI.
+//!
+//! [`Lab::start`] lays out an underlay (a bridge in a namespace of its own) with hosts on it;
+//! [`Host::daemon`] runs one daemon there, [`Host::docker`] the docker CLI against it. Everything
+//! carries the test's name and process id; dropping the lab removes it all, and
+//! [`Lab::finish`] then proves that nothing is left. When a test fails, evidence (logs, rulesets,
+//! connection tables) is kept below `target/lab-failures/`.
+//!
+//! Nothing here sends a packet outside its own namespaces.
+
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod cluster;
+mod daemon;
+mod evidence;
+mod host;
+mod images;
+mod leaks;
+mod topology;
+mod wait;
+
+pub use cluster::{CONVERGE, Cluster, backends};
+pub use daemon::{Daemon, DaemonOptions};
+pub use host::Host;
+pub use images::{busybox_rootfs, import_busybox, import_guest, import_nginx, import_shoal};
+pub use topology::Lab;
+pub use wait::{eventually, within};
+
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+/// The program under test: beside the test's own executable, where `cargo build` puts it.
+///
+/// # Panics
+/// If it has not been built.
+#[must_use]
+pub fn shoal() -> PathBuf {
+    if let Some(path) = std::env::var_os("SHOAL_BIN") {
+        return PathBuf::from(path);
+    }
+    let me = std::env::current_exe().unwrap();
+    let path = me.parent().and_then(|deps| deps.parent()).unwrap().join("shoal");
+    assert!(path.exists(), "'{}' is missing: run the lab by `cargo xtask lab`", path.display());
+    path
+}
+
+/// The unikernel of the lab, `testing/guest` as an image's ELF: `cargo xtask lab` builds it.
+///
+/// # Panics
+/// If it has not been built.
+#[must_use]
+pub fn guest() -> PathBuf {
+    if let Some(path) = std::env::var_os("SHOAL_LAB_GUEST") {
+        return PathBuf::from(path);
+    }
+    let path = shoal().with_file_name("lab-guest.unikernel");
+    assert!(path.exists(), "'{}' is missing: run the lab by `cargo xtask lab`", path.display());
+    path
+}
+
+/// Runs a command to its end and gives what it printed.
+///
+/// # Panics
+/// If it cannot be started.
+pub fn run(command: &mut Command) -> Output {
+    command.output().unwrap_or_else(|error| panic!("start {command:?}: {error}"))
+}
+
+/// Runs a command that must succeed; gives its standard output without the last line end.
+///
+/// # Panics
+/// If it fails, with everything it printed.
+pub fn must(command: &mut Command) -> String {
+    let output = run(command);
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end().to_owned();
+    assert!(
+        output.status.success(),
+        "{command:?} ended with {}\nstdout: {}\nstderr: {}",
+        output.status,
+        text(&output.stdout),
+        text(&output.stderr)
+    );
+    text(&output.stdout)
+}
+
+/// Runs a command that must fail; gives everything it printed.
+///
+/// # Panics
+/// If it succeeds.
+pub fn must_fail(command: &mut Command) -> String {
+    let output = run(command);
+    let text = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert!(!output.status.success(), "{command:?} succeeded: {text}");
+    text
+}
