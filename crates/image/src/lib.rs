@@ -23,6 +23,7 @@ pub mod error;
 mod files;
 mod index;
 mod ingest;
+mod lock;
 pub mod progress;
 mod query;
 pub mod reference;

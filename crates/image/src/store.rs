@@ -4,14 +4,13 @@
 //! threads that may block. `state` guards memory only and is held for moments.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs::{self, File, OpenOptions};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use futures::stream::BoxStream;
-use rustix::fs::{FlockOperation, flock};
 use shoal_model::id::ContainerId;
 use shoal_model::time::Timestamp;
 
@@ -21,6 +20,7 @@ use crate::error::ImageError;
 use crate::files::{Files, remove, replace};
 use crate::index::{INDEX_VERSION, Index};
 use crate::ingest::{Busy, NEXT, parse_config, read_document};
+use crate::lock::StoreLock;
 use crate::reference::Reference;
 use crate::registry::auth::RegistryAuth;
 
@@ -125,7 +125,7 @@ pub(crate) struct Inner {
     state: Mutex<State>,
     writer: Mutex<()>,
     /// Locked as long as the store is open.
-    _lock: File,
+    _lock: StoreLock,
 }
 
 /// What is kept in memory.
@@ -323,15 +323,7 @@ impl ImageStore {
     /// Files that cannot be made or read, another process that has it open, a damaged index.
     pub fn open(options: StoreOptions) -> Result<Self, ImageError> {
         let files = Files::create(&options.root)?;
-        let path = files.lock();
-        let lock = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(ImageError::files("open", &path))?;
-        flock(&lock, FlockOperation::NonBlockingLockExclusive)
-            .map_err(|error| ImageError::files("lock", &path)(error.into()))?;
+        let lock = StoreLock::take(&files.lock())?;
         let index = read_index(&files)?;
         let inner = Inner {
             options,

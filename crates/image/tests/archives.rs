@@ -4,6 +4,7 @@
 mod common;
 
 use std::io::{Cursor, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::{Bench, Layer, Mounted, docker_archive, docker_archive_of, options};
 use futures::TryStreamExt;
@@ -188,6 +189,23 @@ async fn everything_is_there_after_a_restart() {
     assert_eq!(bench.store.resolve("a:1").unwrap(), id);
     assert_eq!(Mounted::new(&bench.store, &id).read("hello").as_deref(), Some("1"));
     assert_eq!(bench.kept().len(), 3);
+}
+
+/// Children that start meanwhile have copies of the lock's descriptor for a moment.
+#[test]
+fn a_closed_store_opens_again_while_children_start() {
+    let directory = tempfile::tempdir().unwrap();
+    let starting = AtomicBool::new(true);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while starting.load(Ordering::Relaxed) {
+                assert!(std::process::Command::new("true").status().unwrap().success());
+            }
+        });
+        let failed = (0..2_000).find_map(|_| ImageStore::open(options(directory.path())).err());
+        starting.store(false, Ordering::Relaxed);
+        assert!(failed.is_none(), "{failed:?}");
+    });
 }
 
 #[tokio::test]
