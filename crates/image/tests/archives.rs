@@ -4,7 +4,7 @@
 mod common;
 
 use std::io::{Cursor, Write};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use common::{Bench, Layer, Mounted, docker_archive, docker_archive_of, options};
 use futures::TryStreamExt;
@@ -191,23 +191,6 @@ async fn everything_is_there_after_a_restart() {
     assert_eq!(bench.kept().len(), 3);
 }
 
-/// Children that start meanwhile have copies of the lock's descriptor for a moment.
-#[test]
-fn a_closed_store_opens_again_while_children_start() {
-    let directory = tempfile::tempdir().unwrap();
-    let starting = AtomicBool::new(true);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while starting.load(Ordering::Relaxed) {
-                assert!(std::process::Command::new("true").status().unwrap().success());
-            }
-        });
-        let failed = (0..2_000).find_map(|_| ImageStore::open(options(directory.path())).err());
-        starting.store(false, Ordering::Relaxed);
-        assert!(failed.is_none(), "{failed:?}");
-    });
-}
-
 #[tokio::test]
 async fn removal_follows_dockers_rules() {
     let bench = Bench::new();
@@ -332,7 +315,12 @@ async fn a_full_disk_loses_nothing_that_was_there() {
         let error = store.load(Cursor::new(big), Progress::none()).await.unwrap_err();
         let report = shoal_model::fault::report(&error);
         assert!(report.contains("No space left") && report.contains("free space"), "{report}");
-        assert_eq!(free(), before);
+        // A child that another test starts has copies of open files until its execve(2).
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while free() != before {
+            assert!(Instant::now() < deadline, "{} pages are free, were {before}", free());
+            std::thread::yield_now();
+        }
     }
     assert!(store.resolve("small:1").is_ok());
     assert!(store.resolve("big:1").is_err());
