@@ -9,8 +9,9 @@ use serde_json::Value;
 use crate::backend::image::{ImportRequest, Progress, PullRequest};
 use crate::decode::networks::CREDENTIALS;
 use crate::error::{ApiError, ApiResult};
+use crate::http::Call;
 use crate::http::answer::{self, Answer};
-use crate::http::{Call, body};
+use crate::http::body::Upload;
 
 /// `GET /images/json`.
 ///
@@ -64,7 +65,7 @@ pub async fn create(mut call: Call) -> ApiResult<Answer> {
         message: call.query.get("message").unwrap_or("").to_owned(),
         platform,
     };
-    let archive = Box::pin(body::byte_stream(call.take_body()?));
+    let archive = Box::pin(Upload::new(call.take_body()?));
     let progress = call.state.images.import(import, archive).await?;
     send(&call, progress).await
 }
@@ -101,7 +102,7 @@ async fn send(call: &Call, mut progress: Progress) -> ApiResult<Answer> {
 /// 400 for a broken archive; nothing is changed then.
 pub async fn load(mut call: Call) -> ApiResult<Answer> {
     let quiet = call.query.flag("quiet");
-    let archive = Box::pin(body::byte_stream(call.take_body()?));
+    let archive = Box::pin(Upload::new(call.take_body()?));
     let progress = call.state.images.load(quiet, archive).await?;
     send(&call, progress).await
 }

@@ -12,8 +12,9 @@ use super::{query_tail, query_time};
 use crate::backend::container::{AttachHow, LogPiece, LogQuery, PutArchive};
 use crate::error::{ApiError, ApiResult};
 use crate::http::answer::{self, Answer};
+use crate::http::body::Upload;
 use crate::http::frame::{self, Channel};
-use crate::http::{Call, body, hijack};
+use crate::http::{Call, hijack};
 
 /// `POST /containers/{id}/wait`: status and headers go out as soon as the wait is registered;
 /// `docker run` starts the container only then.
@@ -173,7 +174,7 @@ pub async fn put_archive(mut call: Call) -> ApiResult<Answer> {
         no_overwrite_dir_non_dir: call.query.flag("noOverwriteDirNonDir"),
         copy_uid_gid: call.query.flag("copyUIDGID"),
     };
-    let tar = Box::pin(body::byte_stream(call.take_body()?));
+    let tar = Box::pin(Upload::new(call.take_body()?));
     call.state.containers.put_archive(call.param("id"), put, tar).await?;
     answer::ok()
 }

@@ -1,18 +1,26 @@
 //! Request bodies: bounded JSON, and streams of bytes.
 
 use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{Stream, TryStreamExt};
 use http::header;
 use http_body_util::{BodyExt, BodyStream, LengthLimitError, Limited};
 use hyper::body::{Body as _, Incoming};
+use tokio::runtime::Handle;
 
 use crate::error::{ApiResult, RequestFault};
 use crate::http::Call;
 
 /// Longest JSON body. The largest honest one is a service with hundreds of settings, under 1 MiB.
 pub const JSON_BODY_MAX: usize = 4 << 20;
+/// Most bytes of an upload that are read and thrown away after its answer was clear.
+const REST_BYTES_MAX: usize = 1 << 30;
+/// For how long that is done.
+const REST_TIME_MAX: Duration = Duration::from_secs(30);
 
 /// Reads a JSON body whole, after checking its content type; an empty body needs none, as in
 /// Docker.
@@ -53,4 +61,55 @@ pub async fn read_bytes(body: Incoming, limit: usize) -> ApiResult<Bytes> {
 pub fn byte_stream(body: Incoming) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
     TryStreamExt::map_err(BodyStream::new(body), io::Error::other)
         .try_filter_map(|frame| async move { Ok(frame.into_data().ok()) })
+}
+
+/// The body of an upload, as a stream of byte pieces. What is left when it is dropped is read and
+/// thrown away, within bounds: a client that is still sending would see a broken connection instead
+/// of the answer.
+#[derive(Debug)]
+pub struct Upload(Option<Incoming>);
+
+impl Upload {
+    /// Takes over a body.
+    pub const fn new(body: Incoming) -> Self {
+        Self(Some(body))
+    }
+}
+
+impl Stream for Upload {
+    type Item = io::Result<Bytes>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let Some(body) = &mut self.0 else { return Poll::Ready(None) };
+        loop {
+            let Some(frame) = ready!(Pin::new(&mut *body).poll_frame(cx)) else {
+                return Poll::Ready(None);
+            };
+            // Trailers say nothing about an archive.
+            match frame.map(hyper::body::Frame::into_data) {
+                Ok(Ok(data)) => return Poll::Ready(Some(Ok(data))),
+                Ok(Err(_)) => {}
+                Err(error) => return Poll::Ready(Some(Err(io::Error::other(error)))),
+            }
+        }
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        let rest = self.0.take().filter(|body| !body.is_end_stream());
+        if let (Some(body), Ok(runtime)) = (rest, Handle::try_current()) {
+            runtime.spawn(tokio::time::timeout(REST_TIME_MAX, throw_away(body)));
+        }
+    }
+}
+
+async fn throw_away(mut body: Incoming) {
+    let mut bytes = 0;
+    while let Some(Ok(frame)) = body.frame().await {
+        bytes += frame.data_ref().map_or(0, Bytes::len);
+        if bytes > REST_BYTES_MAX {
+            return;
+        }
+    }
 }
