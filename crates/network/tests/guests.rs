@@ -18,6 +18,8 @@ use std::time::Duration;
 use common::*;
 use hickory_proto::op::{Message, MessageType, OpCode, Query};
 use hickory_proto::rr::{Name, RData, RecordType};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use shoal_model::id::NetworkId;
 use shoal_model::net::Mac;
 use shoal_netlink::link::LinkOptions;
@@ -161,31 +163,77 @@ fn answer(name: &str, seen: &str) -> (String, IpAddr) {
     (name.to_owned(), ip(seen))
 }
 
+/// Ends the resolvers of a lab's nodes, which outlive their nodes by design, if a test fails.
+struct Resolvers(Vec<PathBuf>);
+
+impl Drop for Resolvers {
+    fn drop(&mut self) {
+        let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+        for process in processes {
+            let environment = std::fs::read(process.path().join("environ")).unwrap_or_default();
+            let ours = environment.split(|byte| *byte == 0).any(|variable| {
+                let of = String::from_utf8_lossy(variable);
+                let dir = of.strip_prefix(HELPER_DIR).and_then(|rest| rest.strip_prefix('='));
+                dir.is_some_and(|dir| {
+                    self.0.iter().any(|root| PathBuf::from(dir).starts_with(root))
+                })
+            });
+            let pid = process.file_name().to_str().and_then(|name| name.parse().ok());
+            if let Some(pid) = pid.filter(|_| ours) {
+                // Ignored because: it may have ended meanwhile.
+                let _ = nix::sys::signal::kill(Pid::from_raw(pid), Signal::SIGKILL);
+            }
+        }
+    }
+}
+
+/// Two nodes: a guest `uk` and a container `con` on the first, a container `far` on the second, and
+/// a client outside. Only the guest is behind the service's address. Take `_resolvers` out first: it
+/// must go last, because a node that lives starts its resolver again.
+struct Scene {
+    _resolvers: Resolvers,
+    lab: Lab,
+    nodes: [NodeNetwork; 2],
+    want: DesiredNetwork,
+    guest: Guest,
+    uk: Wired,
+    con: NetnsHandle,
+    far: NetnsHandle,
+}
+
+impl Scene {
+    async fn new(direct: bool) -> Self {
+        let tasks = [Task::new("uk", 0, 4), Task::new("con", 0, 5), Task::new("far", 1, 6)];
+        let mut cluster = Cluster::new(2, &tasks);
+        for task in &mut cluster.tasks[1..] {
+            task.state = shoal_model::assignment::BackendState::Draining;
+        }
+        let lab = Lab::new(2);
+        let roots = [0, 1].map(|node| lab.config(node, node).exec_root);
+        let resolvers = Resolvers(roots.to_vec());
+        let nodes = [open(&lab, 0).await, open(&lab, 1).await];
+        let mut want = cluster.desired(0);
+        let guest = make_guest(&mut want, "uk", direct);
+        complete(&nodes[0].apply(want.clone()).await.unwrap());
+        complete(&nodes[1].apply(cluster.desired(1)).await.unwrap());
+        let uk = Wired::new(&nodes[0], "uk", &guest, "10.0.1.4/24", "10.0.1.1");
+        let (con, far) = (sandbox(&nodes[0], "con"), sandbox(&nodes[1], "far"));
+        serve(&uk.ns, "uk", 80);
+        serve(&con, "con", 80);
+        serve(&far, "far", 80);
+        serve(&lab.client, "outside", 7000);
+        Self { _resolvers: resolvers, lab, nodes, want, guest, uk, con, far }
+    }
+}
+
+fn sandbox(node: &NodeNetwork, name: &str) -> NetnsHandle {
+    NetnsHandle::open(&node.sandbox_path(&SandboxId::new(name))).unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_guest_is_a_port_like_any_other() {
-    let tasks = [Task::new("uk", 0, 4), Task::new("con", 0, 5), Task::new("far", 1, 6)];
-    let mut cluster = Cluster::new(2, &tasks);
-    // Only the guest serves, so that every call through the service's address reaches it.
-    for task in &mut cluster.tasks[1..] {
-        task.state = shoal_model::assignment::BackendState::Draining;
-    }
-    let lab = Lab::new(2);
-    let nodes = [open(&lab, 0).await, open(&lab, 1).await];
-    let mut want = cluster.desired(0);
-    let guest = make_guest(&mut want, "uk", true);
-    complete(&nodes[0].apply(want.clone()).await.unwrap());
-    complete(&nodes[1].apply(cluster.desired(1)).await.unwrap());
+    let Scene { _resolvers, lab, nodes, want, guest, uk, con, far } = Scene::new(true).await;
     assert!(!nodes[0].sandbox_path(&SandboxId::new("uk")).exists(), "it has no namespace");
-
-    let uk = Wired::new(&nodes[0], "uk", &guest, "10.0.1.4/24", "10.0.1.1");
-    let sandbox = |node: &NodeNetwork, name: &str| {
-        NetnsHandle::open(&node.sandbox_path(&SandboxId::new(name))).unwrap()
-    };
-    let (con, far) = (sandbox(&nodes[0], "con"), sandbox(&nodes[1], "far"));
-    serve(&uk.ns, "uk", 80);
-    serve(&con, "con", 80);
-    serve(&far, "far", 80);
-    serve(&lab.client, "outside", 7000);
     for client in [(&con, "10.0.1.5"), (&far, "10.0.1.6")] {
         for to in ["10.0.1.4", VIP] {
             assert_eq!(request(client.0, at(to, 80)).unwrap(), answer("uk", client.1));
@@ -234,26 +282,7 @@ async fn a_guest_is_a_port_like_any_other() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_guest_on_several_networks_has_one_address_and_all_of_them_reach_it() {
-    let tasks = [Task::new("uk", 0, 4), Task::new("con", 0, 5), Task::new("far", 1, 6)];
-    let mut cluster = Cluster::new(2, &tasks);
-    for task in &mut cluster.tasks[1..] {
-        task.state = shoal_model::assignment::BackendState::Draining;
-    }
-    let lab = Lab::new(2);
-    let nodes = [open(&lab, 0).await, open(&lab, 1).await];
-    let mut want = cluster.desired(0);
-    let guest = make_guest(&mut want, "uk", false);
-    complete(&nodes[0].apply(want.clone()).await.unwrap());
-    complete(&nodes[1].apply(cluster.desired(1)).await.unwrap());
-    let uk = Wired::new(&nodes[0], "uk", &guest, "10.0.1.4/24", "10.0.1.1");
-    let sandbox = |node: &NodeNetwork, name: &str| {
-        NetnsHandle::open(&node.sandbox_path(&SandboxId::new(name))).unwrap()
-    };
-    let (con, far) = (sandbox(&nodes[0], "con"), sandbox(&nodes[1], "far"));
-    serve(&uk.ns, "uk", 80);
-    serve(&con, "con", 80);
-    serve(&far, "far", 80);
-    serve(&lab.client, "outside", 7000);
+    let Scene { _resolvers, lab, nodes, uk, con, far, .. } = Scene::new(false).await;
     for client in [(&con, "10.0.1.5"), (&far, "10.0.1.6")] {
         for to in ["10.0.1.4", VIP] {
             assert_eq!(request(client.0, at(to, 80)).unwrap(), answer("uk", client.1));
