@@ -67,7 +67,7 @@ pub struct Context {
 /// What one record says.
 #[derive(Debug)]
 pub struct Crash<'a> {
-    /// `panic`, `fault`, `system-call`, or `protocol`.
+    /// `panic`, `fault`, `system-call`, `protocol`, or (not the guest's fault) `device`.
     pub kind: &'static str,
     /// What happened.
     pub message: fmt::Arguments<'a>,

@@ -9,12 +9,14 @@ use shoal_unikernel_abi::manifest::DEVICES_MAX;
 
 use crate::clock::Clock;
 use crate::crash::{self, Context, Crash, Registers};
-use crate::devices::{Broken, Device};
+use crate::devices::{Device, Stopped};
 use crate::memory::Space;
 use crate::signals;
 use crate::stats::{Stats, add};
 use crate::sys;
 
+/// The id of the end of an instance whose device is gone, see `docs/errors`.
+const DEVICE_GONE: &str = "SH-TEN-012";
 /// Most bytes of one `ENTROPY`.
 const ENTROPY_BYTES_MAX: u64 = 256;
 
@@ -27,6 +29,8 @@ pub struct Guest {
     pub clock: Clock,
     /// The devices that are attached.
     pub devices: Vec<Device>,
+    /// The names of all devices in the manifest, by their index there.
+    pub device_names: Vec<String>,
     /// Counters.
     pub stats: Stats,
     /// What its crash record says.
@@ -145,23 +149,33 @@ impl Guest {
         self.crash.end(&Crash { kind, message, registers, fault_address, frames })
     }
 
-    fn broken(&self, Broken(rule): Broken) -> ! {
-        self.end("protocol", format_args!("{rule}"), None, None)
+    fn stopped(&self, device: usize, stopped: Stopped) -> ! {
+        match stopped {
+            Stopped::Broken(rule) => self.end("protocol", format_args!("{rule}"), None, None),
+            Stopped::Gone(error) => {
+                let name = self.device_names.get(device).map_or("", String::as_str);
+                let message = format_args!(
+                    "network device '{name}' is gone: its interface was deleted on the host \
+                     ({error}); start the instance again [{DEVICE_GONE}]"
+                );
+                self.end("device", message, None, None)
+            }
+        }
     }
 
     /// Serves all devices; bits of those that have something for the guest.
     fn serve(&mut self) -> u64 {
         let mut ready = 0;
-        let mut broken = None;
+        let mut stopped = None;
         for device in &mut self.devices {
             match device.serve(&mut self.stats) {
                 Ok(true) => ready |= 1 << device.index(),
                 Ok(false) => {}
-                Err(rule) => broken = Some(rule),
+                Err(reason) => stopped = Some((device.index(), reason)),
             }
         }
-        match broken {
-            Some(rule) => self.broken(rule),
+        match stopped {
+            Some((device, reason)) => self.stopped(device, reason),
             None => ready,
         }
     }

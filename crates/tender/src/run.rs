@@ -265,6 +265,7 @@ pub fn run(config: &Config, started: Moment) -> Result<std::convert::Infallible,
         space: built.space,
         clock,
         devices,
+        device_names: loaded.declared.devices.iter().map(|device| device.name.clone()).collect(),
         stats,
         crash: Context {
             backend,

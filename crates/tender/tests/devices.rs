@@ -333,6 +333,41 @@ fn frames_pass_through_a_tap() {
     }
 }
 
+#[test]
+fn a_deleted_tap_ends_the_instance_with_the_reason() {
+    for backend in backends() {
+        std::thread::spawn(move || {
+            if !own_namespace() {
+                return;
+            }
+            ip("tuntap add t0 mode tap vnet_hdr");
+            ip("link set t0 up");
+            let mut instance = Instance::new(backend, &ImageBuilder::new(echo::code()).net("net0"));
+            instance.config["devices"] = net_config(json!({"tap": {"name": "t0"}}));
+            let child = instance.command().spawn().unwrap();
+            let socket = packet_socket();
+            let mut frame = vec![0xff; 6];
+            frame.extend([2, 0, 0, 0, 0, 1, 0x88, 0xb5]);
+            frame.extend([0x5a; 500]);
+            round_trip(&socket, &frame);
+            // The guest sleeps now. An interface that is only down may come up again.
+            ip("link set t0 down");
+            ip("link set t0 up");
+            round_trip(&socket, &frame);
+            ip("link del t0");
+            let outcome = instance.finish(child);
+            assert_eq!(outcome.status, Some(134), "{backend}: {outcome:?}");
+            let record = outcome.crash.unwrap();
+            assert_eq!(record["kind"], "device", "{record:#}");
+            let said = record["message"].as_str().unwrap();
+            assert!(said.starts_with("network device 'net0' is gone: "), "{said}");
+            assert!(said.contains("EBADFD") && said.contains("SH-TEN-012"), "{said}");
+        })
+        .join()
+        .unwrap();
+    }
+}
+
 /// Sends a frame until it comes back (the tender may not have attached yet).
 fn round_trip(socket: &OwnedFd, frame: &[u8]) {
     let until = Instant::now() + DEADLINE;

@@ -10,7 +10,8 @@ use shoal_unikernel_abi::block::{
     REQUESTS_OFFSET, Request, SECTOR_BYTES, SLOTS, Status,
 };
 
-use super::Broken;
+use super::Stopped;
+use super::Stopped::Broken;
 use crate::config::BlockConfig;
 use crate::error::TenderError;
 use crate::stats::{Stats, add};
@@ -80,8 +81,8 @@ impl Block {
     /// Does all requests.
     ///
     /// # Errors
-    /// [`Broken`].
-    pub fn serve(&mut self, stats: &mut Stats) -> Result<bool, Broken> {
+    /// [`Stopped`].
+    pub fn serve(&mut self, stats: &mut Stats) -> Result<bool, Stopped> {
         let requested = self.header().requested.load(Ordering::Acquire);
         let pending = requested.wrapping_sub(self.taken);
         if pending > SLOTS as u64 {
@@ -135,7 +136,7 @@ impl Block {
     }
 
     /// Does one request.
-    fn request(&self, request: &Request) -> Result<Status, Broken> {
+    fn request(&self, request: &Request) -> Result<Status, Stopped> {
         let slot = request.slot as usize;
         if slot >= SLOTS {
             return Err(Broken("a block request names a slot that does not exist"));

@@ -8,7 +8,8 @@ use shoal_unikernel_abi::ring::{
     RingHeader, SKIP, record_bytes,
 };
 
-use super::Broken;
+use super::Stopped::Broken;
+use super::{HostError, Stopped};
 use crate::stats::{Stats, add};
 use crate::sys;
 
@@ -98,8 +99,8 @@ impl Net {
     /// Moves frames both ways.
     ///
     /// # Errors
-    /// [`Broken`].
-    pub fn serve(&mut self, stats: &mut Stats) -> Result<bool, Broken> {
+    /// [`Stopped`].
+    pub fn serve(&mut self, stats: &mut Stats) -> Result<bool, Stopped> {
         let had_waiter = self.send.producer_waits();
         let moved = self.serve_send(stats)?;
         self.serve_receive(stats)?;
@@ -115,7 +116,7 @@ impl Net {
     }
 
     /// From the guest. Answers whether there is more room in the ring than before.
-    fn serve_send(&mut self, stats: &mut Stats) -> Result<bool, Broken> {
+    fn serve_send(&mut self, stats: &mut Stats) -> Result<bool, Stopped> {
         self.send_blocked = false;
         let before = self.send.consumed;
         for _ in 0..BATCH_MAX {
@@ -130,6 +131,9 @@ impl Net {
             if answer == -(libc::EAGAIN as isize) {
                 self.send_blocked = true;
                 break;
+            }
+            if let Some(error) = HostError::of(answer) {
+                return Err(Stopped::Gone(error));
             }
             self.send.take(record.bytes);
             self.count_sent(stats, record, answer);
@@ -156,7 +160,7 @@ impl Net {
     }
 
     /// To the guest.
-    fn serve_receive(&mut self, stats: &mut Stats) -> Result<(), Broken> {
+    fn serve_receive(&mut self, stats: &mut Stats) -> Result<(), Stopped> {
         self.receive_full = false;
         let need = record_bytes(self.frame_max) as u64;
         for _ in 0..BATCH_MAX {
@@ -172,7 +176,11 @@ impl Net {
                 if answer == -(libc::EINTR as isize) {
                     continue;
                 }
-                // Any other error: the interface was deleted. Nothing more will come.
+                if let Some(error) = HostError::of(answer) {
+                    return Err(Stopped::Gone(error));
+                }
+                // Any other error but "nothing there" would come again at once: it is not asked
+                // for until the guest waits the next time.
                 self.receive_full = answer != -(libc::EAGAIN as isize);
                 break;
             };
@@ -215,7 +223,7 @@ impl Consumer {
     }
 
     /// The next record, which stays the guest's until [`Self::take`].
-    fn peek(&mut self) -> Result<Option<Record>, Broken> {
+    fn peek(&mut self) -> Result<Option<Record>, Stopped> {
         let produced = self.header().produced.load(Ordering::Acquire);
         // A second skip would be at place 0, which skips nothing.
         for _ in 0..2 {
@@ -274,7 +282,7 @@ impl Producer {
 
     /// Where a record of `need` bytes has room, and how many bytes before the end are skipped for
     /// it once there is a frame.
-    fn room(&self, need: u64) -> Result<Option<(*mut u8, u64)>, Broken> {
+    fn room(&self, need: u64) -> Result<Option<(*mut u8, u64)>, Stopped> {
         let consumed = self.header().consumed.load(Ordering::Acquire);
         let used = self.produced.wrapping_sub(consumed);
         if used > self.capacity || !used.is_multiple_of(RECORD_ALIGN as u64) {

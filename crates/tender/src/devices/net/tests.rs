@@ -100,7 +100,7 @@ impl Bench {
         None
     }
 
-    fn serve(&mut self) -> Result<bool, Broken> {
+    fn serve(&mut self) -> Result<bool, Stopped> {
         self.net.serve(&mut self.stats)
     }
 
