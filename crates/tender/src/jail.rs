@@ -54,9 +54,10 @@ pub(crate) fn lock_in(config: &Config, folder: &Path) -> Result<(), TenderError>
     limits()?;
     match empty_root(root, folder) {
         Err(error) if root || config.jail == JailChoice::Full => return Err(error),
-        // Ignored because: some kernels let ordinary users make no namespaces; the filter, which
-        // leaves no call that takes a path, is what holds then.
-        _ => {}
+        // Some kernels let ordinary users make no namespaces; the filter, which leaves no call that
+        // takes a path, is what holds then.
+        Err(error) => warn(&error),
+        Ok(()) => {}
     }
     if root {
         drop_bounding_set();
@@ -73,6 +74,15 @@ pub(crate) fn lock_in(config: &Config, folder: &Path) -> Result<(), TenderError>
         check(libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0), "forbidding core dumps")?;
         check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "forbidding new privileges")
     }
+}
+
+/// Says on standard error, in one line, what the jail lacks.
+fn warn(error: &TenderError) {
+    eprintln!(
+        "warning: the tender keeps its root folder, because this user may make no namespaces; the \
+         system call filter still lets it open nothing: {}",
+        error.chain()
+    );
 }
 
 fn limits() -> Result<(), TenderError> {

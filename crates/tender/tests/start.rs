@@ -4,6 +4,10 @@
 
 mod common;
 
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+
 use common::{ImageBuilder, Instance, backends};
 use shoal_tender::stats::reader::Reader;
 
@@ -34,5 +38,57 @@ fn a_guest_speaks_and_ends() {
         assert_eq!(counters.backend, if backend == "kvm" { 1 } else { 2 });
         assert!(counters.start_ns > 0 && counters.start_ns < 10_000_000_000);
         eprintln!("{backend}: {} us from the start to the guest", counters.start_ns / 1000);
+    }
+}
+
+/// A user that is nobody.
+const NOBODY: u32 = 65_534;
+
+/// From now on, in the child, no namespaces can be made, as on kernels that let only root do it.
+fn without_namespaces(command: &mut Command) {
+    use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
+    let rules = std::collections::BTreeMap::from([(libc::SYS_unshare, Vec::new())]);
+    let refuse = SeccompAction::Errno(libc::EPERM as u32);
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, refuse, TargetArch::x86_64);
+    let program: BpfProgram = filter.unwrap().try_into().unwrap();
+    // SAFETY: the closure makes two system calls and allocates nothing unless one fails.
+    unsafe {
+        command
+            .pre_exec(move || seccompiler::apply_filter(&program).map_err(std::io::Error::other));
+    }
+}
+
+#[test]
+fn what_the_jail_of_an_ordinary_user_lacks_is_said_in_one_line() {
+    // SAFETY: no pointers.
+    if unsafe { libc::geteuid() } != 0 {
+        eprintln!("skipped: another user cannot be taken, because this one is not root");
+        return;
+    }
+    for whole in [true, false] {
+        let mut instance = Instance::new("process", &ImageBuilder::new(hello::code()));
+        for member in ["crash_file", "stats_file"] {
+            instance.config.as_object_mut().unwrap().remove(member);
+        }
+        // Where everybody may read: the checkout may be root's alone.
+        let own = instance.path("tender");
+        std::fs::copy(instance.command().get_program(), &own).unwrap();
+        std::fs::set_permissions(instance.dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
+        let mut command = Command::new(own);
+        command.arg(instance.path("config.json")).stdin(Stdio::null());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.uid(NOBODY).gid(NOBODY);
+        if !whole {
+            without_namespaces(&mut command);
+        }
+        let outcome = instance.finish(command.spawn().unwrap());
+        assert_eq!(outcome.status, Some(7), "{outcome:?}");
+        let said: Vec<&str> = outcome.stderr.lines().collect();
+        if whole && said.is_empty() {
+            continue; // This kernel lets everybody make namespaces.
+        }
+        let [line] = said[..] else { panic!("not one line: {said:?}") };
+        assert!(line.starts_with("warning: the tender keeps its root folder, "), "{line}");
+        assert!(line.contains("SH-TEN-010") && line.contains("not permitted"), "{line}");
     }
 }
