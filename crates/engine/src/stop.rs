@@ -162,7 +162,10 @@ impl Engine {
         }
         self.note(container, "kill", &[("signal", number.to_string())]);
         if container.phase() == Phase::Paused {
-            shim.resume().await.map_err(|e| runtime_error("unpause", container, e))?;
+            // What is killed is thawed by its shim: frozen, it could not even die.
+            if number != signal::KILL {
+                shim.resume().await.map_err(|e| runtime_error("unpause", container, e))?;
+            }
             container.change(|record| {
                 if record.run.phase == Phase::Paused {
                     record.run.phase = Phase::Running;
