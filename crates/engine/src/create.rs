@@ -19,6 +19,7 @@ use crate::error::EngineError;
 use crate::mounts::{self, MountRecord, MountSource};
 use crate::record::{RECORD_VERSION, Record, RunRecord};
 use crate::request::CreateOptions;
+use crate::unikernel::devices::{Declaration, Given};
 use crate::unikernel::{self, Workload};
 use crate::view::summary::Created;
 use crate::volumes::ANONYMOUS;
@@ -138,6 +139,12 @@ impl Engine {
         check_sources(&mounts)?;
         if workload == Workload::Unikernel {
             unikernel::admit::check_mounts(&mounts)?;
+            let declared = Declaration::of(image_config.config.labels.as_ref());
+            declared.check(Given {
+                mounts: &mounts,
+                has_network: host.network_mode.as_deref() != Some("none"),
+                memory_bytes: crate::plan::limits(&host).memory_bytes,
+            })?;
         }
         let record = Record {
             version: RECORD_VERSION,

@@ -101,8 +101,16 @@ pub enum EngineError {
         /// What serves instead.
         instead: String,
     },
+    /// What the image of a unikernel needs, and what it is given, do not fit.
+    #[error("{problem}")]
+    UnikernelNeeds {
+        /// What does not fit, cause first.
+        problem: String,
+        /// What to do.
+        remedy: String,
+    },
     /// The image of a unikernel is not one.
-    #[error("read the unikernel in the image '{reference}'")]
+    #[error("bad unikernel image '{reference}'")]
     UnikernelImage {
         /// The image.
         reference: String,
@@ -234,9 +242,10 @@ impl Fault for EngineError {
             Self::Ambiguous { .. } | Self::BadName { .. } | Self::Invalid { .. } => {
                 FaultKind::Invalid
             }
-            Self::Start { .. } | Self::Unikernel { .. } | Self::UnikernelImage { .. } => {
-                FaultKind::Invalid
-            }
+            Self::Start { .. }
+            | Self::Unikernel { .. }
+            | Self::UnikernelNeeds { .. }
+            | Self::UnikernelImage { .. } => FaultKind::Invalid,
             Self::NameTaken { .. } | Self::Conflict { .. } => FaultKind::Conflict,
             Self::NotModified { .. } => FaultKind::NotModified,
             Self::NotImplemented { .. } => FaultKind::NotImplemented,
@@ -255,6 +264,7 @@ impl Fault for EngineError {
             Self::Start { .. } => Some(FaultId("SH-ENG-002")),
             Self::Unikernel { .. } => Some(FaultId("SH-ENG-007")),
             Self::UnikernelImage { .. } => Some(FaultId("SH-ENG-008")),
+            Self::UnikernelNeeds { .. } => Some(FaultId("SH-ENG-009")),
             Self::Runtime { .. } => Some(FaultId("SH-ENG-003")),
             Self::Io { .. } => Some(FaultId("SH-ENG-004")),
             Self::Record { .. } => Some(FaultId("SH-ENG-005")),
@@ -266,6 +276,7 @@ impl Fault for EngineError {
     fn remedy(&self) -> Option<String> {
         match self {
             Self::Network { source, .. } => source.remedy.clone(),
+            Self::UnikernelNeeds { remedy, .. } => Some(remedy.clone()),
             _ => None,
         }
     }

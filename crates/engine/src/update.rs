@@ -12,6 +12,9 @@ use crate::request::UpdateRequest;
 use crate::start::runtime_error;
 use crate::{names, plan};
 
+/// What a new memory limit does not do to a unikernel.
+const HEAP_STAYS: &str = "the limit is in force; the heap of a unikernel follows at its next start";
+
 impl Engine {
     /// Gives a container another name.
     ///
@@ -65,6 +68,7 @@ impl Engine {
             ));
         }
         let mut host = container.read(|record| record.host.clone());
+        let heap_stays = request.memory.is_some_and(|n| n != 0) && container.is_unikernel();
         // The CLI sends zero for what it does not change.
         let set = |slot: &mut Option<i64>, value: Option<i64>| {
             if value.is_some_and(|n| n != 0) {
@@ -91,7 +95,7 @@ impl Engine {
         container.change(|record| record.host = host);
         self.save(&container).await?;
         self.note(&container, "update", &[]);
-        Ok(Vec::new())
+        Ok(if heap_stays { vec![HEAP_STAYS.to_owned()] } else { Vec::new() })
     }
 
     /// Labels of a container.

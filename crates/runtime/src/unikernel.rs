@@ -16,7 +16,7 @@ use shoal_tender::config::{
 use shoal_tender::elf::Image;
 use shoal_tender::manifest::{self, ManifestError};
 use shoal_tender::stats::reader::{Reader, Snapshot};
-use shoal_unikernel_abi::boot;
+use shoal_unikernel_abi::{block, boot, ring};
 
 use crate::plan::ContainerPlan;
 use crate::stats::InterfaceStats;
@@ -110,6 +110,18 @@ pub enum DeviceKind {
     Net,
     /// A block device.
     Block,
+}
+
+impl DeviceKind {
+    /// Bytes of the rings between tender and guest for one such device.
+    #[must_use]
+    pub const fn ring_bytes(self) -> u64 {
+        let bytes = match self {
+            Self::Net => ring::region_bytes(ring::CAPACITY_DEFAULT, ring::CAPACITY_DEFAULT),
+            Self::Block => block::REGION_BYTES,
+        };
+        bytes as u64
+    }
 }
 
 /// Why the program in an image cannot be run.

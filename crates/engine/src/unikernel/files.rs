@@ -11,6 +11,11 @@ use shoal_runtime::unikernel::GuestFiles;
 use crate::error::EngineError;
 use crate::request::InjectedFile;
 
+/// Bytes of an archive's header, and what a file's content is rounded up to.
+const HEADER_BYTES: u64 = 512;
+/// Deepest directory that the tender packs.
+const DEPTH_MAX: usize = 32;
+
 /// Something that shall appear at a path in the guest.
 #[derive(Clone, Debug)]
 pub(crate) struct Shown {
@@ -58,6 +63,22 @@ pub(crate) fn assemble(
     Ok(files)
 }
 
+/// Bytes of memory that the tender takes for them: directories are packed into it, archives are
+/// mapped as they are. Blocks. What cannot be read counts nothing here; the tender says so.
+pub(crate) fn packed_bytes(files: &[GuestFiles]) -> u64 {
+    files.iter().filter(|file| file.source.is_dir()).map(|file| below(&file.source, 0)).sum()
+}
+
+fn below(dir: &Path, depth: usize) -> u64 {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let bytes = |path: PathBuf| match fs::metadata(&path) {
+        Ok(kind) if kind.is_dir() && depth < DEPTH_MAX => HEADER_BYTES + below(&path, depth + 1),
+        Ok(kind) => HEADER_BYTES + kind.len().next_multiple_of(HEADER_BYTES),
+        Err(_) => 0,
+    };
+    entries.map(|entry| bytes(entry.path())).sum()
+}
+
 /// Directory and name of a path in the guest.
 fn split(target: &str) -> (String, String) {
     let (parent, name) = target.rsplit_once('/').unwrap_or(("", target));
@@ -96,6 +117,10 @@ mod tests {
         let files = assemble(&host.path().join("made"), &shown, &[]).unwrap();
         assert_eq!(files[0], GuestFiles { path: "/www".into(), source: site });
         assert_eq!((files.len(), files[1].path.as_str()), (2, "/etc/zones"));
+        assert_eq!(packed_bytes(&files), 0);
+        fs::create_dir(host.path().join("site/sub")).unwrap();
+        fs::write(host.path().join("site/sub/page"), [0; 513]).unwrap();
+        assert_eq!(packed_bytes(&files), 512 + 512 + 1024);
         let mut archive = tar::Archive::new(fs::File::open(&files[1].source).unwrap());
         let names: Vec<_> =
             archive.entries().unwrap().map(|e| e.unwrap().path().unwrap().into_owned()).collect();

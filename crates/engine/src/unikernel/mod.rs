@@ -2,9 +2,11 @@
 //!
 //! An image says so by its label ([`LABEL`]). From there on the same record, shim, log, networks
 //! and restart policies serve both kinds; what differs is here: which wishes make sense
-//! ([`admit`]), what the runtime is told ([`plan`]), and how health is found out ([`probe`]).
+//! ([`admit`]), whether the image has what it needs ([`devices`]), what the runtime is
+//! told ([`plan`]), how health is found out ([`probe`]), and why one ended ([`end`]).
 
 pub(crate) mod admit;
+pub(crate) mod devices;
 pub(crate) mod end;
 pub(crate) mod files;
 pub(crate) mod plan;

@@ -10,6 +10,7 @@ use shoal_runtime::unikernel::{
     Backend, Declared, DeviceKind, GuestBlock, GuestNet, UnikernelPlan, declared,
 };
 
+use super::devices;
 use super::files::{self, Shown};
 use crate::attacher::{Attachment, TapPlace};
 use crate::engine::Engine;
@@ -24,12 +25,6 @@ const PROGRAM: &str = "unikernel";
 const BACKEND: &str = "shoal.backend";
 /// Label: size of the block device NAME's file when it is made.
 const BLOCK: &str = "shoal.block.";
-/// The heap of a unikernel without a memory limit. Never touched memory costs nothing.
-const HEAP_BYTES_DEFAULT: u64 = 128 << 20;
-/// What a memory limit leaves for tender, program, stack and rings; the rest is heap.
-const OVERHEAD_BYTES: u64 = 4 << 20;
-/// The smallest heap: with less the smallest memory limit would leave none.
-const HEAP_BYTES_MIN: u64 = 1 << 20;
 /// Size of a block device whose size nobody says. The file is sparse.
 const BLOCK_BYTES_DEFAULT: u64 = 64 << 20;
 /// A volume's file that is a block device.
@@ -81,20 +76,25 @@ pub(crate) fn container(
         let text = format!("the image '{}' has no file /{PROGRAM}", record.image);
         EngineError::invalid(text)
     })?;
-    let devices = declared(&image).map_err(|source| EngineError::UnikernelImage {
+    let declared = declared(&image).map_err(|source| EngineError::UnikernelImage {
         reference: record.image.clone(),
         source: Box::new(source),
     })?;
     super::end::forget(files).map_err(EngineError::io("remove", files.crash()))?;
     let limits = crate::plan::limits(&record.host);
+    let net = net(&declared, around.attachment)?;
+    let blocks = blocks(engine, record, &declared)?;
+    let guest_files = files::assemble(around.memory, &shown(engine, record), around.injected)?;
+    let rings = devices::ring_bytes(net.is_some(), blocks.len());
+    let besides = rings + files::packed_bytes(&guest_files);
     let unikernel = UnikernelPlan {
         tender: Vec::new(),
         backend: label(record, BACKEND).and_then(backend).unwrap_or_default(),
-        heap_bytes: heap_bytes(limits.memory_bytes),
+        heap_bytes: devices::heap_bytes(limits.memory_bytes, besides)?,
         uid: super::uid(&record.id),
-        net: net(&devices, around.attachment)?,
-        blocks: blocks(engine, record, &devices)?,
-        files: files::assemble(around.memory, &shown(engine, record), around.injected)?,
+        net,
+        blocks,
+        files: guest_files,
         crash_file: Some(files.crash()),
         image,
     };
@@ -132,16 +132,9 @@ fn label<'a>(record: &'a Record, name: &str) -> Option<&'a str> {
     record.config.labels.as_ref()?.get(name).map(String::as_str)
 }
 
-fn heap_bytes(limit: Option<u64>) -> u64 {
-    match limit {
-        Some(limit) => limit.saturating_sub(OVERHEAD_BYTES).max(HEAP_BYTES_MIN),
-        None => HEAP_BYTES_DEFAULT,
-    }
-}
-
 /// The image's network device on the container's TAP device.
-fn net(devices: &[Declared], attachment: &Attachment) -> Result<Option<GuestNet>, EngineError> {
-    let mut all = devices.iter().filter(|device| device.kind == DeviceKind::Net);
+fn net(declared: &[Declared], attachment: &Attachment) -> Result<Option<GuestNet>, EngineError> {
+    let mut all = declared.iter().filter(|device| device.kind == DeviceKind::Net);
     let Some(device) = all.next() else { return Ok(None) };
     if all.any(|other| !other.optional) {
         return Err(EngineError::missing("unikernels with several network devices"));
@@ -150,8 +143,7 @@ fn net(devices: &[Declared], attachment: &Attachment) -> Result<Option<GuestNet>
         if device.optional {
             return Ok(None);
         }
-        let text = format!("the image needs a network for its device '{}'", device.name);
-        return Err(EngineError::invalid(text));
+        return Err(devices::no_network(device));
     };
     let TapPlace { netns, name, mtu, address, mac, gateway } = tap.clone();
     Ok(Some(GuestNet {
@@ -171,32 +163,19 @@ fn net(devices: &[Declared], attachment: &Attachment) -> Result<Option<GuestNet>
 fn blocks(
     engine: &Engine,
     record: &Record,
-    devices: &[Declared],
+    declared: &[Declared],
 ) -> Result<Vec<GuestBlock>, EngineError> {
-    let is_block = |device: &&Declared| device.kind == DeviceKind::Block;
+    devices::check_blocks(declared, &record.mounts)?;
     let mut blocks = Vec::new();
     for mount in &record.mounts {
         let MountSource::Volume { name, .. } = &mount.source else { continue };
         let Some(device) = block_name(&mount.target) else { continue };
-        if !devices.iter().filter(is_block).any(|declared| declared.name == device) {
-            let text = format!("the image has no block device '{device}' for '{}'", mount.target);
-            return Err(EngineError::invalid(text));
-        }
         let size = label(record, &format!("{BLOCK}{device}"));
         let size = size.and_then(crate::logs::parse_size).unwrap_or(BLOCK_BYTES_DEFAULT);
         let path = engine.inner.volumes.path(name).join(BLOCK_FILE);
         make_block(&path, size).map_err(EngineError::io("make the block device", &path))?;
         let read_only = mount.read_only;
         blocks.push(GuestBlock { device: device.to_owned(), path, read_only });
-    }
-    let attached = |name: &str| blocks.iter().any(|block| block.device == name);
-    if let Some(device) =
-        devices.iter().filter(is_block).find(|d| !d.optional && !attached(&d.name))
-    {
-        return Err(EngineError::invalid(format!(
-            "the image needs its block device '{name}': give it a volume, -v VOLUME:/dev/{name}",
-            name = device.name
-        )));
     }
     Ok(blocks)
 }
@@ -257,13 +236,6 @@ mod tests {
         for other in ["/dev", "/dev/", "/dev/a/b", "/data"] {
             assert_eq!(block_name(other), None, "{other}");
         }
-    }
-
-    #[test]
-    fn a_memory_limit_is_heap_and_what_is_around_it() {
-        assert_eq!(heap_bytes(None), HEAP_BYTES_DEFAULT);
-        assert_eq!(heap_bytes(Some(64 << 20)), 60 << 20);
-        assert_eq!(heap_bytes(Some(1)), HEAP_BYTES_MIN);
     }
 
     #[test]
