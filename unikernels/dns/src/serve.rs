@@ -32,14 +32,14 @@ const LOOK: Duration = Duration::from_millis(10);
 /// Requests that are answered before other tasks have their turn.
 const TURN_REQUESTS: usize = 64;
 
-/// Why the server does not start.
+/// Why the server does not start, the cause first: lists of tasks show the beginning only.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// An argument or variable is wrong.
-    #[error("read the settings: {0}")]
+    #[error("{0}")]
     Settings(SettingError),
     /// A zone file is wrong.
-    #[error("read the zone file '{path}': {error}")]
+    #[error("zone {error} (in '{path}')")]
     Zone {
         /// Where it is.
         path: String,
@@ -48,11 +48,12 @@ pub enum StartError {
     },
     /// Nothing to serve.
     #[error(
-        "there is no zone file in '{0}': mount a folder with zone files there, or set DNS_ZONE"
+        "no zone file in '{0}': mount a folder with zone files there (-v FOLDER:{0}:ro), name \
+         another with --zones or DNS_ZONES, or set DNS_ZONE to the text of a zone"
     )]
     NoZones(String),
     /// A port cannot be had.
-    #[error("listen on port {port}: {error}")]
+    #[error("cannot listen on port {port}: {error}")]
     Listen {
         /// Which.
         port: u16,

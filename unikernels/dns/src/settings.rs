@@ -15,18 +15,22 @@ pub struct Network {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SettingError {
     /// Not an address or network.
-    #[error("'{0}' is not an address or network: write for example 192.0.2.7 or 192.0.2.0/24")]
+    #[error(
+        "'{0}' is not an address or network: give --transfer or DNS_TRANSFER for example \
+         192.0.2.7 or 192.0.2.0/24"
+    )]
     Network(String),
     /// An argument that there is not.
     #[error(
-        "there is no argument '{0}': known are --port N, --zones PATH, --transfer NETWORK[,...]"
+        "unknown argument '{0}': known are --port N, --zones PATH, --zone TEXT, \
+         --transfer NETWORK[,...]"
     )]
     Argument(String),
     /// An argument without its value.
-    #[error("the argument '{0}' needs a value")]
+    #[error("'{0}' needs a value behind it")]
     Value(String),
     /// Not a port.
-    #[error("'{0}' is not a port: write a number from 1 to 65535")]
+    #[error("'{0}' is not a port: give --port or DNS_PORT a number from 1 to 65535")]
     Port(String),
 }
 

@@ -8,13 +8,13 @@
 
 extern crate alloc;
 
-use alloc::string::ToString;
+use alloc::string::{String, ToString};
 
 use unikernel::fs;
 use unikernel::http::{Limits, serve};
 use unikernel::net::{Error, TcpListener};
 use web_server::pages::Web;
-use web_server::settings::{SettingError, Settings};
+use web_server::settings::{ROOT, SettingError, Settings};
 use web_server::site::Site;
 
 unikernel::main! {
@@ -26,14 +26,20 @@ unikernel::main! {
 /// Connections that wait to be accepted.
 const BACKLOG: usize = 512;
 
-/// Why the server does not start.
+/// Why the server does not start, the cause first: lists of tasks show the beginning only.
 #[derive(Debug, thiserror::Error)]
 enum StartError {
     /// An argument or variable is wrong.
-    #[error("read the settings: {0}")]
+    #[error("{0}")]
     Settings(SettingError),
+    /// A folder was named and is not there: without files it would show a welcome instead.
+    #[error(
+        "no folder '{0}': mount one there (-v FOLDER:{0}:ro), or name another with --root or \
+         WEB_ROOT"
+    )]
+    NoRoot(String),
     /// The port cannot be had.
-    #[error("listen on port {port}: {error}")]
+    #[error("cannot listen on port {port}: {error}")]
     Listen {
         /// Which.
         port: u16,
@@ -46,7 +52,10 @@ async fn run() -> Result<(), StartError> {
     let arguments = unikernel::env::args().skip(1);
     let settings = Settings::read(arguments, unikernel::env::var).map_err(StartError::Settings)?;
     let port = settings.port;
-    let mut site = Site::load(&settings.root);
+    if let Some(root) = settings.root.as_ref().filter(|root| !fs::is_directory(root)) {
+        return Err(StartError::NoRoot(root.clone()));
+    }
+    let mut site = Site::load(settings.root.as_deref().unwrap_or(ROOT));
     if site.is_empty() {
         let welcome = include_bytes!("../files/index.html");
         site.add("/index.html", fs::File { data: welcome, modified: 0 });

@@ -6,23 +6,26 @@ use alloc::string::{String, ToString};
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SettingError {
     /// An argument that there is not.
-    #[error("there is no argument '{0}': known are --port N, --root PATH, --name NAME")]
+    #[error("unknown argument '{0}': known are --port N, --root PATH, --name NAME")]
     Argument(String),
     /// An argument without its value.
-    #[error("the argument '{0}' needs a value")]
+    #[error("'{0}' needs a value behind it")]
     Value(String),
     /// Not a port.
-    #[error("'{0}' is not a port: write a number from 1 to 65535")]
+    #[error("'{0}' is not a port: give --port or WEB_PORT a number from 1 to 65535")]
     Port(String),
 }
+
+/// The folder whose files are served if none is named.
+pub const ROOT: &str = "/srv";
 
 /// All settings. Arguments go before the environment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// TCP port.
     pub port: u16,
-    /// The folder whose files are served.
-    pub root: String,
+    /// The folder whose files are served, without a slash at its end; nothing: [`ROOT`].
+    pub root: Option<String>,
     /// The name on the whoami page; nothing: the host name.
     pub name: Option<String>,
 }
@@ -56,7 +59,7 @@ impl Settings {
             .ok()
             .filter(|port| *port != 0)
             .ok_or_else(|| SettingError::Port(port.to_string()))?;
-        let root = root.unwrap_or("/srv").trim_end_matches('/').to_string();
+        let root = root.map(|root| root.trim_end_matches('/').to_string());
         Ok(Self { port, root, name: name.map(ToString::to_string) })
     }
 }
@@ -74,11 +77,12 @@ mod tests {
             Settings::read(arguments.iter().copied(), variable)
         };
         let settings = read(&[], false);
-        let expected = Settings { port: 80, root: "/srv".to_string(), name: None };
+        let expected = Settings { port: 80, root: None, name: None };
         assert_eq!(settings, Ok(expected));
         assert_eq!(read(&[], true).map(|settings| settings.port), Ok(81));
         assert_eq!(read(&["--port", "82"], true).map(|settings| settings.port), Ok(82));
-        assert_eq!(read(&["--root", "/a/"], true).map(|settings| settings.root), Ok("/a".into()));
+        let root = read(&["--root", "/a/"], true).map(|settings| settings.root);
+        assert_eq!(root, Ok(Some("/a".into())));
         assert_eq!(read(&["--port", "x"], true), Err(SettingError::Port("x".to_string())));
         assert_eq!(read(&["--port"], true), Err(SettingError::Value("--port".to_string())));
         assert_eq!(read(&["x"], true), Err(SettingError::Argument("x".to_string())));
