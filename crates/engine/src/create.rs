@@ -40,6 +40,7 @@ impl Engine {
         body: ContainerCreate,
         options: CreateOptions,
     ) -> Result<Created, EngineError> {
+        self.check_wishes(&body)?;
         admission::check(&body)?;
         let id = names::container_id();
         let name = match &options.name {
@@ -56,6 +57,18 @@ impl Engine {
             self.inner.images.release(&id);
         }
         made
+    }
+
+    /// What a unikernel makes no sense of is said before what no container can have: it says what
+    /// serves instead.
+    fn check_wishes(&self, body: &ContainerCreate) -> Result<(), EngineError> {
+        let reference = body.config.image.as_deref().unwrap_or_default();
+        // Ignored because: an image that is not there is said when it is needed.
+        let Ok((_, image)) = self.image(reference, None) else { return Ok(()) };
+        match Workload::of(&image)? {
+            Workload::Unikernel => unikernel::admit::check(body, image.config.entrypoint.as_ref()),
+            Workload::Container => Ok(()),
+        }
     }
 
     fn reserve_random(&self, id: &ContainerId) -> Result<String, EngineError> {
@@ -125,9 +138,6 @@ impl Engine {
         }
         let (image, image_config) = self.image(&reference, options.platform.as_deref())?;
         let workload = Workload::of(&image_config)?;
-        if workload == Workload::Unikernel {
-            unikernel::admit::check(&body, image_config.config.entrypoint.as_ref())?;
-        }
         let mut config = merge::merge(body.config, &image_config.config)?;
         let init = self.inner.config.default_init && workload == Workload::Container;
         let host = admission::normalise(body.host_config, init);

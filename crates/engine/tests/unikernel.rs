@@ -28,6 +28,8 @@ async fn what_makes_no_sense_is_refused_with_what_serves_instead() {
         (json!({"Healthcheck": {"Test": ["CMD-SHELL", "true"]}}), "shoal.health.tcp=PORT"),
         (json!({"HostConfig": {"Binds": ["/tmp:/www"]}}), "readonly"),
         (json!({"HostConfig": {"NetworkMode": "host"}}), "--publish"),
+        // No container can have it either; for a unikernel it is said what serves instead.
+        (json!({"HostConfig": {"Devices": [{"PathOnHost": "/dev/kvm"}]}}), "target /dev/NAME"),
     ]
     .into_iter()
     .enumerate()

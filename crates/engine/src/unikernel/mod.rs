@@ -2,7 +2,7 @@
 //!
 //! An image says so by its label ([`LABEL`]). From there on the same record, shim, log, networks
 //! and restart policies serve both kinds; what differs is here: which wishes make sense
-//! ([`admit`]), whether the image has what it needs ([`devices`]), what the runtime is
+//! ([`admit`], [`wishes`]), whether the image has what it needs ([`devices`]), what the runtime is
 //! told ([`plan`]), how health is found out ([`probe`]), and why one ended ([`end`]).
 
 pub(crate) mod admit;
@@ -11,6 +11,7 @@ pub(crate) mod end;
 pub(crate) mod files;
 pub(crate) mod plan;
 pub(crate) mod probe;
+mod wishes;
 
 use serde::{Deserialize, Serialize};
 use shoal_image::config::ImageConfig;
