@@ -64,7 +64,8 @@ pub fn test() -> Result<()> {
 /// If a test fails.
 pub fn lab(filter: &[String]) -> Result<()> {
     cargo(&["build", "--quiet", "--package", "shoal"])?;
-    guest()?;
+    guest("testing/guest", "lab-guest.unikernel")?;
+    guest("unikernels/dns", "lab-dns.unikernel")?;
     let mut args = vec!["test", "--package", "shoal-lab", "--no-fail-fast"];
     args.push("--");
     args.push("--test-threads=1");
@@ -72,14 +73,12 @@ pub fn lab(filter: &[String]) -> Result<()> {
     cargo(&args)
 }
 
-/// The lab's unikernel, beside the program that the lab runs (which is beside this one), by the
+/// A unikernel of the lab, beside the program that the lab runs (which is beside this one), by the
 /// command that users build with.
-fn guest() -> Result<()> {
+fn guest(project: &str, name: &str) -> Result<()> {
     let me = std::env::current_exe().context("find this program")?;
-    let build = ["unikernel", "build", "testing/guest", "--output"];
-    run(Command::new(me.with_file_name("shoal"))
-        .args(build)
-        .arg(me.with_file_name("lab-guest.unikernel")))
+    let build = ["unikernel", "build", project, "--output"];
+    run(Command::new(me.with_file_name("shoal")).args(build).arg(me.with_file_name(name)))
 }
 
 /// API documentation, warnings denied.

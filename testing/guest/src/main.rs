@@ -12,6 +12,10 @@
 //! | `/sector` | the text at the beginning of its block device |
 //! | `/sector/TEXT` | writes one there, durably |
 //! | `/crash` | panics |
+//! | `/spin` | computes for ever |
+//! | `/fill` | takes memory until there is none |
+//!
+//! On the same port it answers datagrams with `HOSTNAME sees CLIENT`.
 
 #![cfg_attr(shoal_image, no_std, no_main)]
 
@@ -23,7 +27,7 @@ use alloc::vec::Vec;
 use core::net::SocketAddrV4;
 use core::time::Duration;
 
-use unikernel::net::{Error, TcpListener, TcpStream, lookup};
+use unikernel::net::{Error, TcpListener, TcpStream, UdpSocket, lookup};
 use unikernel::{block, env, fs, println, spawn, stop_requested, time};
 
 unikernel::main! {
@@ -43,6 +47,16 @@ const LEAVE: Duration = Duration::from_millis(200);
 async fn serve() -> Result<(), Error> {
     let port = env::var("PORT").and_then(|text| text.parse().ok()).unwrap_or(80);
     let listener = TcpListener::bind(port, BACKLOG)?;
+    let socket = UdpSocket::bind(port)?;
+    spawn(async move {
+        let mut asked = [0; 512];
+        // Ends only with the network.
+        while let Ok((_, peer)) = socket.recv_from(&mut asked).await {
+            let said = format!("{} sees {}\n", env::hostname(), peer.ip());
+            // Ignored because: an answer may be lost on the way as well.
+            let _ = socket.send_to(said.as_bytes(), peer).await;
+        }
+    });
     println!("{} answers on port {port}", env::hostname());
     spawn(async move {
         loop {
@@ -121,7 +135,19 @@ async fn body(path: &str, stream: &TcpStream) -> (&'static str, String) {
         }
         "/args" => (FINE, env::args().collect::<Vec<_>>().join(" ") + "\n"),
         "/crash" => panic!("crashed as asked"),
+        "/spin" => loop {
+            core::hint::spin_loop();
+        },
+        "/fill" => fill(),
         _ => ("404 Not Found", String::from("no such page\n")),
+    }
+}
+
+/// Takes memory, and touches it, until the allocator ends the instance.
+fn fill() -> ! {
+    let mut all: Vec<Vec<u8>> = Vec::new();
+    loop {
+        all.push(core::hint::black_box(alloc::vec![1; 64 * 1024]));
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::host::Host;
-use crate::{guest, must, shoal};
+use crate::{dns, guest, must, shoal};
 
 /// The commands that busybox is linked to in test images.
 const APPLETS: &[&str] = &[
@@ -48,17 +48,22 @@ pub fn import_shoal(host: &Host) {
 
 /// Imports the lab's unikernel as `NAME`, with `COLOUR` in its environment.
 pub fn import_guest(host: &Host, name: &str, colour: &str) {
-    let dir = host.dir().join("rootfs-guest");
-    std::fs::create_dir_all(&dir).unwrap();
-    std::fs::copy(guest(), dir.join("unikernel")).unwrap();
     let colour = format!("ENV COLOUR={colour}");
-    let changes = [
-        "LABEL shoal.workload=unikernel",
-        "ENTRYPOINT [\"/unikernel\"]",
-        "EXPOSE 80",
-        colour.as_str(),
-    ];
-    import(host, &dir, name, &changes);
+    import_unikernel(host, &guest(), name, &["EXPOSE 80", &colour]);
+}
+
+/// Imports the DNS appliance as `dns:lab`.
+pub fn import_dns(host: &Host) {
+    import_unikernel(host, &dns(), "dns:lab", &["EXPOSE 53/udp", "EXPOSE 53/tcp"]);
+}
+
+/// Imports the unikernel in `file` as `NAME`, with further changes of its configuration.
+pub fn import_unikernel(host: &Host, file: &Path, name: &str, changes: &[&str]) {
+    let dir = host.dir().join("rootfs-unikernel");
+    std::fs::create_dir_all(&dir).unwrap();
+    std::fs::copy(file, dir.join("unikernel")).unwrap();
+    let usual = ["LABEL shoal.workload=unikernel", "ENTRYPOINT [\"/unikernel\"]"];
+    import(host, &dir, name, &[&usual, changes].concat());
 }
 
 /// Imports this machine's real nginx as `nginx:lab`.

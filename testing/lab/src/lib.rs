@@ -24,7 +24,10 @@ mod wait;
 pub use cluster::{CONVERGE, Cluster, backends};
 pub use daemon::{Daemon, DaemonOptions};
 pub use host::Host;
-pub use images::{busybox_rootfs, import_busybox, import_guest, import_nginx, import_shoal};
+pub use images::{
+    busybox_rootfs, import_busybox, import_dns, import_guest, import_nginx, import_shoal,
+    import_unikernel,
+};
 pub use topology::Lab;
 pub use wait::{eventually, within};
 
@@ -55,7 +58,20 @@ pub fn guest() -> PathBuf {
     if let Some(path) = std::env::var_os("SHOAL_LAB_GUEST") {
         return PathBuf::from(path);
     }
-    let path = shoal().with_file_name("lab-guest.unikernel");
+    built("lab-guest.unikernel")
+}
+
+/// The DNS appliance, `unikernels/dns` as an image's ELF: `cargo xtask lab` builds it.
+///
+/// # Panics
+/// If it has not been built.
+#[must_use]
+pub fn dns() -> PathBuf {
+    built("lab-dns.unikernel")
+}
+
+fn built(name: &str) -> PathBuf {
+    let path = shoal().with_file_name(name);
     assert!(path.exists(), "'{}' is missing: run the lab by `cargo xtask lab`", path.display());
     path
 }
