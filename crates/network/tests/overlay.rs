@@ -7,6 +7,7 @@ mod common;
 use std::time::Instant;
 
 use common::*;
+use shoal_netlink::netns::NetnsHandle;
 use shoal_netlink::route::Route;
 
 fn two_tasks() -> [Task; 2] {
@@ -130,6 +131,28 @@ async fn a_lot_of_data_passes_every_way() {
             Talk::open(ns, to).unwrap().send_much(2 << 20).unwrap();
             // Larger than every MTU on the way: it travels in fragments.
             datagram_of(ns, to, 6000).unwrap_or_else(|e| panic!("6000 bytes to {to}: {e}"));
+        }
+    }
+}
+
+/// The kernel keeps what it learns of neighbours in one small table for all namespaces of a machine:
+/// a thousand tasks that ask each other would overflow it, and then connections hang.
+#[tokio::test(flavor = "multi_thread")]
+async fn workloads_and_their_network_learn_no_neighbours() {
+    let [ta, tb] = two_tasks();
+    let lab = Running::new(Cluster::new(2, &[ta, tb, Task::new("tc", 0, 6)])).await;
+    lab.serve();
+    let client = lab.sandbox("ta");
+    for to in [VIP, "10.0.1.5", "10.0.1.6"] {
+        request(&client, at(to, 80)).unwrap();
+        datagram(&client, at(to, 80)).unwrap();
+    }
+    let path = lab.lab.config(0, 0).exec_root.join("netns/n-mynet1");
+    for ns in [client, lab.sandbox("tc"), NetnsHandle::open(&path).unwrap()] {
+        // The link to the host has one neighbour, however many workloads there are.
+        for link in ns.links().unwrap().iter().filter(|link| link.name != "up") {
+            let learnt = ns.neighbours(&link.name).unwrap();
+            assert!(learnt.iter().all(|neighbour| neighbour.permanent), "{learnt:?}");
         }
     }
 }

@@ -121,8 +121,10 @@ pub struct PortPlan {
     pub mac: Mac,
     /// Its addresses inside.
     pub addresses: Vec<IpNet>,
-    /// The gateway of its first subnet, if the network leads outside.
-    pub gateway: Option<Ipv4Addr>,
+    /// The gateway of its first subnet: the way to every other workload of the network.
+    pub gateway: Ipv4Addr,
+    /// Whether the network leads outside.
+    pub leads_out: bool,
     /// Whether the default route goes this way.
     pub default_route: bool,
     /// Routing table inside for replies from this port's addresses.
@@ -180,6 +182,20 @@ fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
     })
+}
+
+impl PortPlan {
+    /// MAC of the namespace's end of a veth pair: the gateway's, so that nobody needs to ask for it.
+    #[must_use]
+    pub fn gateway_mac(&self) -> Mac {
+        Mac::of_port(IpAddr::V4(self.gateway))
+    }
+
+    /// A route inside, by the gateway.
+    #[must_use]
+    pub fn by_gateway(&self, to: IpNet) -> Route {
+        Route::via(to, IpAddr::V4(self.gateway), &self.interface).onlink()
+    }
 }
 
 impl NsPlan {
@@ -272,15 +288,16 @@ fn mark_rule(mark: [u8; 4], table: u32) -> Rule {
 
 fn port_plan(net: &DesiredNet, port: &LocalPort, context: &Context<'_>) -> Option<PortPlan> {
     let first = port.address.iter().find(|a| a.addr().is_ipv4())?;
-    let subnet = net.info.subnets.iter().find(|s| s.subnet.contains(&first.addr()));
-    let gateway = subnet.and_then(|s| v4(s.gateway)).filter(|_| !net.info.internal);
+    let subnet = net.info.subnets.iter().find(|s| s.subnet.contains(&first.addr()))?;
+    let leads_out = !net.info.internal;
     let mut plan = PortPlan {
         sandbox: port.sandbox.clone(),
         interface: format!("eth{}", port.order),
         mac: Mac::of_port(first.addr()),
         addresses: port.address.iter().copied().filter(|a| a.addr().is_ipv4()).collect(),
-        gateway,
-        default_route: port.default_route && gateway.is_some(),
+        gateway: v4(subnet.gateway)?,
+        leads_out,
+        default_route: port.default_route && leads_out,
         table: TABLE_PORTS + u32::from(port.order),
         kind: port.kind,
         alias: String::new(),

@@ -21,7 +21,8 @@ pub(crate) fn create(
     plan: &PortPlan,
     mtu: u32,
 ) -> Result<(), NetlinkError> {
-    let outer = LinkOptions { mtu: Some(mtu), up: true, ..LinkOptions::default() };
+    let mac = Some(plan.gateway_mac());
+    let outer = LinkOptions { mtu: Some(mtu), mac, up: true, ..LinkOptions::default() };
     let inner = LinkOptions { mtu: Some(mtu), mac: Some(plan.mac), ..LinkOptions::default() };
     // A failed attempt of an earlier life may have left the interface without its other end's name.
     sandbox.delete_link(&plan.interface)?;
@@ -53,6 +54,11 @@ fn finish(
 ) -> Result<(), NetlinkError> {
     let finish = || {
         answer_for_others(network, name)?;
+        // The machine's table of neighbours that were learnt is small and shared by all its
+        // namespaces (gc_thresh3 in arp(7)); what is set does not count.
+        for address in &plan.addresses {
+            network.set_neighbour(name, address.addr(), plan.mac)?;
+        }
         configure()?;
         let done = LinkChange { alias: Some(&plan.alias), ..LinkChange::default() };
         network.set_link(name, &done)
@@ -70,22 +76,19 @@ pub(crate) fn answer_for_others(handle: &NetnsHandle, link: &str) -> Result<(), 
     handle.set_sysctls(&[(&proxy_arp, "1"), (&proxy_delay, "0")])
 }
 
-/// Gives the interface inside its addresses and routes.
+/// Gives the interface inside its addresses and routes. All lead to the gateway, which routes
+/// between the ports anyway: it is the only neighbour, however many workloads are spoken to.
 fn configure(sandbox: &NetnsHandle, plan: &PortPlan) -> Result<(), NetlinkError> {
     for address in &plan.addresses {
-        sandbox.add_address(&plan.interface, *address)?;
+        sandbox.add_address_only(&plan.interface, *address)?;
     }
-    sandbox.set_up(&plan.interface)?;
-    let Some(gateway) = plan.gateway.map(IpAddr::V4) else { return Ok(()) };
-    let way_out = Route::via(Route::default_of(gateway), gateway, &plan.interface);
-    if plan.default_route {
-        sandbox.replace_route(&way_out)?;
+    reach_gateway(sandbox, plan)?;
+    if !plan.leads_out {
+        return Ok(());
     }
     // With several ports, what leaves from this one's address goes this way.
-    sandbox.replace_route(&way_out.in_table(plan.table))?;
+    sandbox.replace_route(&way_out(plan).in_table(plan.table))?;
     for address in &plan.addresses {
-        let subnet = Route::dev(address.trunc(), &plan.interface).in_table(plan.table);
-        sandbox.replace_route(&subnet)?;
         let rule = Rule {
             ipv6: false,
             priority: plan.table,
@@ -101,15 +104,20 @@ fn configure(sandbox: &NetnsHandle, plan: &PortPlan) -> Result<(), NetlinkError>
 
 /// Makes the interface inside the way to the home network of a guest, which has the addresses.
 fn configure_for_guest(sandbox: &NetnsHandle, plan: &PortPlan) -> Result<(), NetlinkError> {
-    sandbox.set_up(&plan.interface)?;
     answer_for_others(sandbox, &plan.interface)?;
+    reach_gateway(sandbox, plan)
+}
+
+/// Sets the interface up, the gateway as its neighbour, and the routes by it.
+fn reach_gateway(sandbox: &NetnsHandle, plan: &PortPlan) -> Result<(), NetlinkError> {
+    sandbox.set_up(&plan.interface)?;
+    sandbox.set_neighbour(&plan.interface, IpAddr::V4(plan.gateway), plan.gateway_mac())?;
     for address in &plan.addresses {
-        sandbox.replace_route(&Route::dev(address.trunc(), &plan.interface))?;
+        sandbox.replace_route(&plan.by_gateway(address.trunc()))?;
     }
-    match plan.gateway.map(IpAddr::V4) {
-        Some(gateway) if plan.default_route => {
-            sandbox.replace_route(&Route::via(Route::default_of(gateway), gateway, &plan.interface))
-        }
-        _ => Ok(()),
-    }
+    if plan.default_route { sandbox.replace_route(&way_out(plan)) } else { Ok(()) }
+}
+
+fn way_out(plan: &PortPlan) -> Route {
+    plan.by_gateway(Route::default_of(IpAddr::V4(plan.gateway)))
 }
