@@ -25,6 +25,8 @@ pub struct DaemonOptions {
     pub node_name: Option<String>,
     /// Where its durable state is, if not in the host's folder.
     pub data_root: Option<PathBuf>,
+    /// Without what is logged for debugging.
+    pub quiet: bool,
 }
 
 /// A daemon on a host.
@@ -87,7 +89,8 @@ impl Daemon {
             .arg(self.dir.join("exec"))
             .arg("--pidfile")
             .arg(self.dir.join("pid"))
-            .args(["--debug", "--node-name", &name])
+            .args((!self.options.quiet).then_some("--debug"))
+            .args(["--node-name", &name])
             .args(["--swarm-default-advertise-addr", host.address()])
             .args(&self.options.args)
             .stdin(Stdio::null())

@@ -6,6 +6,8 @@ mod first_byte;
 mod ground;
 mod load;
 mod process;
+mod protection;
+mod service;
 mod table;
 mod unikernel;
 
@@ -30,6 +32,7 @@ pub fn run(args: &[String]) -> Result<()> {
 pub fn inside(args: &[String]) -> Result<()> {
     match args.split_first() {
         Some((name, rest)) if name == "first-byte" => first_byte::inside(rest),
+        Some((name, rest)) if name == "service" => service::inside(rest),
         _ => bail!("not a helper of a benchmark: {args:?}"),
     }
 }

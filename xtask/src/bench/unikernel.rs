@@ -11,6 +11,8 @@ use super::first_byte;
 use super::ground::{Ground, Guest, SERVER, address};
 use super::load;
 use super::process::{output, rollup_kib, size};
+use super::protection;
+use super::service;
 use super::table::{Table, median};
 use crate::packages;
 
@@ -28,6 +30,8 @@ const NAMES: u32 = 10_000;
 const PAGE_BYTES: usize = 612;
 /// Heap of each instance; touched only as far as it is used.
 const HEAP_BYTES: u64 = 64 << 20;
+/// Tasks of the service that is started through the whole of Shoal.
+const TASKS: u32 = 1000;
 /// Device of both appliances.
 const DEVICE: Option<&str> = Some("net");
 
@@ -57,14 +61,16 @@ pub fn run(args: &[String]) -> Result<()> {
     std::fs::create_dir_all(&page)?;
     std::fs::write(page.join("index.html"), "x".repeat(PAGE_BYTES))?;
     let mut table = Table::default();
-    let rows: [(&str, Row<'_>); 7] = [
+    let rows: [(&str, Row<'_>); 9] = [
         ("size", &|table| sizes(table, &images)),
         ("boot", &|table| boots(table, &programs, &images)),
         ("first-byte", &|table| first_bytes(table, &ground, &images, &page)),
         ("memory", &|table| memory(table, &ground, &images, &page)),
         ("density", &|table| many(table, &ground, &images, &page)),
+        ("service", &|table| through_shoal(table, root, &programs)),
         ("dns", &|table| dns(table, &ground, &images)),
         ("http", &|table| http(table, &ground, &images, &page)),
+        ("protection", &|table| protected(table, root)),
     ];
     for (name, row) in rows {
         if wanted(name) {
@@ -109,16 +115,22 @@ fn boot_times(
 }
 
 fn build_programs(root: &Path) -> Result<PathBuf> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let packages = ["--package", "shoal-tender", "--package", "shoal-unikernel-tools"];
-    let mut command = Command::new(cargo);
-    command.current_dir(root).args(["build", "--release", "--quiet"]).args(packages);
-    let status = command.status().context("start cargo")?;
-    ensure!(status.success(), "the programs could not be built");
+    build(root, &["shoal-tender", "shoal-unikernel-tools"])?;
     // Beside this program, which cargo has put in its own profile's folder.
     let own = std::env::current_exe()?;
     let target = own.parent().and_then(Path::parent).context("find cargo's folder")?;
     Ok(target.join("release"))
+}
+
+/// Builds packages of the workspace as users would.
+fn build(root: &Path, packages: &[&str]) -> Result<()> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.current_dir(root).args(["build", "--release", "--quiet"]);
+    command.args(packages.iter().flat_map(|package| ["--package", package]));
+    let status = command.status().context("start cargo")?;
+    ensure!(status.success(), "{packages:?} could not be built");
+    Ok(())
 }
 
 fn build_images(root: &Path, programs: &Path) -> Result<Images> {
@@ -220,6 +232,42 @@ fn many(table: &mut Table, ground: &Ground, images: &Images, page: &Path) -> Res
     let [process, kvm] = both;
     let what = "`web` instances at once, every one answering (tenders alone, no shim)";
     table.add(what, "300", "1,000 each, 200 starts/s", process?, kvm?);
+    Ok(())
+}
+
+/// The same by way of the daemon, with a shim for each.
+fn through_shoal(table: &mut Table, root: &Path, programs: &Path) -> Result<()> {
+    build(root, &["shoal"])?;
+    let archive = programs.join("bench-images/web.tar");
+    let mut command = Command::new(programs.join("shoal-unikernel"));
+    command.arg("build").arg(root.join("unikernels/web")).args(["--image", "web:bench"]);
+    output(command.arg("--archive").arg(&archive)).context("build the image 'web'")?;
+    let both = BACKENDS.map(|backend| -> Result<String> {
+        let s = service::measure(&programs.join("shoal"), &archive, backend, TASKS)?;
+        let rate = f64::from(s.count) / s.answered_seconds;
+        Ok(format!(
+            "{}: {rate:.0} starts/s (running after {:.1} s), each {:.2} MB and {:.2} MB in kernel \
+             and daemon",
+            s.count,
+            s.running_seconds,
+            s.pss_kib / 1024.0,
+            s.other_kib / 1024.0
+        ))
+    });
+    let [process, kvm] = both;
+    let what =
+        "tasks of one service on one node, every one answering (daemon, overlay, a shim each)";
+    table.add(what, "300", "200 starts/s", process?, kvm?);
+    Ok(())
+}
+
+fn protected(table: &mut Table, root: &Path) -> Result<()> {
+    let count = protection::count(root)?;
+    let kvm = Path::new("/dev/kvm").exists();
+    let all = format!("{count} of {count}");
+    let other = if kvm { all.clone() } else { "no /dev/kvm".to_owned() };
+    let what = "memory-protection tests, stack guard and page tables among them";
+    table.add(what, "5 of 5", "+ 2", all, other);
     Ok(())
 }
 
