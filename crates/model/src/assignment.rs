@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::id::{NetworkId, NodeId, Revision, ServiceId, TaskId};
 use crate::net::{NodeIndex, Vni};
 use crate::object::{Network, Subnet, Task};
+use crate::payload::{PayloadChange, Payloads};
 use crate::spec::service::{EndpointMode, PortConfig};
 
 /// Everything that concerns one node, at one revision.
@@ -25,6 +26,9 @@ pub struct Assignment {
     /// The node itself, as its peers see it: its index and where its VXLAN frames come from.
     #[serde(default)]
     pub own: Option<Peer>,
+    /// Secrets and configs of its tasks that have not ended.
+    #[serde(default)]
+    pub payloads: Payloads,
 }
 
 /// A change of an [`Assignment`].
@@ -51,7 +55,38 @@ pub enum AssignmentUpdate {
         /// The node itself, if that changed.
         #[serde(default)]
         own: Option<Peer>,
+        /// What changes of the secrets and configs.
+        #[serde(default)]
+        payloads: PayloadChange,
     },
+}
+
+impl AssignmentUpdate {
+    /// The same update as messages with at most `bytes_max` bytes of secrets and configs each, in
+    /// order; one that is larger by itself goes alone. Tasks come first and wait for theirs.
+    #[must_use]
+    pub fn parts(mut self, bytes_max: usize) -> Vec<Self> {
+        let (revision, set) = match &mut self {
+            Self::Full(full) => (full.revision, &mut full.payloads),
+            Self::Delta { revision, payloads, .. } => (*revision, &mut payloads.set),
+        };
+        if set.bytes() <= bytes_max {
+            return vec![self];
+        }
+        let rest = std::mem::take(set).split(bytes_max);
+        let rest = rest.into_iter().map(|set| Self::Delta {
+            base: revision,
+            revision,
+            tasks_set: Vec::new(),
+            tasks_removed: BTreeSet::new(),
+            networks_set: Vec::new(),
+            networks_removed: BTreeSet::new(),
+            ingress_ports: None,
+            own: None,
+            payloads: PayloadChange { set, ..PayloadChange::default() },
+        });
+        std::iter::once(self).chain(rest).collect()
+    }
 }
 
 impl Assignment {
@@ -69,6 +104,7 @@ impl Assignment {
                 networks_removed,
                 ingress_ports,
                 own,
+                payloads,
             } => {
                 if base != self.revision {
                     return false;
@@ -82,6 +118,7 @@ impl Assignment {
                     self.ingress_ports = ports;
                 }
                 self.own = own.or(self.own.take());
+                self.payloads.apply(payloads);
             }
         }
         true
@@ -113,6 +150,7 @@ impl Assignment {
             ingress_ports: (self.ingress_ports != next.ingress_ports)
                 .then(|| next.ingress_ports.clone()),
             own: if self.own == next.own { None } else { next.own.clone() },
+            payloads: self.payloads.change_to(&next.payloads),
         }
     }
 
@@ -123,6 +161,13 @@ impl Assignment {
             && self.networks == other.networks
             && self.ingress_ports == other.ingress_ports
             && self.own == other.own
+            && self.payloads == other.payloads
+    }
+
+    /// What of it may be written to a disk: all but secrets and configs.
+    #[must_use]
+    pub fn durable(&self) -> Self {
+        Self { payloads: Payloads::default(), ..self.clone() }
     }
 }
 

@@ -4,8 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{ClusterId, NetworkId, NodeId, Revision, ServiceId, TaskId};
-use crate::object::{Cluster, Network, Node, Service, Task};
+use crate::id::{ClusterId, ConfigId, NetworkId, NodeId, Revision, SecretId, ServiceId, TaskId};
+use crate::object::{Cluster, Config, Network, Node, Secret, Service, Task};
 use crate::time::Timestamp;
 
 /// Most changes in one transaction: bounds the log entry and the time that applying it takes.
@@ -63,6 +63,10 @@ pub enum Object {
     Task(Box<Task>),
     /// See [`Network`].
     Network(Box<Network>),
+    /// See [`Secret`].
+    Secret(Box<Secret>),
+    /// See [`Config`].
+    Config(Box<Config>),
 }
 
 /// Names any object of the store.
@@ -78,6 +82,10 @@ pub enum ObjectKey {
     Task(TaskId),
     /// See [`Network`].
     Network(NetworkId),
+    /// See [`Secret`].
+    Secret(SecretId),
+    /// See [`Config`].
+    Config(ConfigId),
 }
 
 impl Object {
@@ -90,6 +98,8 @@ impl Object {
             Self::Service(o) => ObjectKey::Service(o.id.clone()),
             Self::Task(o) => ObjectKey::Task(o.id.clone()),
             Self::Network(o) => ObjectKey::Network(o.id.clone()),
+            Self::Secret(o) => ObjectKey::Secret(o.id.clone()),
+            Self::Config(o) => ObjectKey::Config(o.id.clone()),
         }
     }
 }
@@ -102,6 +112,8 @@ impl fmt::Display for ObjectKey {
             Self::Service(id) => write!(f, "service '{id}'"),
             Self::Task(id) => write!(f, "task '{id}'"),
             Self::Network(id) => write!(f, "network '{id}'"),
+            Self::Secret(id) => write!(f, "secret '{id}'"),
+            Self::Config(id) => write!(f, "config '{id}'"),
         }
     }
 }

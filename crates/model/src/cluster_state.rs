@@ -6,16 +6,14 @@
 //! grow. A refused transaction changes nothing.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::change::{
     ApplyError, CHANGES_MAX, Change, Changed, Expect, Object, ObjectKey, Transaction,
 };
-use crate::id::{NetworkId, NodeId, Revision, ServiceId, TaskId};
-use crate::net::Port;
-use crate::object::{Cluster, Meta, Network, Node, Service, Task};
-use crate::spec::service::PublishMode;
+use crate::claim::{Claim, claims_of, refusal};
+use crate::id::{ConfigId, NetworkId, NodeId, Revision, SecretId, ServiceId, TaskId};
+use crate::object::{Cluster, Config, Meta, Network, Node, Secret, Service, Task};
 
 /// Objects by id. Cloning is cheap: maps and objects are shared until somebody writes.
 pub type Table<K, V> = Arc<BTreeMap<K, Arc<V>>>;
@@ -35,19 +33,12 @@ pub struct ClusterState {
     pub tasks: Table<TaskId, Task>,
     /// Swarm-scoped networks.
     pub networks: Table<NetworkId, Network>,
+    /// Secrets, with their data.
+    pub secrets: Table<SecretId, Secret>,
+    /// Configs, with their data.
+    pub configs: Table<ConfigId, Config>,
     /// Who holds what must be unique; derived from the tables.
     claims: Arc<HashMap<Claim, ObjectKey>>,
-}
-
-/// Something that at most one object may hold.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Claim {
-    ServiceName(String),
-    NetworkName(String),
-    Vni(u32),
-    NodeIndex(u16),
-    IngressPort(Port),
-    Address(NetworkId, IpAddr),
 }
 
 impl ClusterState {
@@ -73,7 +64,10 @@ impl ClusterState {
         let services = self.services.values().map(|o| Object::Service(Box::new((**o).clone())));
         let tasks = self.tasks.values().map(|o| Object::Task(Box::new((**o).clone())));
         let networks = self.networks.values().map(|o| Object::Network(Box::new((**o).clone())));
-        cluster.chain(nodes).chain(services).chain(tasks).chain(networks).collect()
+        let secrets = self.secrets.values().map(|o| Object::Secret(Box::new((**o).clone())));
+        let configs = self.configs.values().map(|o| Object::Config(Box::new((**o).clone())));
+        let payloads = secrets.chain(configs);
+        cluster.chain(nodes).chain(services).chain(tasks).chain(networks).chain(payloads).collect()
     }
 
     /// Applies `transaction` as revision `revision`, whole or not at all.
@@ -181,6 +175,12 @@ impl ClusterState {
             ObjectKey::Network(id) => {
                 self.networks.get(id).map(|o| Object::Network(Box::new((**o).clone())))
             }
+            ObjectKey::Secret(id) => {
+                self.secrets.get(id).map(|o| Object::Secret(Box::new((**o).clone())))
+            }
+            ObjectKey::Config(id) => {
+                self.configs.get(id).map(|o| Object::Config(Box::new((**o).clone())))
+            }
         }
     }
 
@@ -199,6 +199,12 @@ impl ClusterState {
             Object::Network(o) => {
                 Arc::make_mut(&mut self.networks).insert(o.id.clone(), Arc::new(*o));
             }
+            Object::Secret(o) => {
+                Arc::make_mut(&mut self.secrets).insert(o.id.clone(), Arc::new(*o));
+            }
+            Object::Config(o) => {
+                Arc::make_mut(&mut self.configs).insert(o.id.clone(), Arc::new(*o));
+            }
         }
     }
 
@@ -216,6 +222,12 @@ impl ClusterState {
             }
             ObjectKey::Network(id) => {
                 Arc::make_mut(&mut self.networks).remove(id);
+            }
+            ObjectKey::Secret(id) => {
+                Arc::make_mut(&mut self.secrets).remove(id);
+            }
+            ObjectKey::Config(id) => {
+                Arc::make_mut(&mut self.configs).remove(id);
             }
         }
     }
@@ -241,54 +253,6 @@ impl ClusterState {
         for claim in claims_of(object) {
             Arc::make_mut(&mut self.claims).insert(claim, key.clone());
         }
-    }
-}
-
-fn refusal(claim: Claim, holder: ObjectKey) -> ApplyError {
-    let what = match claim {
-        Claim::ServiceName(name) | Claim::NetworkName(name) => {
-            return ApplyError::NameTaken { name, holder };
-        }
-        Claim::Vni(vni) => format!("VXLAN number {vni}"),
-        Claim::NodeIndex(index) => format!("node index {index}"),
-        Claim::IngressPort(port) => format!("published port {port}"),
-        Claim::Address(network, address) => format!("address {address} on network '{network}'"),
-    };
-    ApplyError::NotUnique { what, holder }
-}
-
-fn claims_of(object: &Object) -> Vec<Claim> {
-    match object {
-        Object::Cluster(_) => Vec::new(),
-        Object::Node(node) => vec![Claim::NodeIndex(node.index.0)],
-        Object::Network(network) => {
-            let gateways = network.subnets.iter().map(|s| s.gateway);
-            [Claim::NetworkName(network.spec.name.clone()), Claim::Vni(network.vni.0)]
-                .into_iter()
-                .chain(gateways.map(|gw| Claim::Address(network.id.clone(), gw)))
-                .collect()
-        }
-        Object::Service(service) => {
-            let vips = service.endpoint.vips.iter();
-            let ports = service.endpoint.ports.iter();
-            std::iter::once(Claim::ServiceName(service.spec.name.clone()))
-                .chain(vips.map(|v| Claim::Address(v.network_id.clone(), v.addr.addr())))
-                .chain(
-                    ports
-                        .filter(|p| p.mode() == PublishMode::Ingress)
-                        .filter_map(|p| p.published().map(Claim::IngressPort)),
-                )
-                .collect()
-        }
-        // An ended task gives its addresses back; its record stays as history.
-        Object::Task(task) if task.status.state.is_terminal() => Vec::new(),
-        Object::Task(task) => task
-            .networks
-            .iter()
-            .flat_map(|n| {
-                n.addresses.iter().map(|a| Claim::Address(n.network_id.clone(), a.addr()))
-            })
-            .collect(),
     }
 }
 
@@ -327,6 +291,8 @@ fn meta(object: &Object) -> Meta {
         Object::Service(o) => o.meta,
         Object::Task(o) => o.meta,
         Object::Network(o) => o.meta,
+        Object::Secret(o) => o.meta,
+        Object::Config(o) => o.meta,
     }
 }
 
@@ -337,6 +303,8 @@ fn meta_mut(object: &mut Object) -> &mut Meta {
         Object::Service(o) => &mut o.meta,
         Object::Task(o) => &mut o.meta,
         Object::Network(o) => &mut o.meta,
+        Object::Secret(o) => &mut o.meta,
+        Object::Config(o) => &mut o.meta,
     }
 }
 

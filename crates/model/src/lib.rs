@@ -13,6 +13,7 @@
 pub mod assignment;
 pub mod change;
 pub mod check;
+mod claim;
 pub mod cluster_state;
 pub mod event;
 pub mod fault;
@@ -20,6 +21,7 @@ pub mod id;
 pub mod name;
 pub mod net;
 pub mod object;
+pub mod payload;
 pub mod spec;
 pub mod task_state;
 pub mod time;

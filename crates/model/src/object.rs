@@ -7,12 +7,15 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::check::CheckResult;
-use crate::id::{ClusterId, ContainerId, NetworkId, NodeId, Revision, ServiceId, TaskId};
+use crate::id::{
+    ClusterId, ConfigId, ContainerId, NetworkId, NodeId, Revision, SecretId, ServiceId, TaskId,
+};
 use crate::net::{NodeIndex, Port, Vni};
 use crate::spec::StringMap;
 use crate::spec::cluster::ClusterSpec;
 use crate::spec::network::NetworkSpec;
 use crate::spec::node::NodeSpec;
+use crate::spec::payload::PayloadSpec;
 use crate::spec::service::{PortConfig, ServiceSpec};
 use crate::spec::task::{Platform, Resources, TaskSpec};
 use crate::task_state::TaskState;
@@ -396,6 +399,28 @@ pub struct Subnet {
     pub range: Option<IpNet>,
     /// Addresses that users set aside.
     pub reserved: Vec<IpAddr>,
+}
+
+/// Data that only the tasks that refer to it may read.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Secret {
+    /// Its id.
+    pub id: SecretId,
+    /// Version and times.
+    pub meta: Meta,
+    /// Name, labels and data.
+    pub spec: PayloadSpec,
+}
+
+/// Data for tasks that everybody may read.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Config {
+    /// Its id.
+    pub id: ConfigId,
+    /// Version and times.
+    pub meta: Meta,
+    /// Name, labels and data.
+    pub spec: PayloadSpec,
 }
 
 /// Who holds a published port, cluster-wide.

@@ -8,8 +8,9 @@ use shoal_model::assignment::{
     ServiceEntry,
 };
 use shoal_model::cluster_state::ClusterState;
-use shoal_model::id::{NetworkId, NodeId, ServiceId};
+use shoal_model::id::{ConfigId, NetworkId, NodeId, SecretId, ServiceId};
 use shoal_model::object::{Network, Node, NodeState, Service, Task};
+use shoal_model::payload::{Payload, Payloads};
 use shoal_model::spec::service::{EndpointMode, PublishMode};
 use shoal_model::task_state::TaskState;
 
@@ -72,6 +73,7 @@ impl<'a> View<'a> {
         let mut needed: BTreeSet<&NetworkId> =
             active.flat_map(|t| t.networks.iter().map(|n| &n.network_id)).collect();
         needed.extend(state.networks.values().filter(|n| n.is_ingress()).map(|n| &n.id));
+        let payloads = payloads(state, tasks.values().filter(|t| !t.status.state.is_terminal()));
         let networks = needed.into_iter().filter_map(|id| state.networks.get(id));
         let networks = networks.map(|n| (n.id.clone(), self.table(n, node))).collect();
         Assignment {
@@ -80,6 +82,7 @@ impl<'a> View<'a> {
             networks,
             ingress_ports: self.ingress_ports(),
             own: state.nodes.get(node).and_then(|n| peer(n)),
+            payloads,
         }
     }
 
@@ -158,6 +161,24 @@ impl<'a> View<'a> {
         }
         ports
     }
+}
+
+/// What `tasks` refer to, and nothing else.
+fn payloads<'t>(state: &ClusterState, tasks: impl Iterator<Item = &'t Task>) -> Payloads {
+    let mut payloads = Payloads::default();
+    for container in tasks.filter_map(|t| t.spec.container_spec.as_ref()) {
+        for reference in container.secrets.iter().flatten() {
+            let id = SecretId::new(reference.secret_id.as_str());
+            let known = state.secrets.get(&id).map(|secret| Payload::of(&secret.spec));
+            payloads.secrets.insert(id, known);
+        }
+        for reference in container.configs.iter().flatten() {
+            let id = ConfigId::new(reference.config_id.as_str());
+            let known = state.configs.get(&id).map(|config| Payload::of(&config.spec));
+            payloads.configs.insert(id, known);
+        }
+    }
+    payloads
 }
 
 /// A node as the other end of a tunnel, once it has said where its frames come from. Nodes that are

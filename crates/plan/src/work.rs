@@ -230,7 +230,11 @@ impl<'a> Work<'a> {
                 }),
                 (None, None) => None,
             },
-            ObjectKey::Cluster(_) | ObjectKey::Node(_) | ObjectKey::Network(_) => None,
+            ObjectKey::Cluster(_)
+            | ObjectKey::Node(_)
+            | ObjectKey::Network(_)
+            | ObjectKey::Secret(_)
+            | ObjectKey::Config(_) => None,
         }
     }
 }

@@ -151,8 +151,12 @@ fn what_is_missing_is_named() {
         (json!({ "Mode": { "ReplicatedJob": {} } }), "service mode 'replicated-job'"),
         (json!({ "Mode": { "GlobalJob": {} } }), "service mode 'global-job'"),
         (template(json!({ "Runtime": "plugin" })), "task runtime 'plugin'"),
-        (container(json!({ "Secrets": [{ "SecretID": "x" }] })), "secrets in services"),
-        (container(json!({ "Configs": [{ "ConfigID": "x" }] })), "configs in services"),
+        (
+            container(json!({ "Configs": [{
+                "ConfigID": "x", "ConfigName": "spec", "Runtime": {},
+            }] })),
+            "configs that are no files (Runtime, credential specs)",
+        ),
         (template(json!({ "LogDriver": { "Name": "syslog" } })), "log driver 'syslog'"),
         (
             template(json!({ "Networks": [{ "Target": "host" }] })),

@@ -8,6 +8,7 @@ pub mod cluster;
 pub mod container;
 pub mod network;
 pub mod node;
+pub mod payload;
 pub mod service;
 pub mod task;
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::container::{HealthConfig, Mount, Ulimit};
+use super::payload::{ConfigReference, SecretReference};
 use super::{Extra, StringMap};
 use crate::time::Nanos;
 
@@ -140,10 +141,10 @@ pub struct ContainerSpec {
     pub dns_config: Option<DnsConfig>,
     /// Secrets to mount.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub secrets: Option<Vec<serde_json::Value>>,
+    pub secrets: Option<Vec<SecretReference>>,
     /// Configs to mount.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub configs: Option<Vec<serde_json::Value>>,
+    pub configs: Option<Vec<ConfigReference>>,
     /// Windows only; kept.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub isolation: Option<String>,

@@ -7,6 +7,7 @@ use shoal_model::spec::task::ContainerSpec;
 use shoal_model::time::Nanos;
 
 use super::SpecError;
+use super::payload::check_references;
 
 /// Shortest span that a health check may say.
 const HEALTH_SPAN_MIN: i64 = 1_000_000;
@@ -23,12 +24,7 @@ pub(super) fn check_container(container: &ContainerSpec) -> Result<(), SpecError
             )));
         }
     }
-    if container.secrets.as_ref().is_some_and(|s| !s.is_empty()) {
-        return Err(SpecError::not_implemented("secrets in services"));
-    }
-    if container.configs.as_ref().is_some_and(|c| !c.is_empty()) {
-        return Err(SpecError::not_implemented("configs in services"));
-    }
+    check_references(container)?;
     if container.stop_grace_period.is_some_and(|p| p.0 < 0) {
         return Err(SpecError::invalid("ContainerSpec: stop-grace-period cannot be negative"));
     }

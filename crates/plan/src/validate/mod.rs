@@ -3,12 +3,17 @@
 mod cluster;
 mod container;
 mod effective;
+mod payload;
 mod service;
 
 use shoal_model::fault::{Fault, FaultId, FaultKind};
 use shoal_model::name::NameError;
 
 pub use cluster::{CERT_EXPIRY_MIN, changed_cluster, changed_node, new_network, removable_network};
+pub use payload::{
+    CONFIG_BYTES_MAX, SECRET_BYTES_MAX, changed_payload, check_existence, new_config, new_secret,
+    removable_config, removable_secret,
+};
 pub use service::{REPLICAS_MAX, changed_service, new_service, outdates_tasks};
 
 /// Why a spec is refused.
@@ -30,6 +35,14 @@ pub enum SpecError {
     #[error("{message}")]
     Conflict {
         /// With what.
+        message: String,
+    },
+    /// Services still refer to it.
+    #[error("{message}")]
+    InUse {
+        /// `secret` or `config`.
+        kind: &'static str,
+        /// Which services, in Docker's words.
         message: String,
     },
     /// The caller may not do this.
@@ -71,7 +84,7 @@ impl SpecError {
 impl Fault for SpecError {
     fn kind(&self) -> FaultKind {
         match self {
-            Self::Invalid { .. } => FaultKind::Invalid,
+            Self::Invalid { .. } | Self::InUse { .. } => FaultKind::Invalid,
             Self::NotFound { .. } => FaultKind::NotFound,
             Self::Conflict { .. } => FaultKind::Conflict,
             Self::Forbidden { .. } => FaultKind::Forbidden,
@@ -82,6 +95,16 @@ impl Fault for SpecError {
     fn id(&self) -> Option<FaultId> {
         match self {
             Self::NotImplemented { .. } => Some(FaultId("SH-MGR-001")),
+            Self::InUse { .. } => Some(FaultId("SH-MGR-006")),
+            _ => None,
+        }
+    }
+
+    fn remedy(&self) -> Option<String> {
+        match self {
+            Self::InUse { kind, .. } => {
+                Some(format!("take it out with `docker service update --{kind}-rm` first"))
+            }
             _ => None,
         }
     }

@@ -14,6 +14,7 @@ use shoal_model::time::Nanos;
 
 use super::container::check_container;
 use super::effective::effective;
+use super::payload::check_existence;
 use super::{SpecError, check_name};
 use crate::allocation::find_network;
 use crate::constraint::Constraint;
@@ -84,6 +85,7 @@ fn check_spec(state: &ClusterState, spec: &ServiceSpec) -> Result<(), SpecError>
         }
     }
     check_endpoint(spec)?;
+    check_existence(state, spec)?;
     check_networks(state, spec)
 }
 
