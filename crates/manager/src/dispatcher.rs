@@ -34,6 +34,11 @@ pub(crate) struct Dispatcher {
     pub wanted: Arc<Notify>,
 }
 
+/// Bytes of secrets and configs in one message at most: room for the largest config. It leaves the
+/// bound of messages (`shoal_wire::SESSION_MESSAGE_MAX`) to tasks and tables, and lets heartbeats
+/// through in between on slow links.
+const PAYLOAD_BYTES_MAX: usize = 1 << 20;
+
 /// Longer than any session.
 const FAR_AWAY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
@@ -231,7 +236,14 @@ impl Run<'_> {
             p.sent = revision;
             p.current = revision;
         });
-        self.tell(ManagerMessage::Assignment(Box::new(update))).await
+        self.send_update(update).await
+    }
+
+    async fn send_update(&self, update: AssignmentUpdate) -> Result<(), WireError> {
+        for part in update.parts(PAYLOAD_BYTES_MAX) {
+            self.tell(ManagerMessage::Assignment(Box::new(part))).await?;
+        }
+        Ok(())
     }
 
     async fn hear(&mut self, message: NodeMessage) -> Result<(), WireError> {
@@ -250,8 +262,7 @@ impl Run<'_> {
             }
             NodeMessage::NeedFull(_) => {
                 if let Some(known) = self.sent.clone() {
-                    let full = AssignmentUpdate::Full((*known).clone());
-                    self.tell(ManagerMessage::Assignment(Box::new(full))).await?;
+                    self.send_update(AssignmentUpdate::Full((*known).clone())).await?;
                 }
             }
             NodeMessage::Attach(request) => {

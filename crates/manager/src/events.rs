@@ -52,7 +52,7 @@ pub(crate) fn event_of(change: &Changed, time: Timestamp) -> Option<Event> {
         }
         (None, Some(Object::Network(n))) => ("network", n.id.to_string(), "create", network(n)),
         (Some(Object::Network(n)), None) => ("network", n.id.to_string(), "remove", network(n)),
-        _ => return None,
+        (before, after) => payload(before.as_ref(), after.as_ref())?,
     };
     Some(Event {
         kind: kind.to_owned(),
@@ -62,6 +62,23 @@ pub(crate) fn event_of(change: &Changed, time: Timestamp) -> Option<Event> {
         scope: Scope::Swarm,
         time,
     })
+}
+
+/// Kind, id, action and attributes of a change of a secret or config.
+fn payload(
+    before: Option<&Object>,
+    after: Option<&Object>,
+) -> Option<(&'static str, String, &'static str, StringMap)> {
+    let action = match (before, after) {
+        (None, Some(_)) => "create",
+        (Some(_), None) => "remove",
+        _ => "update",
+    };
+    match after.or(before)? {
+        Object::Secret(s) => Some(("secret", s.id.to_string(), action, named(&s.spec.name))),
+        Object::Config(c) => Some(("config", c.id.to_string(), action, named(&c.spec.name))),
+        _ => None,
+    }
 }
 
 fn named(name: &str) -> StringMap {

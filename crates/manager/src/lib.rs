@@ -24,6 +24,7 @@ mod join;
 pub mod logs;
 pub mod manager;
 mod membership;
+mod payloads;
 mod planner;
 mod services;
 mod sessions;

@@ -71,7 +71,7 @@ impl Control {
                     ServiceUpdate::Spec(spec) => {
                         changed(state, known, (**spec).clone(), registry_auth.clone())?
                     }
-                    ServiceUpdate::Rollback => rolled_back(known, now)?,
+                    ServiceUpdate::Rollback => rolled_back(state, known, now)?,
                 };
                 let warnings = warnings(state, &next.spec);
                 let expect = Expect::Version(known.meta.version);
@@ -123,13 +123,19 @@ fn changed(
     Ok(next)
 }
 
-fn rolled_back(known: &Arc<Service>, now: Timestamp) -> Result<Service, ControlError> {
+fn rolled_back(
+    state: &ClusterState,
+    known: &Arc<Service>,
+    now: Timestamp,
+) -> Result<Service, ControlError> {
     let mut next = (**known).clone();
     let Some(previous) = next.previous_spec.take() else {
         return Err(ControlError::Precondition {
             message: format!("service {} does not have a previous spec", known.spec.name),
         });
     };
+    // What only an earlier spec refers to may have been removed meanwhile.
+    validate::check_existence(state, &previous)?;
     if validate::outdates_tasks(&next.spec, &previous) {
         next.spec_version += 1;
     }

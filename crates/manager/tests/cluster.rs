@@ -11,10 +11,12 @@ use shoal_manager::control::{Rotation, ServiceUpdate};
 use shoal_manager::error::ControlError;
 use shoal_model::cluster_state::ClusterState;
 use shoal_model::fault::{Fault, FaultKind};
-use shoal_model::id::NodeId;
+use shoal_model::id::{ConfigId, NodeId};
 use shoal_model::object::NodeState;
 use shoal_model::spec::node::{Availability, NodeRole};
-use shoal_model::spec::service::{EndpointSpec, PortConfig, Replicated, ServiceMode};
+use shoal_model::spec::payload::{ConfigReference, FileTarget, PayloadData, PayloadSpec};
+use shoal_model::spec::service::{EndpointSpec, PortConfig, Replicated, ServiceMode, ServiceSpec};
+use shoal_plan::validate::CONFIG_BYTES_MAX;
 use shoal_wire::message::{ByeReason, Leave, ManagerMessage, NodeMessage};
 use support::{DEADLINE, FakeNode, World, network, running, service};
 
@@ -267,4 +269,57 @@ async fn credentials_stay_and_replace_no_task() {
     assert_eq!(of(&after.spec.task_template), auth);
     assert_eq!(after.spec_version, stored.spec_version);
     drop(a);
+}
+
+/// `service` with references to these configs.
+fn configured(name: &str, configs: &[(String, ConfigId)]) -> ServiceSpec {
+    let mut spec = service(name, 1, &[]);
+    let reference = |(name, id): &(String, ConfigId)| ConfigReference {
+        file: Some(FileTarget { name: name.clone(), mode: 0o444, ..FileTarget::default() }),
+        config_id: id.to_string(),
+        config_name: name.clone(),
+        ..ConfigReference::default()
+    };
+    let container = spec.task_template.container_spec.as_mut().unwrap();
+    container.configs = Some(configs.iter().map(reference).collect());
+    spec
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_gets_its_tasks_configs_however_many_messages_it_takes() {
+    /// Together more than one message may have.
+    const COUNT: u8 = 13;
+    let world = World::new().await;
+    let mut events = world.control.events();
+    let mut configs = Vec::new();
+    for number in 0..COUNT {
+        let name = format!("config-{number}");
+        let data = PayloadData::new(vec![number; CONFIG_BYTES_MAX - 1]);
+        let spec = PayloadSpec { name: name.clone(), data, ..PayloadSpec::default() };
+        configs.push((name, world.control.create_config(spec).await.unwrap()));
+    }
+    let event = events.recv().await.unwrap();
+    assert_eq!((event.kind.as_str(), event.action.as_str()), ("config", "create"));
+    assert_eq!(event.attributes["name"], "config-0");
+    let a = world.worker("a").await;
+    let id = world.control.create_service(configured("web", &configs), None).await.unwrap().id;
+    let holds = |count: usize| {
+        let assignment = a.assignment.lock().unwrap();
+        let there = assignment.payloads.configs.values().flatten();
+        there.filter(|payload| payload.data.len() == CONFIG_BYTES_MAX - 1).count() == count
+    };
+    wait(|| holds(usize::from(COUNT))).await;
+    world.until_running(&id, 1).await;
+    // What is in use stays; a service without it lets it go, also on the node.
+    let (_, first) = &configs[0];
+    let held = world.control.remove_config(first).await.unwrap_err().to_string();
+    assert_eq!(held, "config 'config-0' is in use by the following service: web");
+    let version = world.control.state().services[&id].meta.version;
+    let update = ServiceUpdate::Spec(Box::new(configured("web", &configs[1..])));
+    world.control.update_service(&id, version, update, None).await.unwrap();
+    wait(|| holds(usize::from(COUNT) - 1)).await;
+    world.control.remove_config(first).await.unwrap();
+    let version = world.control.state().services[&id].meta.version;
+    let back = world.control.update_service(&id, version, ServiceUpdate::Rollback, None).await;
+    assert_eq!(back.unwrap_err().to_string(), "config not found: config-0");
 }
