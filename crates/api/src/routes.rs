@@ -2,8 +2,8 @@
 //! names what is missing.
 
 use crate::handlers::{
-    containers, distribution, exec, images, missing, networks, nodes, ping, service_logs, services,
-    shoal, streams, swarm, system, tasks, volumes,
+    containers, distribution, exec, images, missing, networks, nodes, payloads, ping, service_logs,
+    services, shoal, streams, swarm, system, tasks, volumes,
 };
 use crate::server::router::{Route, Router, Verb};
 
@@ -77,10 +77,16 @@ fn swarm_routes() -> Vec<Route> {
         Get "/tasks" => tasks::list;
         Get "/tasks/{id}" => tasks::inspect;
         Get "/tasks/{id}/logs" => service_logs::of_task;
-        Get "/secrets" => missing::empty_swarm_list;
-        Get "/configs" => missing::empty_swarm_list;
-        Get "/secrets/{id}" => missing::no_secret;
-        Get "/configs/{id}" => missing::no_config;
+        Get "/secrets" => payloads::secrets;
+        Post "/secrets/create" => payloads::create_secret;
+        Get "/secrets/{id}" => payloads::secret;
+        Post "/secrets/{id}/update" => payloads::update_secret;
+        Delete "/secrets/{id}" => payloads::remove_secret;
+        Get "/configs" => payloads::configs;
+        Post "/configs/create" => payloads::create_config;
+        Get "/configs/{id}" => payloads::config;
+        Post "/configs/{id}/update" => payloads::update_config;
+        Delete "/configs/{id}" => payloads::remove_config;
     }
 }
 
@@ -148,12 +154,6 @@ fn missing_routes() -> Vec<Route> {
         Post "/containers/{id}/checkpoints" => missing::checkpoint;
         Delete "/containers/{id}/checkpoints/{name}" => missing::checkpoint;
         Put "/volumes/{name}" => missing::cluster_volume;
-        Post "/secrets/create" => missing::secret;
-        Delete "/secrets/{id}" => missing::no_secret;
-        Post "/secrets/{id}/update" => missing::no_secret;
-        Post "/configs/create" => missing::config;
-        Delete "/configs/{id}" => missing::no_config;
-        Post "/configs/{id}/update" => missing::no_config;
         Get "/plugins/privileges" => missing::plugin;
         Post "/plugins/pull" => missing::plugin;
         Post "/plugins/create" => missing::plugin;

@@ -65,11 +65,10 @@ fn routes_versions_and_bad_input_answer_as_docker_does() {
 fn bad_input_to_a_manager_changes_nothing() {
     let server = Server::start();
     check(&server, "POST", "/swarm/init", "{}", 200, fake::swarm::NODE);
-    let secret = r#"{"TaskTemplate":{"ContainerSpec":{"Image":"x","Secrets":[{"SecretID":"a"}]}}}"#;
+    let long = format!(r#"{{"Name":"a","Data":"{}"}}"#, "x".repeat(5 << 20));
     let cases: &[(&str, &str, &str, u16, &str)] = &[
         ("POST", "/services/create", "[]", 400, "expected an object, found a list"),
         ("POST", "/services/create", r#"{"Name":{}}"#, 400, "'Name'"),
-        ("POST", "/services/create", secret, 501, "secrets"),
         ("POST", "/services/x/update?version=abc", "{}", 400, "invalid version"),
         ("POST", "/services/x/update?version=1", "{}", 404, "service x not found"),
         ("POST", "/services/x/update?version=1&rollback=up", "{}", 400, "rollback option up"),
@@ -85,12 +84,49 @@ fn bad_input_to_a_manager_changes_nothing() {
         ("POST", "/swarm/update?version=1", r#"{"Raft":7}"#, 400, "'Raft'"),
         ("POST", "/swarm/init", r#"{"AutoLockManagers":true}"#, 501, "autolock"),
         ("GET", "/secrets", "", 200, "[]"),
-        ("POST", "/secrets/create", "{}", 501, "secrets"),
+        ("GET", "/configs", "", 200, "[]"),
+        ("GET", "/secrets?filters=%7B%22zone%22%3A%5B%22x%22%5D%7D", "", 400, "filter 'zone'"),
+        ("GET", "/secrets/x", "", 404, "secret x not found"),
+        ("GET", "/configs/x", "", 404, "config x not found"),
+        ("DELETE", "/secrets/x", "", 404, "secret x not found"),
+        ("POST", "/configs/x/update?version=1", "{}", 404, "config x not found"),
+        ("POST", "/configs/x/update", "{}", 400, "version"),
+        ("POST", "/secrets/create", r#"{"Name":"a","Data":"%"}"#, 400, "base64"),
+        ("POST", "/configs/create", r#"{"Name":"a","Data":["x"]}"#, 400, "'Data'"),
+        ("POST", "/configs/create", &long, 400, "larger than"),
     ];
     for (method, path, body, status, part) in cases {
         check(&server, method, path, body, *status, part);
     }
     assert_eq!(server.send("GET", "/services", "").1.trim(), "[]");
+}
+
+#[test]
+fn secrets_are_kept_secret_and_configs_are_shown() {
+    let server = Server::start();
+    check(&server, "GET", "/secrets", "", 503, "not a swarm manager");
+    check(&server, "POST", "/swarm/init", "{}", 200, fake::swarm::NODE);
+    let body = r#"{"name":"a","labels":{"k":"v"},"data":"aHVudGVyMg=="}"#;
+    for kind in ["secrets", "configs"] {
+        check(&server, "POST", &format!("/{kind}/create"), body, 201, "\"ID\":\"");
+        let (status, one) = server.send("GET", &format!("/{kind}/a"), "");
+        let one: serde_json::Value = serde_json::from_str(&one).unwrap();
+        assert_eq!((status, one["Spec"]["Labels"]["k"].as_str()), (200, Some("v")));
+        let data = one["Spec"].get("Data").and_then(|data| data.as_str());
+        assert_eq!(data, (kind == "configs").then_some("aHVudGVyMg=="), "{kind}");
+        let (id, version) = (one["ID"].as_str().unwrap(), one["Version"]["Index"].to_string());
+        let update = format!("/{kind}/{id}/update?version={version}");
+        check(&server, "POST", &update, r#"{"Name":"a","Labels":{"k":"w"}}"#, 200, "");
+        check(&server, "POST", &update, "{}", 500, "out of sequence");
+        let (_, list) = server.send("GET", &format!("/{kind}"), "");
+        assert!(list.contains("\"w\"") && list.contains(id), "{list}");
+        let none = format!("/{kind}?filters=%7B%22label%22%3A%5B%22k%3Dv%22%5D%7D");
+        check(&server, "GET", &none, "", 200, "[]");
+        let of_name = format!("/{kind}?filters=%7B%22name%22%3A%7B%22a%22%3Atrue%7D%7D");
+        check(&server, "GET", &of_name, "", 200, id);
+        check(&server, "DELETE", &format!("/{kind}/{}", &id[..7]), "", 204, "");
+        check(&server, "GET", &format!("/{kind}"), "", 200, "[]");
+    }
 }
 
 #[test]

@@ -10,11 +10,12 @@ use shoal_manager::control::{Control, Rotation, ServiceUpdate as ManagerUpdate};
 use shoal_manager::logs::{LogItem, LogQuery, LogSelector};
 use shoal_model::cluster_state::ClusterState;
 use shoal_model::event::Event;
-use shoal_model::id::{NetworkId, NodeId, Revision, ServiceId};
+use shoal_model::id::{ConfigId, NetworkId, NodeId, Revision, SecretId, ServiceId};
 use shoal_model::object::Service;
 use shoal_model::spec::cluster::ClusterSpec;
 use shoal_model::spec::network::NetworkSpec;
 use shoal_model::spec::node::NodeSpec;
+use shoal_model::spec::payload::PayloadSpec;
 use shoal_model::spec::service::{EndpointMode, PortConfig, PublishMode, ServiceSpec};
 use tokio::sync::broadcast::error::RecvError;
 
@@ -135,6 +136,40 @@ impl SwarmControl for ManagerControl {
 
     async fn remove_network(&self, id: &NetworkId) -> ApiResult<()> {
         Ok(self.0.remove_network(id).await?)
+    }
+
+    async fn create_secret(&self, spec: PayloadSpec) -> ApiResult<SecretId> {
+        Ok(self.0.create_secret(spec).await?)
+    }
+
+    async fn update_secret(
+        &self,
+        id: &SecretId,
+        version: Revision,
+        spec: PayloadSpec,
+    ) -> ApiResult<()> {
+        Ok(self.0.update_secret(id, version, spec).await?)
+    }
+
+    async fn remove_secret(&self, id: &SecretId) -> ApiResult<()> {
+        Ok(self.0.remove_secret(id).await?)
+    }
+
+    async fn create_config(&self, spec: PayloadSpec) -> ApiResult<ConfigId> {
+        Ok(self.0.create_config(spec).await?)
+    }
+
+    async fn update_config(
+        &self,
+        id: &ConfigId,
+        version: Revision,
+        spec: PayloadSpec,
+    ) -> ApiResult<()> {
+        Ok(self.0.update_config(id, version, spec).await?)
+    }
+
+    async fn remove_config(&self, id: &ConfigId) -> ApiResult<()> {
+        Ok(self.0.remove_config(id).await?)
     }
 
     async fn update_node(&self, id: &NodeId, version: Revision, spec: NodeSpec) -> ApiResult<()> {

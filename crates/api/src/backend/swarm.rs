@@ -7,10 +7,11 @@ use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 use shoal_model::cluster_state::ClusterState;
 use shoal_model::event::Event;
-use shoal_model::id::{NetworkId, NodeId, Revision, ServiceId, TaskId};
+use shoal_model::id::{ConfigId, NetworkId, NodeId, Revision, SecretId, ServiceId, TaskId};
 use shoal_model::spec::cluster::ClusterSpec;
 use shoal_model::spec::network::NetworkSpec;
 use shoal_model::spec::node::{Availability, NodeSpec};
+use shoal_model::spec::payload::PayloadSpec;
 use shoal_model::spec::service::ServiceSpec;
 use shoal_model::time::Timestamp;
 
@@ -229,6 +230,52 @@ pub trait SwarmControl: Send + Sync {
     /// # Errors
     /// 400 if it is in use, naming who uses it; 404 if it is gone.
     async fn remove_network(&self, id: &NetworkId) -> ApiResult<()>;
+
+    /// Stores a new secret.
+    ///
+    /// # Errors
+    /// 400 for names and sizes that cannot be, 409 for a name in use, 501 for drivers.
+    async fn create_secret(&self, spec: PayloadSpec) -> ApiResult<SecretId>;
+
+    /// Replaces the labels of a secret.
+    ///
+    /// # Errors
+    /// `update out of sequence` if the version moved on, 400 if anything else differs.
+    async fn update_secret(
+        &self,
+        id: &SecretId,
+        version: Revision,
+        spec: PayloadSpec,
+    ) -> ApiResult<()>;
+
+    /// Removes a secret.
+    ///
+    /// # Errors
+    /// 400 if services use it, naming them; 404 if it is gone.
+    async fn remove_secret(&self, id: &SecretId) -> ApiResult<()>;
+
+    /// Stores a new config.
+    ///
+    /// # Errors
+    /// As [`Self::create_secret`].
+    async fn create_config(&self, spec: PayloadSpec) -> ApiResult<ConfigId>;
+
+    /// Replaces the labels of a config.
+    ///
+    /// # Errors
+    /// As [`Self::update_secret`].
+    async fn update_config(
+        &self,
+        id: &ConfigId,
+        version: Revision,
+        spec: PayloadSpec,
+    ) -> ApiResult<()>;
+
+    /// Removes a config.
+    ///
+    /// # Errors
+    /// As [`Self::remove_secret`].
+    async fn remove_config(&self, id: &ConfigId) -> ApiResult<()>;
 
     /// Replaces what operators say of a node.
     ///

@@ -7,6 +7,7 @@
 
 pub mod containers;
 pub mod networks;
+pub mod payloads;
 pub mod services;
 pub mod swarm;
 

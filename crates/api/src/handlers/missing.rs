@@ -1,10 +1,8 @@
 //! What Docker has and Shoal does not, yet: 501 with the thing's name, never an empty success.
 
-use serde_json::json;
-
 use crate::error::{ApiError, ApiResult};
 use crate::http::Call;
-use crate::http::answer::{self, Answer};
+use crate::http::answer::Answer;
 
 macro_rules! missing {
     ($($(#[$doc:meta])* $name:ident: $what:literal;)*) => {
@@ -33,41 +31,10 @@ missing! {
     websocket: "attaching through a web socket";
     /// Volumes of the cluster.
     cluster_volume: "cluster volumes";
-    /// Creating secrets.
-    secret: "secrets";
-    /// Creating configs.
-    config: "configs";
     /// Engine plugins.
     plugin: "plugins";
     /// Unlocking managers.
     unlock: "swarm unlock";
-}
-
-/// Lists of what nobody can create: truthfully empty, on managers.
-///
-/// # Errors
-/// 503 if this node is no manager.
-pub async fn empty_swarm_list(call: Call) -> ApiResult<Answer> {
-    call.state.control()?;
-    answer::json(&json!([]))
-}
-
-/// A secret that cannot exist.
-///
-/// # Errors
-/// 404 on managers, 503 elsewhere.
-pub async fn no_secret(call: Call) -> ApiResult<Answer> {
-    call.state.control()?;
-    Err(ApiError::not_found(format!("secret {} not found", call.param("id"))))
-}
-
-/// A config that cannot exist.
-///
-/// # Errors
-/// 404 on managers, 503 elsewhere.
-pub async fn no_config(call: Call) -> ApiResult<Answer> {
-    call.state.control()?;
-    Err(ApiError::not_found(format!("config {} not found", call.param("id"))))
 }
 
 /// A plugin that cannot exist.

@@ -7,6 +7,7 @@ pub mod images;
 pub mod missing;
 pub mod networks;
 pub mod nodes;
+pub mod payloads;
 pub mod ping;
 pub mod service_logs;
 pub mod services;

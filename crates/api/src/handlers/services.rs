@@ -185,12 +185,6 @@ fn refuse_unsupported(spec: &ServiceSpec) -> ApiResult<()> {
         return Err(ApiError::missing(&format!("services with the runtime '{runtime}'")));
     }
     let Some(container) = &template.container_spec else { return Ok(()) };
-    if container.secrets.as_ref().is_some_and(|list| !list.is_empty()) {
-        return Err(ApiError::missing("secrets"));
-    }
-    if container.configs.as_ref().is_some_and(|list| !list.is_empty()) {
-        return Err(ApiError::missing("configs"));
-    }
     let cluster = container.mounts.iter().flatten().any(|mount| mount.kind == "cluster");
     if cluster {
         return Err(ApiError::missing("cluster volumes"));

@@ -4,6 +4,7 @@ pub mod cluster;
 pub mod event;
 pub mod network;
 pub mod node;
+pub mod payload;
 pub mod service;
 pub mod task;
 pub mod tls;

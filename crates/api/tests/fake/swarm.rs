@@ -8,7 +8,7 @@ use futures::stream::{self, BoxStream};
 use ipnet::IpNet;
 use shoal_api::backend::swarm::*;
 use shoal_api::error::{ApiError, ApiResult};
-use shoal_model::change::{Change, Expect, Object, Transaction};
+use shoal_model::change::{Change, Expect, Object, ObjectKey, Transaction};
 use shoal_model::cluster_state::ClusterState;
 use shoal_model::event::Event;
 use shoal_model::id::*;
@@ -17,6 +17,7 @@ use shoal_model::object::*;
 use shoal_model::spec::cluster::ClusterSpec;
 use shoal_model::spec::network::NetworkSpec;
 use shoal_model::spec::node::{NodeRole, NodeSpec};
+use shoal_model::spec::payload::PayloadSpec;
 use shoal_model::spec::service::ServiceSpec;
 use shoal_model::task_state::TaskState;
 use shoal_model::time::Timestamp;
@@ -130,9 +131,17 @@ impl Control {
     }
 
     fn put(&self, object: Object, expect: Expect) -> ApiResult<()> {
+        self.apply(Change::Put { object, expect })
+    }
+
+    fn delete(&self, key: ObjectKey) -> ApiResult<()> {
+        self.apply(Change::Delete { key, expect: Expect::Any })
+    }
+
+    fn apply(&self, change: Change) -> ApiResult<()> {
         let mut inner = self.0.lock().unwrap();
         let next = Revision(inner.0.revision.0 + 1);
-        let changes = vec![Change::Put { object, expect }];
+        let changes = vec![change];
         inner
             .0
             .apply(next, &Transaction { changes, at: AT })
@@ -251,6 +260,44 @@ impl SwarmControl for Control {
     }
     async fn remove_network(&self, _: &NetworkId) -> ApiResult<()> {
         Ok(())
+    }
+    async fn create_secret(&self, spec: PayloadSpec) -> ApiResult<SecretId> {
+        let id = SecretId::generate(&mut self.0.lock().unwrap().1);
+        let secret = Secret { id: id.clone(), meta: Meta::default(), spec };
+        self.put(Object::Secret(Box::new(secret)), Expect::Absent)?;
+        Ok(id)
+    }
+    async fn update_secret(
+        &self,
+        id: &SecretId,
+        version: Revision,
+        spec: PayloadSpec,
+    ) -> ApiResult<()> {
+        let mut secret = (*self.state().secrets[id]).clone();
+        secret.spec.labels = spec.labels;
+        self.put(Object::Secret(Box::new(secret)), Expect::Version(version))
+    }
+    async fn remove_secret(&self, id: &SecretId) -> ApiResult<()> {
+        self.delete(ObjectKey::Secret(id.clone()))
+    }
+    async fn create_config(&self, spec: PayloadSpec) -> ApiResult<ConfigId> {
+        let id = ConfigId::generate(&mut self.0.lock().unwrap().1);
+        let config = Config { id: id.clone(), meta: Meta::default(), spec };
+        self.put(Object::Config(Box::new(config)), Expect::Absent)?;
+        Ok(id)
+    }
+    async fn update_config(
+        &self,
+        id: &ConfigId,
+        version: Revision,
+        spec: PayloadSpec,
+    ) -> ApiResult<()> {
+        let mut config = (*self.state().configs[id]).clone();
+        config.spec.labels = spec.labels;
+        self.put(Object::Config(Box::new(config)), Expect::Version(version))
+    }
+    async fn remove_config(&self, id: &ConfigId) -> ApiResult<()> {
+        self.delete(ObjectKey::Config(id.clone()))
     }
     async fn update_node(&self, id: &NodeId, version: Revision, spec: NodeSpec) -> ApiResult<()> {
         let mut node = (*self.state().nodes[id]).clone();
