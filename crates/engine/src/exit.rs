@@ -116,6 +116,7 @@ impl Engine {
             let deleted = shim.delete().await;
             deleted.map_err(|e| crate::start::runtime_error("clean up after", container, e))?;
         }
+        self.drop_memory_files(container).await?;
         self.release_networks(container).await?;
         self.note_volume_use(container, "unmount");
         self.save(container).await?;

@@ -32,6 +32,7 @@ mod health;
 mod inspect;
 mod list;
 mod logs;
+mod memory;
 mod merge;
 mod mounts;
 pub mod names;

@@ -20,6 +20,7 @@ use crate::container::Container;
 use crate::engine::{Engine, Parts, blocking};
 use crate::error::EngineError;
 use crate::exit::{End, Verdict, decide};
+use crate::memory;
 use crate::record::{self, Record};
 use crate::remove::REMOVING;
 use crate::request::{Grace, ShutdownMode, StopOptions};
@@ -262,6 +263,11 @@ impl Engine {
         self.inner.tasks.close();
         if tokio::time::timeout(TASKS_DEADLINE, self.inner.tasks.wait()).await.is_err() {
             tracing::error!("background tasks of the engine did not end in time");
+        }
+        let root = self.inner.config.exec_root.clone();
+        let unmounted = blocking("unmount", move || memory::unmount(&root));
+        if let Err(error) = unmounted.await {
+            tracing::error!(error = fault::report(&error), "memory files stay mounted");
         }
     }
 }

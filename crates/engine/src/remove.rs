@@ -110,14 +110,11 @@ impl Engine {
             let deleted = shim.delete().await;
             deleted.map_err(|e| crate::start::runtime_error("clean up after", container, e))?;
         }
-        let memory = self.inner.config.exec_root.join("files").join(container.id.as_str());
+        self.drop_memory_files(container).await?;
         let dir = container.dir.clone();
         let aside = dir.with_file_name(format!("{REMOVING}{}", container.id));
         container.live(|live| live.gone = true);
         let moved = blocking("remove a container", move || {
-            if memory.exists() {
-                fs::remove_dir_all(&memory).map_err(EngineError::io("remove", &memory))?;
-            }
             if dir.exists() {
                 fs::rename(&dir, &aside).map_err(EngineError::io("move aside", &dir))?;
             }

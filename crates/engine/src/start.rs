@@ -1,9 +1,7 @@
 //! Starting a container: network, files, shim, process; and undoing all of it when a step fails.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::net::IpAddr;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,7 +9,7 @@ use shoal_image::digest::ImageId;
 use shoal_model::fault;
 use shoal_model::net::{Port, Protocol};
 use shoal_model::spec::container::{EndpointSettings, HostConfig, PortBinding};
-use shoal_runtime::plan::{ContainerPlan, MountKind, MountPlan, Propagation};
+use shoal_runtime::plan::{ContainerPlan, MountPlan};
 use shoal_runtime::protocol::FailureKind;
 use shoal_runtime::{RuntimeError, Shim};
 use tokio_util::sync::CancellationToken;
@@ -25,10 +23,7 @@ use crate::mounts::MountSource;
 use crate::record::{Files, Record};
 use crate::request::InjectedFile;
 use crate::unikernel::{self, Workload};
-use crate::{files, health, plan};
-
-/// The magic number of a memory file system in `statfs`.
-const TMPFS_MAGIC: i64 = 0x0102_1994;
+use crate::{files, health, memory, plan};
 
 impl Engine {
     /// Starts a container.
@@ -57,6 +52,13 @@ impl Engine {
         let container = self.find(word)?;
         container.live(|live| live.files = files);
         Ok(())
+    }
+
+    /// Removes what a start wrote for the container's memory file system: it is of use only while
+    /// the container runs, and the next start writes it anew.
+    pub(crate) async fn drop_memory_files(&self, container: &Container) -> Result<(), EngineError> {
+        let dir = memory::dir(&self.inner.config.exec_root, &container.id);
+        blocking("remove memory files", move || memory::remove(&dir)).await
     }
 
     /// Starts a container whose gate the caller holds.
@@ -144,17 +146,17 @@ impl Engine {
             Ok(shim) => shim.delete().await.err(),
             Err(_) => None,
         };
+        let leftover = leftover.map(|error| fault::chain(&error));
+        let dropped = self.drop_memory_files(container).await.err();
         let released = self.release_networks(container).await.err();
+        let own = [dropped, released].into_iter().flatten().map(|error| fault::chain(&error));
+        let further: Vec<String> = leftover.into_iter().chain(own).collect();
         container.change(|record| {
             record.run.pid = 0;
             record.run.error = fault::report(error);
-            if let Some(leftover) = &leftover {
+            for text in &further {
                 record.run.error.push_str("; then: ");
-                record.run.error.push_str(&fault::chain(leftover));
-            }
-            if let Some(released) = &released {
-                record.run.error.push_str("; then: ");
-                record.run.error.push_str(&fault::chain(released));
+                record.run.error.push_str(text);
             }
             record.run.exit_code = match error {
                 EngineError::Start { exit_code, .. } => *exit_code,
@@ -254,7 +256,7 @@ impl Engine {
             None => None,
         };
         let files = container.live(|live| live.files.clone());
-        let memory = self.inner.config.exec_root.join("files").join(container.id.as_str());
+        let memory = memory::dir(&self.inner.config.exec_root, &container.id);
         let engine = self.clone();
         let container = Arc::clone(container);
         let plan = blocking("prepare a container", move || {
@@ -272,7 +274,7 @@ impl Engine {
                 write_etc(&container.files(), &record, &attachment)?;
             }
             let mut mounts = mount_plans(&engine, &record)?;
-            mounts.extend(write_memory_files(&memory, &files)?);
+            mounts.extend(memory::write(&memory, &files)?);
             plan::container(
                 &record,
                 plan::Surroundings {
@@ -453,44 +455,6 @@ fn mount_plans(engine: &Engine, record: &Record) -> Result<Vec<MountPlan>, Engin
         }
     }
     Ok(record.mounts.iter().map(|m| m.plan(|name| engine.inner.volumes.path(name))).collect())
-}
-
-/// Writes files that must not reach a disk below the run-time root, each mounted read-only.
-fn write_memory_files(dir: &Path, files: &[InjectedFile]) -> Result<Vec<MountPlan>, EngineError> {
-    if dir.exists() {
-        fs::remove_dir_all(dir).map_err(EngineError::io("remove", dir))?;
-    }
-    if files.is_empty() {
-        return Ok(Vec::new());
-    }
-    fs::create_dir_all(dir).map_err(EngineError::io("create the directory", dir))?;
-    fs::set_permissions(dir, fs::Permissions::from_mode(0o700))
-        .map_err(EngineError::io("protect", dir))?;
-    let kind = nix::sys::statfs::statfs(dir)
-        .map_err(|e| EngineError::io("look at", dir)(e.into()))?
-        .filesystem_type();
-    if kind.0 as i64 != TMPFS_MAGIC {
-        return Err(EngineError::missing(format!(
-            "secrets while '{}' is not on a memory file system",
-            dir.display()
-        )));
-    }
-    let mut by_target = BTreeMap::new();
-    for (number, file) in files.iter().enumerate() {
-        let path = dir.join(number.to_string());
-        fs::write(&path, &file.data).map_err(EngineError::io("write", &path))?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(file.mode & 0o7777))
-            .map_err(EngineError::io("protect", &path))?;
-        std::os::unix::fs::chown(&path, Some(file.uid), Some(file.gid))
-            .map_err(EngineError::io("give away", &path))?;
-        by_target.insert(file.target.clone(), path);
-    }
-    let plan = |(target, source): (String, PathBuf)| MountPlan {
-        target: target.into(),
-        read_only: true,
-        kind: MountKind::Bind { source, recursive: false, propagation: Propagation::Rprivate },
-    };
-    Ok(by_target.into_iter().map(plan).collect())
 }
 
 #[cfg(test)]

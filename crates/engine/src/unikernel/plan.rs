@@ -15,6 +15,7 @@ use super::files::{self, Shown};
 use crate::attacher::{Attachment, TapPlace};
 use crate::engine::Engine;
 use crate::error::EngineError;
+use crate::memory;
 use crate::mounts::MountSource;
 use crate::record::{Files, Record};
 use crate::request::InjectedFile;
@@ -80,6 +81,10 @@ pub(crate) fn container(
         reference: record.image.clone(),
         source: Box::new(source),
     })?;
+    if !around.injected.is_empty() {
+        // The archives that hold them lie in it.
+        memory::make(around.memory)?;
+    }
     super::end::forget(files).map_err(EngineError::io("remove", files.crash()))?;
     let limits = crate::plan::limits(&record.host);
     let net = net(&declared, around.attachment)?;
