@@ -294,8 +294,8 @@ impl Agent {
         self.changed();
         // Written after it is in force: it only matters to the next daemon. A failed write leaves
         // the older one, which the next session corrects; the disk's state is doctor's business.
-        let assignment = self.assignment();
-        if let Err(error) = file::write_json(&path, assignment.as_ref()) {
+        // Secrets and configs never get there: the next session sends them again.
+        if let Err(error) = file::write_json(&path, &self.assignment().durable()) {
             self.inner.hub.set_error(shoal_model::fault::report(&error));
         }
     }

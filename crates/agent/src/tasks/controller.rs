@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use shoal_engine::change::{ContainerChange, HealthStatus, Phase};
 use shoal_engine::engine::Engine;
-use shoal_engine::request::{CreateOptions, Grace, RemoveOptions, StopOptions};
+use shoal_engine::error::EngineError;
+use shoal_engine::request::{CreateOptions, Grace, InjectedFile, RemoveOptions, StopOptions};
 use shoal_image::progress::Progress;
 use shoal_image::registry::auth::RegistryAuth;
 use shoal_image::store::PullRequest;
@@ -17,7 +18,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::watch;
 
 use super::failure::{self, Failure};
-use super::{Wanted, container_of, listening, spec};
+use super::{Wanted, container_of, listening, payload, spec};
 use crate::agent::Agent;
 
 /// Longest time that a stopping task keeps serving while the other nodes take it out of their
@@ -63,6 +64,7 @@ impl Controller {
         {
             self.until_terminal(&task).await;
         }
+        self.forget_files().await;
         // Its container stays for its log, for as long as managers keep the task's record.
         self.until(|wanted| matches!(wanted, Wanted::Gone)).await;
     }
@@ -84,8 +86,11 @@ impl Controller {
             if !self.hold().await {
                 return self.report(TaskState::Shutdown, "shutdown before it was started", None);
             }
+            // Given just before the start: those of a container that an earlier daemon made have
+            // gone with that daemon's memory.
+            let Some(files) = self.files(task).await else { return };
             self.report(TaskState::Starting, "starting", None);
-            if let Err(error) = self.engine.start(container.as_str()).await {
+            if let Err(error) = self.start(&container, files).await {
                 return self.fail(TaskState::Failed, failure::of_engine(&error));
             }
         } else if !now.phase.is_alive() {
@@ -109,10 +114,7 @@ impl Controller {
         }
         self.report(TaskState::Accepted, "accepted", None);
         self.report(TaskState::Preparing, "preparing", None);
-        let facts = spec::NodeFacts {
-            id: self.agent.assignment().own.as_ref().map(|own| own.node_id.to_string()),
-            description: self.agent.description().await,
-        };
+        let facts = spec::NodeFacts::of(&self.agent).await;
         let body = match spec::container_create(task, &facts) {
             Ok(body) => body,
             Err(failure) => {
@@ -133,6 +135,8 @@ impl Controller {
             self.fail(TaskState::Rejected, failure);
             return None;
         }
+        // What cannot be had is said before anything is made.
+        self.files(task).await?;
         let options = CreateOptions {
             name: Some(task.name()),
             task: Some(spec::attachment(task)),
@@ -145,6 +149,37 @@ impl Controller {
                 None
             }
         }
+    }
+
+    /// Its secrets and configs; `None` if the task ended before they came.
+    async fn files(&self, task: &Task) -> Option<Vec<InjectedFile>> {
+        let mut wanted = self.wanted.clone();
+        let found = tokio::select! {
+            found = payload::all(&self.agent, task) => found,
+            () = stopping(&mut wanted) => {
+                let message = "shutdown before its secrets and configs came";
+                self.report(TaskState::Shutdown, message, None);
+                return None;
+            }
+        };
+        found.map_err(|failure| self.fail(TaskState::Rejected, failure)).ok()
+    }
+
+    /// Lets go of the files of a container that does not start again.
+    async fn forget_files(&self) {
+        if let Some(container) = container_of(&self.agent, &self.id).await {
+            // Ignored because: a container that is gone by now has no files either.
+            let _ = self.engine.set_files(container.as_str(), Vec::new()).await;
+        }
+    }
+
+    async fn start(
+        &self,
+        container: &ContainerId,
+        files: Vec<InjectedFile>,
+    ) -> Result<(), EngineError> {
+        self.engine.set_files(container.as_str(), files).await?;
+        self.engine.start(container.as_str()).await
     }
 
     async fn ensure_image(&self, image: &str, task: &Task) -> Result<(), Failure> {

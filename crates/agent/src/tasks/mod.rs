@@ -3,6 +3,7 @@
 mod controller;
 mod failure;
 mod listening;
+mod payload;
 mod spec;
 mod template;
 

@@ -13,6 +13,7 @@ use shoal_model::spec::task::ContainerSpec;
 
 use super::failure::Failure;
 use super::template::{Fields, expand};
+use crate::agent::Agent;
 
 /// What placeholders may say of the node.
 #[derive(Clone, Debug, Default)]
@@ -21,6 +22,16 @@ pub(crate) struct NodeFacts {
     pub id: Option<String>,
     /// What the node says of itself.
     pub description: NodeDescription,
+}
+
+impl NodeFacts {
+    /// Asks the node.
+    pub(crate) async fn of(agent: &Agent) -> Self {
+        Self {
+            id: agent.assignment().own.as_ref().map(|own| own.node_id.to_string()),
+            description: agent.description().await,
+        }
+    }
 }
 
 /// The addresses that the manager gave.
@@ -79,12 +90,6 @@ fn host_config(
     spec: &ContainerSpec,
     mounts: Vec<Mount>,
 ) -> Result<HostConfig, Failure> {
-    if spec.secrets.as_ref().is_some_and(|s| !s.is_empty()) {
-        return Err(missing("secrets"));
-    }
-    if spec.configs.as_ref().is_some_and(|c| !c.is_empty()) {
-        return Err(missing("configs"));
-    }
     let dns = spec.dns_config.clone().unwrap_or_default();
     let limits = task.spec.resources.as_ref().and_then(|r| r.limits.clone()).unwrap_or_default();
     let log = task.spec.log_driver.as_ref().map(|driver| LogConfig {
@@ -181,7 +186,8 @@ fn labels(task: &Task, spec: &ContainerSpec) -> StringMap {
     labels
 }
 
-fn fields(task: &Task, node: &NodeFacts) -> Fields {
+/// What placeholders may name.
+pub(crate) fn fields(task: &Task, node: &NodeFacts) -> Fields {
     let platform = &node.description.platform;
     let service = task.service_id.as_ref().map(ToString::to_string).unwrap_or_default();
     Fields(BTreeMap::from([
