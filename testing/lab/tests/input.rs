@@ -77,7 +77,7 @@ fn bodies_that_make_no_sense_change_nothing() {
     assert_eq!(host.docker("network ls -q -f driver=overlay").lines().count(), 1);
     let (status, said) = send(host, "GET", "/nosuch", "");
     assert_eq!(status, 404, "{said}");
-    for missing in ["/secrets/create", "/configs/create", "/build"] {
+    for missing in ["/commit", "/plugins/create", "/build"] {
         let (status, said) = send(host, "POST", missing, "{}");
         assert!(status == 501 && said.contains("not implemented"), "{missing}: {status} {said}");
     }
