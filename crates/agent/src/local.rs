@@ -367,6 +367,6 @@ mod tests {
         assert!(matches!(networks.remove(&made.id), Err(AgentError::NetworkInUse { .. })));
         networks.release(&made.id, lease.addr());
         networks.remove(&made.id).unwrap();
-        assert!(open(&dir).find("a").is_err());
+        assert!(open(&dir).find(made.id.as_str()).is_err());
     }
 }
