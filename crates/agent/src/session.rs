@@ -95,12 +95,11 @@ impl SessionHub {
     }
 
     /// Waits until every node's kernel has `revision`, but at most `limit`: a node that is slow or
-    /// dead must not keep others from going on.
-    pub(crate) async fn converged(&self, revision: Revision, limit: Duration) {
+    /// dead must not keep others from going on. Whether it has.
+    pub(crate) async fn converged(&self, revision: Revision, limit: Duration) -> bool {
         let mut converged = self.converged.subscribe();
         let reached = converged.wait_for(|known| *known >= revision);
-        // Ignored because: both outcomes mean "go on"; see above.
-        let _ = tokio::time::timeout(limit, reached).await;
+        matches!(tokio::time::timeout(limit, reached).await, Ok(Ok(_)))
     }
 
     /// Managers that this node knows of.

@@ -188,8 +188,8 @@ impl Drop for Resolvers {
 }
 
 /// Two nodes: a guest `uk` and a container `con` on the first, a container `far` on the second, and
-/// a client outside. Only the guest is behind the service's address. Take `_resolvers` out first: it
-/// must go last, because a node that lives starts its resolver again.
+/// a client outside. Only the guest is behind the service's address. Take `_resolvers` out first:
+/// it must go last, because a node that lives starts its resolver again.
 struct Scene {
     _resolvers: Resolvers,
     lab: Lab,

@@ -135,8 +135,8 @@ async fn a_lot_of_data_passes_every_way() {
     }
 }
 
-/// The kernel keeps what it learns of neighbours in one small table for all namespaces of a machine:
-/// a thousand tasks that ask each other would overflow it, and then connections hang.
+/// The kernel keeps what it learns of neighbours in one small table for all namespaces: a thousand
+/// tasks that ask each other would overflow it, and then connections hang.
 #[tokio::test(flavor = "multi_thread")]
 async fn workloads_and_their_network_learn_no_neighbours() {
     let [ta, tb] = two_tasks();

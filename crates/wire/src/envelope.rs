@@ -5,6 +5,12 @@
 /// Implements `Deserialize` for a message enum with an `Unknown` variant.
 macro_rules! read_envelope {
     ($enum:ident { $($kind:literal => $variant:ident),* $(,)? }) => {
+        // A kind that is not listed would be skipped in silence; this does not compile then.
+        const _: fn(&$enum) = |message| match message {
+            $($enum::$variant(_) => {})*
+            $enum::Unknown => {}
+        };
+
         impl<'de> serde::Deserialize<'de> for $enum {
             fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
                 struct Envelope;

@@ -195,6 +195,7 @@ read_envelope!(ManagerMessage {
     "open_logs" => OpenLogs,
     "close_logs" => CloseLogs,
     "managers" => Managers,
+    "converged" => Converged,
     "bye" => Bye,
 });
 
@@ -488,6 +489,11 @@ mod tests {
         let bye = ManagerMessage::Bye(Bye { reason: ByeReason::Removed, message: "x".into() });
         let json = serde_json::to_string(&bye).unwrap();
         assert_eq!(json, r#"{"type":"bye","body":{"reason":"removed","message":"x"}}"#);
+        let all = ManagerMessage::Converged(AckRevision { revision: Revision(9) });
+        for message in [bye, all] {
+            let json = serde_json::to_string(&message).unwrap();
+            assert_eq!(serde_json::from_str::<ManagerMessage>(&json).unwrap(), message, "{json}");
+        }
     }
 
     #[test]

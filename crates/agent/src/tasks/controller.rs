@@ -24,6 +24,8 @@ use crate::agent::Agent;
 /// Longest time that a stopping task keeps serving while the other nodes take it out of their
 /// balancing. They usually have within a tenth of this.
 const DRAIN_MAX: Duration = Duration::from_secs(2);
+/// How long requests may still take that were under way when the last node took the task out.
+const UNDER_WAY: Duration = Duration::from_millis(500);
 /// First pause before a removal is tried again.
 const REMOVE_RETRY_FIRST: Duration = Duration::from_millis(200);
 /// Longest pause.
@@ -268,7 +270,9 @@ impl Controller {
     async fn stop(&mut self, container: &ContainerId) {
         if self.assigned().is_some() {
             let revision = self.agent.assignment().revision;
-            self.agent.inner.hub.converged(revision, DRAIN_MAX).await;
+            if self.agent.inner.hub.converged(revision, DRAIN_MAX).await {
+                tokio::time::sleep(UNDER_WAY).await;
+            }
         }
         self.end(container).await;
         let now = self.engine.status(container.as_str()).await.ok();

@@ -185,7 +185,7 @@ fn fnv1a(bytes: &[u8]) -> u64 {
 }
 
 impl PortPlan {
-    /// MAC of the namespace's end of a veth pair: the gateway's, so that nobody needs to ask for it.
+    /// MAC of the namespace's end of a veth pair: the gateway's, so that nobody has to ask for it.
     #[must_use]
     pub fn gateway_mac(&self) -> Mac {
         Mac::of_port(IpAddr::V4(self.gateway))
