@@ -26,8 +26,7 @@ pub struct Service {
     pub running_seconds: f64,
     /// The same until every one had answered.
     pub answered_seconds: f64,
-    /// Memory of the shim and the tender of one, their share of shared pages included (PSS), in KiB:
-    /// the mean.
+    /// Memory of the shim and the tender of one, shared pages in parts (PSS), in KiB: the mean.
     pub pss_kib: f64,
     /// What else each took from the machine, kernel and daemon, in KiB: the mean.
     pub other_kib: f64,
