@@ -14,7 +14,7 @@ use super::process::output;
 /// If one fails.
 pub fn count(root: &Path) -> Result<u32> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let tests = ["test", "--release", "--package", "shoal-tender", "--test", "protection"];
+    let tests = ["test", "--package", "shoal-tender", "--test", "protection"];
     let said = output(Command::new(cargo).current_dir(root).args(tests))?;
     passed(&said).with_context(|| format!("find the result in: {said}"))
 }

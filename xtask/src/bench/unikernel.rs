@@ -62,6 +62,7 @@ pub fn run(args: &[String]) -> Result<()> {
     std::fs::write(page.join("index.html"), "x".repeat(PAGE_BYTES))?;
     let mut table = Table::default();
     let rows: [(&str, Row<'_>); 9] = [
+        ("protection", &|table| protected(table, root)),
         ("size", &|table| sizes(table, &images)),
         ("boot", &|table| boots(table, &programs, &images)),
         ("first-byte", &|table| first_bytes(table, &ground, &images, &page)),
@@ -70,7 +71,6 @@ pub fn run(args: &[String]) -> Result<()> {
         ("service", &|table| through_shoal(table, root, &programs)),
         ("dns", &|table| dns(table, &ground, &images)),
         ("http", &|table| http(table, &ground, &images, &page)),
-        ("protection", &|table| protected(table, root)),
     ];
     for (name, row) in rows {
         if wanted(name) {
@@ -93,8 +93,9 @@ fn preface(programs: &Path, images: &Images) -> Result<String> {
     let kvm = told["kvm"].as_str().unwrap_or("of unknown flavour");
     Ok(format!(
         "{cores} cores shared by client and server, Linux {}, KVM in {kvm}. Medians of {BOOTS} \
-         starts and {ROUNDS} rounds; `cargo xtask bench unikernel` measures again.",
-        kernel.trim(),
+         starts and {ROUNDS} rounds;\n`cargo xtask bench unikernel` measures again.",
+        // Without the distribution's own suffix.
+        kernel.trim().split('-').next().unwrap_or_default(),
     ))
 }
 
