@@ -34,6 +34,8 @@ pub enum Code {
     NotImp = 4,
     /// Not for this client, or not of this server's zones.
     Refused = 5,
+    /// No zone of this server's begins there (RFC 2136, section 2.2).
+    NotAuth = 9,
 }
 
 /// Bits of the header's flags.
@@ -229,11 +231,11 @@ fn read_opt(message: &[u8], at: usize) -> Option<Edns> {
     let size = short(message, at + 3)?;
     let version = *message.get(at + 6)?;
     let dnssec = short(message, at + 7)? & 0x8000 != 0;
+    let len = usize::from(short(message, at + 9)?);
     if version != 0 {
-        // What follows is of another version, too.
+        // The options are of another version, too.
         return Some(Edns { size, version, dnssec });
     }
-    let len = usize::from(short(message, at + 9)?);
     let mut options = message.get(at + OPT_BYTES..at + OPT_BYTES + len)?;
     while !options.is_empty() {
         let len = usize::from(short(options, 2)?);

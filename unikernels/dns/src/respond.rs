@@ -76,40 +76,37 @@ impl Server {
         if question.class != CLASS_IN && question.class != CLASS_ANY {
             return Outcome::Reply(reply.empty(Code::Refused as u8, false, 0));
         }
-        match question.qtype {
-            Type::AXFR | Type::IXFR => return self.transfer(reply, client),
-            Type::MAILA | Type::MAILB => {
-                return Outcome::Reply(reply.empty(Code::NotImp as u8, false, 0));
-            }
-            _ => {}
+        if matches!(question.qtype, Type::AXFR | Type::IXFR) {
+            return self.transfer(reply, client);
         }
-        Outcome::Reply(
-            match self.database.find(question.name(), question.starts(), question.qtype) {
-                Found::Ready(answer, code) => reply.answer(answer, code),
-                Found::Made(answer) => reply.answer(&answer, None),
-                Found::Foreign => reply.empty(Code::Refused as u8, false, 0),
-            },
-        )
+        let found = self.database.find(question.name(), question.starts(), question.qtype);
+        Outcome::Reply(match found {
+            Found::Ready(answer, code) => reply.answer(answer, code),
+            Found::Made(answer) => reply.answer(&answer, None),
+            Found::Foreign => reply.empty(Code::Refused as u8, false, 0),
+        })
     }
 
     fn transfer<'a>(&'a self, mut reply: Reply<'_>, client: IpAddr) -> Outcome<'a> {
         let question = reply.question;
+        if (reply.transport, question.qtype) == (Transport::Udp, Type::AXFR) {
+            // RFC 5936, section 4.2: not over datagrams.
+            return Outcome::Reply(reply.empty(Code::NotImp as u8, false, 0));
+        }
         let Some(zone) = self.database.zone_at(question.name(), question.starts()) else {
-            return Outcome::Reply(reply.empty(Code::Refused as u8, false, 0));
+            // RFC 5936, section 2.2.1.
+            return Outcome::Reply(reply.empty(Code::NotAuth as u8, false, 0));
         };
         if !self.transfer_to.iter().any(|network| network.contains(client)) {
             return Outcome::Reply(reply.empty(Code::Refused as u8, false, 0));
         }
-        match (reply.transport, question.qtype) {
-            (Transport::Tcp, _) => Outcome::Transfer(Transfer::new(zone, question)),
-            // RFC 1995, section 2: the SOA alone says that the client should come over TCP.
-            (Transport::Udp, Type::IXFR) => {
-                match self.database.find(question.name(), question.starts(), Type::SOA) {
-                    Found::Ready(answer, code) => Outcome::Reply(reply.answer(answer, code)),
-                    Found::Made(_) | Found::Foreign => Outcome::Silence,
-                }
-            }
-            (Transport::Udp, _) => Outcome::Reply(reply.empty(Code::FormErr as u8, false, 0)),
+        if reply.transport == Transport::Tcp {
+            return Outcome::Transfer(Transfer::new(zone, question));
+        }
+        // RFC 1995, section 2: the SOA alone says that the client should come over TCP.
+        match self.database.find(question.name(), question.starts(), Type::SOA) {
+            Found::Ready(answer, code) => Outcome::Reply(reply.answer(answer, code)),
+            Found::Made(_) | Found::Foreign => Outcome::Silence,
         }
     }
 }

@@ -37,10 +37,6 @@ impl Type {
     pub const IXFR: Self = Self(251);
     /// Transfer of a zone.
     pub const AXFR: Self = Self(252);
-    /// Mailboxes, obsolete.
-    pub const MAILB: Self = Self(253);
-    /// Mail agents, obsolete.
-    pub const MAILA: Self = Self(254);
     /// All types.
     pub const ANY: Self = Self(255);
     /// Which authorities may sign.

@@ -215,7 +215,7 @@ impl Nsd {
         let mut buffer = vec![0; 65_536];
         loop {
             let len = self.socket.recv(&mut buffer).ok()?;
-            if request.len() < 2 || buffer[..2] == request[..2] {
+            if request.get(..2) == Some(&buffer[..2]) {
                 buffer.truncate(len);
                 return Some(buffer);
             }
