@@ -8,9 +8,12 @@ use shoal_model::check::Verdict;
 #[test]
 fn all_is_well_and_nothing_is_left_behind() {
     let results: Vec<_> = shoal_runtime::checks::checks().iter().map(|c| c.run()).collect();
+    let kvm = std::path::Path::new("/dev/kvm").exists();
     for result in &results {
-        assert_eq!(result.verdict, Verdict::Ok, "{result:?}");
-        assert_eq!(result.remedy, "");
+        // Without it unikernels run as processes, and that is said.
+        let well = kvm || result.id != shoal_runtime::checks::UNIKERNEL_KVM;
+        assert_eq!(result.verdict == Verdict::Ok, well, "{result:?}");
+        assert_eq!(result.remedy.is_empty(), well, "{result:?}");
     }
     let ids: BTreeSet<&str> = results.iter().map(|r| r.id.as_str()).collect();
     assert_eq!(ids.len(), 7);

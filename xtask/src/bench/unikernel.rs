@@ -32,6 +32,8 @@ const PAGE_BYTES: usize = 612;
 const HEAP_BYTES: u64 = 64 << 20;
 /// Tasks of the service that is started through the whole of Shoal.
 const TASKS: u32 = 1000;
+/// What stands in the table of a machine without it.
+const NO_KVM: &str = "no /dev/kvm";
 /// Device of both appliances.
 const DEVICE: Option<&str> = Some("net");
 
@@ -89,10 +91,14 @@ pub fn run(args: &[String]) -> Result<()> {
 fn preface(programs: &Path, images: &Images) -> Result<String> {
     let kernel = output(Command::new("uname").arg("-r"))?;
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let told = boot_times(programs, images, "kvm", 1)?;
-    let kvm = told["kvm"].as_str().unwrap_or("of unknown flavour");
+    let kvm = if has("kvm") {
+        let told = boot_times(programs, images, "kvm", 1)?;
+        format!("KVM in {}", told["kvm"].as_str().unwrap_or("an unknown flavour"))
+    } else {
+        NO_KVM.to_owned()
+    };
     Ok(format!(
-        "{cores} cores shared by client and server, Linux {}, KVM in {kvm}. Medians of {BOOTS} \
+        "{cores} cores shared by client and server, Linux {}, {kvm}. Medians of {BOOTS} \
          starts and {ROUNDS} rounds;\n`cargo xtask bench unikernel` measures again.",
         // Without the distribution's own suffix.
         kernel.trim().split('-').next().unwrap_or_default(),
@@ -148,6 +154,15 @@ fn build_images(root: &Path, programs: &Path) -> Result<Images> {
     Ok(Images { hello: build("hello")?, web: build("web")?, dns: build("dns")? })
 }
 
+/// What is measured on each backend; of the one that this machine has not, that it has it not.
+fn each_backend(measure: impl Fn(&str) -> Result<String>) -> [Result<String>; 2] {
+    BACKENDS.map(|backend| if has(backend) { measure(backend) } else { Ok(NO_KVM.to_owned()) })
+}
+
+fn has(backend: &str) -> bool {
+    backend != "kvm" || Path::new("/dev/kvm").exists()
+}
+
 fn sizes(table: &mut Table, images: &Images) -> Result<()> {
     let rows = [
         ("hello", &images.hello, "128", "48"),
@@ -163,7 +178,7 @@ fn sizes(table: &mut Table, images: &Images) -> Result<()> {
 }
 
 fn boots(table: &mut Table, programs: &Path, images: &Images) -> Result<()> {
-    let both = BACKENDS.map(|backend| -> Result<String> {
+    let both = each_backend(|backend| {
         let told = boot_times(programs, images, backend, BOOTS)?;
         let times = told["to_guest_us"].as_array().context("no times")?;
         let us = median(times.iter().filter_map(serde_json::Value::as_f64).collect());
@@ -182,7 +197,7 @@ fn first_bytes(table: &mut Table, ground: &Ground, images: &Images, page: &Path)
     let mounts = [("/srv", page)];
     let guest = web(images, &mounts);
     ground.add_taps(1, 1)?;
-    let both = BACKENDS.map(|backend| -> Result<String> {
+    let both = each_backend(|backend| {
         let config = ground.config(1, backend, &guest)?;
         let to = format!("{}:80", address(1));
         let times: Result<Vec<f64>> =
@@ -199,7 +214,7 @@ fn memory(table: &mut Table, ground: &Ground, images: &Images, page: &Path) -> R
     let mounts = [("/srv", page)];
     let guest = web(images, &mounts);
     ground.add_taps(1, IDLE)?;
-    let both = BACKENDS.map(|backend| -> Result<String> {
+    let both = each_backend(|backend| {
         let instances: Result<Vec<_>> =
             (1..=IDLE).map(|n| ground.start(n, backend, &guest)).collect();
         let instances = instances?;
@@ -220,7 +235,7 @@ fn memory(table: &mut Table, ground: &Ground, images: &Images, page: &Path) -> R
 fn many(table: &mut Table, ground: &Ground, images: &Images, page: &Path) -> Result<()> {
     let mounts = [("/srv", page)];
     let guest = web(images, &mounts);
-    let both = BACKENDS.map(|backend| -> Result<String> {
+    let both = each_backend(|backend| {
         let d = density::measure(ground, backend, &guest, 1000)?;
         Ok(format!(
             "{}: {:.0} starts/s, each {:.2} MB and {:.2} MB in the kernel",
@@ -243,7 +258,7 @@ fn through_shoal(table: &mut Table, root: &Path, programs: &Path) -> Result<()> 
     let mut command = Command::new(programs.join("shoal-unikernel"));
     command.arg("build").arg(root.join("unikernels/web")).args(["--image", "web:bench"]);
     output(command.arg("--archive").arg(&archive)).context("build the image 'web'")?;
-    let both = BACKENDS.map(|backend| -> Result<String> {
+    let both = each_backend(|backend| {
         let s = service::measure(&programs.join("shoal"), &archive, backend, TASKS)?;
         let rate = f64::from(s.count) / s.answered_seconds;
         Ok(format!(
@@ -264,9 +279,8 @@ fn through_shoal(table: &mut Table, root: &Path, programs: &Path) -> Result<()> 
 
 fn protected(table: &mut Table, root: &Path) -> Result<()> {
     let count = protection::count(root)?;
-    let kvm = Path::new("/dev/kvm").exists();
     let all = format!("{count} of {count}");
-    let other = if kvm { all.clone() } else { "no /dev/kvm".to_owned() };
+    let other = if has("kvm") { all.clone() } else { NO_KVM.to_owned() };
     let what = "memory-protection tests, stack guard and page tables among them";
     table.add(what, "5 of 5", "+ 2", all, other);
     Ok(())
@@ -352,12 +366,20 @@ fn compare(
     for _ in 0..ROUNDS {
         rates[0].push(other(1)?);
         rates[1].push(other(2)?);
-        rates[2].push(own(BACKENDS[0])?);
-        rates[3].push(own(BACKENDS[1])?);
+        for (rates, backend) in rates[2..].iter_mut().zip(BACKENDS) {
+            if has(backend) {
+                rates.push(own(backend)?);
+            }
+        }
     }
     let [one, two, process, kvm] = rates.map(median);
     let (theirs, workers) = if one > two { (one, "1 process") } else { (two, "2 processes") };
-    let show = |rate: f64| format!("{rate:.0}/s, {:.2} × {theirs:.0}/s ({workers})", rate / theirs);
+    let show = |rate: f64| {
+        if rate.is_nan() {
+            return NO_KVM.to_owned();
+        }
+        format!("{rate:.0}/s, {:.2} × {theirs:.0}/s ({workers})", rate / theirs)
+    };
     table.add(what, must, aim, show(process), show(kvm));
     Ok(())
 }
