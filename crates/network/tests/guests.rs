@@ -9,7 +9,6 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, UdpSocket};
-use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -143,8 +142,11 @@ async fn open(lab: &Lab, node: usize) -> NodeNetwork {
         "#!/bin/sh\n{HELPER_DIR}=\"$3\" exec '{}' --exact helper_process --nocapture\n",
         this.display()
     );
-    std::fs::write(&program, script).unwrap();
-    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    // Written by another process: a child that a test beside this one starts would have this one's
+    // open file, and a program that is open for writing cannot be started.
+    let write = ["-c", "printf %s \"$0\" > \"$1\" && chmod 755 \"$1\"", &script];
+    let written = std::process::Command::new("sh").args(write).arg(&program).status().unwrap();
+    assert!(written.success());
     config.program = Some(program);
     NodeNetwork::open(config).await.unwrap()
 }

@@ -70,9 +70,11 @@ fn what_the_jail_of_an_ordinary_user_lacks_is_said_in_one_line() {
         for member in ["crash_file", "stats_file"] {
             instance.config.as_object_mut().unwrap().remove(member);
         }
-        // Where everybody may read: the checkout may be root's alone.
+        // Where everybody may read: the checkout may be root's alone. Copied by another process: a
+        // child that the other test starts would have this one's open file, which then is busy.
         let own = instance.path("tender");
-        std::fs::copy(instance.command().get_program(), &own).unwrap();
+        let copy = Command::new("cp").arg(instance.command().get_program()).arg(&own).status();
+        assert!(copy.unwrap().success());
         std::fs::set_permissions(instance.dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
         let mut command = Command::new(own);
         command.arg(instance.path("config.json")).stdin(Stdio::null());
