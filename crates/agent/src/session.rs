@@ -288,7 +288,8 @@ async fn take(agent: &Agent, update: AssignmentUpdate, sender: &SessionSender<No
     if next.apply(update) {
         agent.set_assignment(next);
     } else {
-        // A session that cannot take this ends by itself.
+        // Ignored because: a session that cannot take this ends by itself, and the next one begins
+        // with everything.
         let _ = sender.send(NodeMessage::NeedFull(NeedFull { have })).await;
     }
 }

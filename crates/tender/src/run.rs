@@ -362,6 +362,7 @@ fn serve(space: &Space, attached: Attachments) -> (Vec<Device>, Allowed) {
         let device = unsafe { block_device::Block::new(index, &opened, read_only, region) };
         allowed.block.push(opened.file.as_raw_fd());
         devices.push(Device::Block(device));
+        // The device has its number now: it stays open for as long as the process runs.
         let _ = opened.file.into_raw_fd();
     }
     devices.sort_by_key(Device::index);
