@@ -5,6 +5,8 @@ use super::{none, root, sources};
 /// Which crates a crate may import: exactly the rows of ARCHITECTURE.md.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("model", &[]),
+    ("durable", &[]),
+    ("life", &["model"]),
     ("netlink", &["model"]),
     ("usernet", &["unikernel-abi"]),
     ("tender", &["unikernel-abi", "usernet"]),
@@ -12,20 +14,23 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("unikernel-tools", &["image", "tender", "unikernel-abi", "usernet", "model"]),
     ("unikernel", &["unikernel-abi", "usernet"]),
     ("plan", &["model"]),
-    ("identity", &["model"]),
-    ("store", &["model"]),
+    ("identity", &["durable", "model"]),
+    ("store", &["durable", "model"]),
     ("wire", &["model", "identity"]),
-    ("image", &["model"]),
-    ("runtime", &["tender", "unikernel-abi", "model"]),
-    ("network", &["netlink", "model"]),
-    ("engine", &["image", "runtime", "model"]),
+    ("image", &["durable", "model"]),
+    ("runtime", &["tender", "unikernel-abi", "durable", "model"]),
+    ("network", &["netlink", "durable", "model"]),
+    ("engine", &["image", "runtime", "life", "durable", "model"]),
     ("manager", &["plan", "store", "identity", "wire", "model"]),
-    ("agent", &["wire", "engine", "network", "image", "runtime", "identity", "model"]),
+    (
+        "agent",
+        &["wire", "engine", "network", "image", "runtime", "identity", "life", "durable", "model"],
+    ),
     (
         "node",
         &[
             "manager", "agent", "identity", "plan", "store", "wire", "engine", "network", "image",
-            "model",
+            "life", "durable", "model",
         ],
     ),
     (
@@ -39,7 +44,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
 ];
 
 /// Crates without I/O, clock, environment and randomness.
-const PURE: &[&str] = &["crates/model/src", "crates/plan/src"];
+const PURE: &[&str] = &["crates/model/src", "crates/plan/src", "crates/life/src"];
 
 /// Pure files inside other crates.
 const PURE_FILES: &[&str] = &["crates/network/src/balancer.rs", "crates/network/src/desired.rs"];
