@@ -6,7 +6,8 @@
 //! ones only, and no more bytes than the caller allows, so that a FIFO cannot hold the reader and
 //! `/dev/zero` cannot fill its memory.
 //!
-//! Everything here blocks. It decides nothing: formats and what to do about damage are the caller's.
+//! Everything here blocks. It decides nothing: formats, and what to do about damage, are the
+//! caller's.
 
 #![forbid(unsafe_code)]
 
