@@ -146,6 +146,21 @@ pub enum RequestFault {
         /// What is missing.
         what: String,
     },
+    /// The body did not come in time.
+    #[error("the request body did not end within {seconds} s")]
+    BodySlow {
+        /// How long the daemon waited.
+        seconds: u64,
+    },
+    /// As many changes run as may.
+    #[error("{limit} requests that change something are running, no more are taken now")]
+    TooManyChanges {
+        /// The bound.
+        limit: usize,
+    },
+    /// The daemon stops.
+    #[error("the daemon is stopping")]
+    Stopping,
     /// A handler panicked; the daemon goes on.
     #[error("internal error while answering {route}: {problem}")]
     Panicked {
@@ -161,6 +176,7 @@ impl Fault for RequestFault {
         match self {
             Self::NotImplemented { .. } => FaultKind::NotImplemented,
             Self::Panicked { .. } => FaultKind::Internal,
+            Self::TooManyChanges { .. } | Self::Stopping => FaultKind::Unavailable,
             _ => FaultKind::Invalid,
         }
     }
@@ -174,12 +190,18 @@ impl Fault for RequestFault {
             Self::BodyRead { .. } => "SH-API-004",
             Self::NotImplemented { .. } => "SH-API-005",
             Self::Panicked { .. } => "SH-API-006",
+            Self::BodySlow { .. } => "SH-API-007",
+            Self::TooManyChanges { .. } => "SH-API-008",
+            Self::Stopping => return None,
         }))
     }
 
     fn remedy(&self) -> Option<String> {
         match self {
             Self::Panicked { .. } => Some("report it together with the daemon's log".into()),
+            Self::TooManyChanges { .. } => {
+                Some("wait for some of them, or look at what they wait for".into())
+            }
             _ => None,
         }
     }

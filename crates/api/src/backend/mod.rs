@@ -21,6 +21,7 @@ use crate::backend::network::NetworkBackend;
 use crate::backend::swarm::{SwarmControl, SwarmMembership};
 use crate::backend::system::{Diagnostics, EventBackend, Facts};
 use crate::error::{ApiError, ApiResult};
+use crate::server::changes::Changes;
 use crate::server::sessions::Sessions;
 
 /// Reads the wall clock; tests pass their own.
@@ -48,6 +49,8 @@ pub struct ApiState {
     pub clock: Clock,
     /// Owner of hijacked connections and other work that outlives its answer.
     pub sessions: Sessions,
+    /// Owner of the changes that requests began.
+    pub changes: Changes,
 }
 
 impl ApiState {

@@ -67,7 +67,7 @@ pub async fn create(mut call: Call) -> ApiResult<Answer> {
     };
     let archive = Box::pin(Upload::new(call.take_body()?));
     let progress = call.state.images.import(import, archive).await?;
-    send(&call, progress).await
+    send(&call, call.state.changes.follow(progress)).await
 }
 
 /// `name` and `tag` (which may be a digest) as one reference.
@@ -104,7 +104,7 @@ pub async fn load(mut call: Call) -> ApiResult<Answer> {
     let quiet = call.query.flag("quiet");
     let archive = Box::pin(Upload::new(call.take_body()?));
     let progress = call.state.images.load(quiet, archive).await?;
-    send(&call, progress).await
+    send(&call, call.state.changes.follow(progress)).await
 }
 
 /// `GET /images/{name}/get`.

@@ -2,13 +2,15 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use http::{HeaderValue, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
-use hyper::body::Frame;
+use hyper::body::{Frame, SizeHint};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -28,6 +30,36 @@ pub fn full(bytes: impl Into<Bytes>) -> Body {
 /// A body that is sent piece by piece as the stream gives them.
 pub fn streamed(stream: impl Stream<Item = io::Result<Bytes>> + Send + 'static) -> Body {
     StreamBody::new(stream.map(|piece| piece.map(Frame::data))).boxed_unsync()
+}
+
+/// The same body; `kept` goes away with it, when it is sent or its client is gone.
+pub fn until_sent(body: Body, kept: impl Send + Unpin + 'static) -> Body {
+    Kept { body, _kept: kept }.boxed_unsync()
+}
+
+struct Kept<T> {
+    body: Body,
+    _kept: T,
+}
+
+impl<T: Unpin> hyper::body::Body for Kept<T> {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }
 
 /// An answer with a body and a content type.

@@ -13,7 +13,7 @@ use crate::http::Call;
 use crate::http::answer::{self, Answer};
 use crate::http::query::Query;
 use crate::http::version::{self, VERSION_MAX};
-use crate::server::router::{Router, Target};
+use crate::server::router::{Conduct, Router, Target};
 
 /// Answers one request. Never fails: whatever goes wrong is an answer too.
 pub async fn answer(
@@ -49,8 +49,8 @@ async fn handle(
 ) -> Result<Answer, ApiError> {
     let (head, body) = request.into_parts();
     let (version, path) = version::split(head.uri.path())?;
-    let (handler, params) = match routes.find(&head.method, path) {
-        Target::Found(handler, params) => (handler, params),
+    let (route, params) = match routes.find(&head.method, path) {
+        Target::Found(route, params) => (route, params),
         Target::OtherMethod => {
             let message = format!("method {} is not allowed for '{path}'", head.method);
             return Err(ApiError::new(StatusCode::METHOD_NOT_ALLOWED, message));
@@ -58,7 +58,12 @@ async fn handle(
         Target::Unknown => return Err(ApiError::not_found("page not found")),
     };
     let query = Query::parse(head.uri.query().unwrap_or(""));
-    handler(Call { state, version, query, params, head, body: Some(body) }).await
+    let changes = state.changes.clone();
+    let work = (route.handler)(Call { state, version, query, params, head, body: Some(body) });
+    match route.conduct {
+        Conduct::Change => changes.see_through(work).await?,
+        Conduct::Read | Conduct::Stream => work.await,
+    }
 }
 
 /// The headers that every answer has.

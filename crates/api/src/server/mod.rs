@@ -1,6 +1,8 @@
 //! The server: listens, gives each connection its own task, and ends all of them in order.
 
+pub mod changes;
 pub mod cluster_events;
+pub mod connections;
 pub mod dispatch;
 pub mod fault;
 pub mod listen;
@@ -19,6 +21,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::backend::ApiState;
+use crate::http::answer;
+use crate::server::connections::{Connections, Place};
 use crate::server::fault::ServeError;
 use crate::server::listen::{Accepted, Listener};
 
@@ -52,31 +56,38 @@ pub async fn serve(
     let routes = Arc::new(crate::routes::table());
     state.sessions.spawn(cluster_events::forward(state.clone()));
     let mut accepting = JoinSet::new();
+    let hall =
+        Hall { state: state.clone(), routes, stop, connections: Connections::within_limits() };
     for listener in listeners {
-        let (state, routes, stop) = (state.clone(), routes.clone(), stop.clone());
-        accepting.spawn(accept_all(listener, state, routes, stop));
+        accepting.spawn(accept_all(listener, hall.clone()));
     }
     while accepting.join_next().await.is_some() {}
-    state.sessions.shutdown(DRAIN_MAX).await;
+    tokio::join!(state.changes.shutdown(DRAIN_MAX), state.sessions.shutdown(DRAIN_MAX));
     Ok(())
 }
 
-async fn accept_all(
-    listener: Listener,
+/// What every connection needs.
+#[derive(Clone)]
+struct Hall {
     state: Arc<ApiState>,
     routes: Arc<router::Router>,
     stop: CancellationToken,
-) {
+    connections: Connections,
+}
+
+async fn accept_all(listener: Listener, hall: Hall) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
-            () = stop.cancelled() => break,
+            () = hall.stop.cancelled() => break,
             Some(_) = connections.join_next() => {}
             accepted = listener.accept() => match accepted {
-                Ok(accepted) => {
-                    let (state, routes, stop) = (state.clone(), routes.clone(), stop.clone());
-                    connections.spawn(one_connection(accepted, state, routes, stop));
-                }
+                Ok(accepted) => match hall.connections.admit() {
+                    Some(place) => {
+                        connections.spawn(one_connection(accepted, place, hall.clone()));
+                    }
+                    None => tracing::warn!(%listener, "a client is refused: too many are served"),
+                },
                 Err(error) => {
                     tracing::warn!(%error, listener = %listener, "accept a connection");
                     tokio::time::sleep(ACCEPT_RETRY).await;
@@ -91,18 +102,13 @@ async fn accept_all(
             .await;
 }
 
-async fn one_connection(
-    accepted: Accepted,
-    state: Arc<ApiState>,
-    routes: Arc<router::Router>,
-    stop: CancellationToken,
-) {
+async fn one_connection(accepted: Accepted, place: Arc<Place>, hall: Hall) {
     match accepted {
-        Accepted::Unix(stream) => speak_http(stream, state, routes, stop).await,
-        Accepted::Tcp(stream) => speak_http(stream, state, routes, stop).await,
+        Accepted::Unix(stream) => speak_http(stream, place, hall).await,
+        Accepted::Tcp(stream) => speak_http(stream, place, hall).await,
         Accepted::Tls(stream, acceptor) => {
             match tokio::time::timeout(HANDSHAKE_MAX, acceptor.accept(stream)).await {
-                Ok(Ok(stream)) => speak_http(stream, state, routes, stop).await,
+                Ok(Ok(stream)) => speak_http(stream, place, hall).await,
                 Ok(Err(error)) => tracing::info!(%error, "TLS handshake refused"),
                 Err(_) => tracing::info!("TLS handshake took too long"),
             }
@@ -110,17 +116,18 @@ async fn one_connection(
     }
 }
 
-async fn speak_http<S>(
-    stream: S,
-    state: Arc<ApiState>,
-    routes: Arc<router::Router>,
-    stop: CancellationToken,
-) where
+async fn speak_http<S>(stream: S, place: Arc<Place>, hall: Hall)
+where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
+    let Hall { state, routes, stop, .. } = hall;
+    let occupied = place.clone();
     let service = service_fn(move |request| {
-        let (state, routes) = (state.clone(), routes.clone());
-        async move { Ok::<_, Infallible>(dispatch::answer(state, routes, request).await) }
+        let (state, routes, busy) = (state.clone(), routes.clone(), occupied.busy());
+        async move {
+            let reply = dispatch::answer(state, routes, request).await;
+            Ok::<_, Infallible>(reply.map(|body| answer::until_sent(body, busy)))
+        }
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -132,6 +139,7 @@ async fn speak_http<S>(
     tokio::pin!(connection);
     let result = tokio::select! {
         result = &mut connection => result,
+        () = place.must_leave() => return,
         () = stop.cancelled() => {
             connection.as_mut().graceful_shutdown();
             connection.await

@@ -18,8 +18,21 @@ pub struct Route {
     pub method: Verb,
     /// Segments: literal, `{name}` for one, `{name*}` for one or more.
     pub pattern: &'static str,
+    /// What becomes of the request when its client leaves.
+    pub conduct: Conduct,
     /// What answers.
     pub handler: Handler,
+}
+
+/// What becomes of a request when its client leaves. Every route chooses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Conduct {
+    /// It changes nothing here, so it ends with its client.
+    Read,
+    /// It changes something, so its handler runs to the end ([`crate::server::changes`]).
+    Change,
+    /// It is there for its client, and ends with it.
+    Stream,
 }
 
 /// The methods that the API has.
@@ -59,8 +72,8 @@ pub struct Router {
 
 /// Where a request goes.
 pub enum Target {
-    /// To this handler, with the values of the pattern's segments.
-    Found(Handler, Vec<(&'static str, String)>),
+    /// To this route, with the values of the pattern's segments.
+    Found(Route, Vec<(&'static str, String)>),
     /// The path exists with other methods.
     OtherMethod,
     /// No such path.
@@ -87,7 +100,7 @@ impl Router {
                 continue;
             }
             if Verb::of(method) == Some(route.method) {
-                return Target::Found(route.handler, params);
+                return Target::Found(*route, params);
             }
             known = true;
         }

@@ -21,6 +21,8 @@ pub struct Containers {
     all: Mutex<BTreeMap<String, Arc<One>>>,
     execs: Mutex<BTreeMap<String, bool>>,
     pub calls: Mutex<Vec<String>>,
+    /// While it is closed, creates wait.
+    pub closed: watch::Sender<bool>,
 }
 
 struct One {
@@ -71,6 +73,7 @@ impl ContainerBackend for Containers {
     }
     async fn create(&self, spec: ContainerCreate, by: CreateBy) -> ApiResult<Value> {
         self.note("create");
+        self.closed.subscribe().wait_for(|closed| !*closed).await.unwrap();
         if spec.config.image.as_deref() != Some("demo") {
             let image = spec.config.image.unwrap_or_default();
             return Err(ApiError::not_found(format!("No such image: {image}")));

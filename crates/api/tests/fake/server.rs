@@ -12,6 +12,7 @@ use shoal_api::backend::ApiState;
 use shoal_api::backend::container::{ContainerBackend, VolumeBackend};
 use shoal_api::backend::image::ImageBackend;
 use shoal_api::backend::system::{EventBackend, Facts};
+use shoal_api::server::changes::Changes;
 use shoal_api::server::listen::{Host, Listener};
 use shoal_api::server::sessions::Sessions;
 use shoal_api::server::tls::TlsFiles;
@@ -58,6 +59,7 @@ where
         diagnostics: Arc::new(Checks),
         clock: Arc::new(|| Timestamp::from_secs(1_500_000_000)),
         sessions: Sessions::default(),
+        changes: Changes::default(),
     })
 }
 

@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use shoal_agent::agent::{Agent, AgentConfig};
 use shoal_api::adapter;
 use shoal_api::backend::ApiState;
+use shoal_api::server::changes::Changes;
 use shoal_api::server::listen::{Host, Listener};
 use shoal_api::server::sessions::Sessions;
 use shoal_engine::config::{EngineConfig, system_clock};
@@ -175,6 +176,7 @@ fn api_state(settings: &Settings, parts: &Parts) -> ApiState {
         diagnostics: networks,
         clock: Arc::new(now),
         sessions: Sessions::default(),
+        changes: Changes::default(),
     }
 }
 
