@@ -5,6 +5,7 @@
 mod bench;
 mod packages;
 mod steps;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -20,6 +21,9 @@ cargo xtask <command>
   test    unit, simulation and integration tests
   lab     the lab: real daemons in network namespaces, driven by the real docker CLI
           (`cargo xtask lab NAME` runs the tests whose name contains NAME)
+  vm      the program on a stock kernel of Debian, booted under software emulation: demo,
+          limits, devices, memory that runs out, a reboot, a power cut
+          (`cargo xtask vm 6.1` takes that kernel; --list tells them)
   docs    build the API documentation, warnings denied
   bench   measurements, side by side with the other thing: `cargo xtask bench unikernel`
           re-runs every row and writes docs/benchmarks.md. Needs root
@@ -37,6 +41,7 @@ fn main() -> ExitCode {
         "lint" => steps::lint(),
         "test" => steps::test(),
         "lab" => steps::lab(&rest),
+        "vm" => vm::run(&rest),
         "docs" => steps::docs(),
         "demo" => steps::demo(&rest),
         "bench" => bench::run(&rest),

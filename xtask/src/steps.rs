@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::packages;
+use crate::{packages, vm};
 
 /// A step's name and what it does.
 type Step = (&'static str, fn() -> Result<()>);
@@ -21,6 +21,7 @@ pub fn ci() -> Result<()> {
         ("lints", lint),
         ("tests", test),
         ("lab", || lab(&[])),
+        ("vm", || vm::run(&[])),
         ("docs", docs),
     ];
     for (name, step) in steps {
@@ -71,6 +72,16 @@ pub fn lab(filter: &[String]) -> Result<()> {
     args.push("--test-threads=1");
     args.extend(filter.iter().map(String::as_str));
     cargo(&args)
+}
+
+/// What runs in a machine with a kernel of its own. As the lab runs them: an optimised build would
+/// take longer to make than it saves.
+///
+/// # Errors
+/// If a build fails.
+pub fn programs_for_machines() -> Result<()> {
+    cargo(&["build", "--quiet", "--package", "shoal", "--package", "shoal-vm-guest"])?;
+    guest("testing/guest", "lab-guest.unikernel")
 }
 
 /// A unikernel of the lab, beside the program that the lab runs (which is beside this one), by the
