@@ -9,3 +9,5 @@
 //! tested over orders of events and failing effects, and a simulation can drive them.
 
 #![forbid(unsafe_code)]
+
+pub mod container;
