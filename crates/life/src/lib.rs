@@ -10,5 +10,6 @@
 
 #![forbid(unsafe_code)]
 
+pub mod container;
 pub mod membership;
 pub mod task;
