@@ -12,9 +12,9 @@ use shoal_image::store::ImageStore;
 use shoal_model::assignment::Assignment;
 use shoal_model::event::{Event, Scope};
 use shoal_model::id::{ContainerId, NetworkId};
-use shoal_model::net::Port;
 use shoal_model::object::{NodeDescription, Subnet};
 use shoal_model::spec::StringMap;
+use shoal_network::claims::HostPort;
 use shoal_network::desired::DesiredNetwork;
 use shoal_network::node_network::NodeNetwork;
 use shoal_network::status::{Drift, NetworkStatus};
@@ -23,7 +23,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::apply::{Applier, Generation};
-use crate::desired::{Attached, Place, desired};
+use crate::desired::{Attached, Place, desired, place_of};
 use crate::error::AgentError;
 use crate::file;
 use crate::local::{LocalNetwork, LocalNetworks, MTU_DEFAULT};
@@ -309,20 +309,17 @@ impl Agent {
     }
 
     /// The ports that Shoal itself has given out on this host, and to whom.
-    pub(crate) fn published_ports(&self) -> Vec<(Port, String)> {
+    pub(crate) fn published_ports(&self) -> Vec<(HostPort, String)> {
         let attached = lock(&self.inner.attached);
         let own = attached.values().flat_map(|a| {
             let holder = format!("container '{}'", a.name);
-            a.published.iter().map(move |p| {
-                let port = Port { protocol: p.container.protocol, number: p.host_port };
-                (port, holder.clone())
-            })
+            a.published.iter().map(move |p| (place_of(p), holder.clone()))
         });
         let assignment = self.assignment();
-        let mesh = assignment
-            .ingress_ports
-            .iter()
-            .filter_map(|p| Some((p.port.published()?, format!("service '{}'", p.service_name))));
+        let mesh = assignment.ingress_ports.iter().filter_map(|p| {
+            let place = HostPort::new(p.port.published()?, None);
+            Some((place, format!("service '{}'", p.service_name)))
+        });
         own.chain(mesh).collect()
     }
 
