@@ -11,9 +11,9 @@ use shoal_image::store::ImageStore;
 use shoal_model::assignment::Assignment;
 use shoal_model::event::{Event, Scope};
 use shoal_model::id::NetworkId;
-use shoal_model::net::Port;
 use shoal_model::object::{NodeDescription, Subnet};
 use shoal_model::spec::StringMap;
+use shoal_network::claims::HostPort;
 use shoal_network::desired::DesiredNetwork;
 use shoal_network::node_network::NodeNetwork;
 use shoal_network::status::{Drift, NetworkStatus};
@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use crate::apply::{Applier, Generation};
 use crate::assigned::Assigned;
 use crate::damage::Damage;
-use crate::desired::{Attached, Place, desired};
+use crate::desired::{Attached, Place, desired, place_of};
 use crate::error::AgentError;
 use crate::held::Attachments;
 use crate::local::{LocalNetwork, LocalNetworks, MTU_DEFAULT};
@@ -315,26 +315,22 @@ impl Agent {
     }
 
     /// The ports that Shoal itself has given out on this host, and to whom.
-    pub(crate) fn published_ports(&self) -> Vec<(Port, String)> {
+    pub(crate) fn published_ports(&self) -> Vec<(HostPort, String)> {
         let mut ports = self.container_ports();
         let assignment = self.assignment();
-        let mesh = assignment
-            .ingress_ports
-            .iter()
-            .filter_map(|p| Some((p.port.published()?, format!("service '{}'", p.service_name))));
+        let mesh = assignment.ingress_ports.iter().filter_map(|p| {
+            let place = HostPort::new(p.port.published()?, None);
+            Some((place, format!("service '{}'", p.service_name)))
+        });
         ports.extend(mesh);
         ports
     }
 
     /// The ports of this host that containers have, and which.
-    pub(crate) fn container_ports(&self) -> Vec<(Port, String)> {
+    pub(crate) fn container_ports(&self) -> Vec<(HostPort, String)> {
         let of = |a: &Attached| {
             let holder = format!("container '{}'", a.name);
-            let port = |p: &shoal_engine::attacher::PublishedPort| {
-                let port = Port { protocol: p.container.protocol, number: p.host_port };
-                (port, holder.clone())
-            };
-            a.published.iter().map(port).collect::<Vec<_>>()
+            a.published.iter().map(|p| (place_of(p), holder.clone())).collect::<Vec<_>>()
         };
         self.inner.attachments.with(|all| all.values().flat_map(of).collect())
     }

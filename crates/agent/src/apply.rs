@@ -120,7 +120,8 @@ fn trace_incomplete(applied: &Applied) {
     for (sandbox, cause) in &applied.sandboxes {
         tracing::warn!(%sandbox, cause, "sandbox is not as desired");
     }
-    for (port, cause) in &applied.ports {
+    for conflict in &applied.ports {
+        let (port, cause) = (conflict.place.port, &conflict.cause);
         tracing::warn!(%port, cause, "published port is not as desired");
     }
     if let Some(cause) = &applied.resolver {

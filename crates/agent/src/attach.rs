@@ -14,11 +14,12 @@ use shoal_model::fault::{Fault, FaultKind, chain};
 use shoal_model::id::{ContainerId, NetworkId};
 use shoal_model::net::{Mac, Port, Protocol};
 use shoal_model::spec::container::EndpointSettings;
+use shoal_network::claims::{self, HostPort};
 use shoal_network::desired::{SandboxId, SandboxSpec};
 use tokio::net::TcpStream;
 
 use crate::agent::Agent;
-use crate::desired::{Attached, Place, guest};
+use crate::desired::{Attached, Place, guest, place_of};
 use crate::error::AgentError;
 use crate::local::DEFAULT_NETWORK;
 
@@ -257,13 +258,12 @@ impl Agent {
                 (Some(first), last) => (first, last.unwrap_or(first)),
                 (None, _) => (PORT_FIRST, PORT_LAST),
             };
+            let own = given.iter().map(|p| (place_of(p), "this container itself"));
+            let known: Vec<_> =
+                taken.iter().map(|(place, holder)| (*place, holder.as_str())).chain(own).collect();
             let holder = |port: Port| {
-                let given = given
-                    .iter()
-                    .any(|p| p.host_port == port.number && p.container.protocol == port.protocol);
-                let ours = taken.iter().find(|(other, _)| *other == port);
-                ours.map(|(_, holder)| holder.clone())
-                    .or_else(|| given.then(|| "this container itself".to_owned()))
+                let wanted = HostPort::new(port, request.host_ip);
+                claims::holder(wanted, known.iter().copied()).map(str::to_owned)
             };
             let chosen = (first..=last).find(|number| {
                 // A single wanted port is not probed here: its holder's name belongs in the error,

@@ -1,7 +1,7 @@
 //! The one desired network state of this node: what the manager assigned, merged with what this
 //! node's own containers have joined. Pure.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -10,9 +10,10 @@ use shoal_engine::attacher::PublishedPort;
 use shoal_model::assignment::{Assignment, BackendState, EndpointEntry, NetworkTable};
 use shoal_model::id::{ContainerId, NetworkId, NodeId, TaskId};
 use shoal_model::net::{Port, Vni};
+use shoal_network::claims::HostPort;
 use shoal_network::desired::{
-    DesiredNet, DesiredNetwork, Guest, LocalPort, NetInfo, NetKind, PortKind, Published, SandboxId,
-    SandboxSpec, SelfNode,
+    DesiredNet, DesiredNetwork, Guest, LocalPort, NetKind, NetProperties, PortKind, Published,
+    SandboxId, SandboxSpec, SelfNode,
 };
 
 use crate::local::{DEFAULT_NETWORK, LocalNetwork};
@@ -142,7 +143,7 @@ fn way_out(
 
 fn overlay(table: &NetworkTable) -> DesiredNet {
     DesiredNet {
-        info: NetInfo::from(&table.network),
+        info: NetProperties::from(&table.network),
         peers: table.peers.clone(),
         endpoints: table.endpoints.clone(),
         services: table.services.clone(),
@@ -182,7 +183,7 @@ fn bridge(network: &LocalNetwork, members: &[Member<'_>]) -> DesiredNet {
         }));
     }
     DesiredNet {
-        info: NetInfo {
+        info: NetProperties {
             id: network.id.clone(),
             kind: NetKind::Bridge,
             name: network.name().to_owned(),
@@ -198,6 +199,12 @@ fn bridge(network: &LocalNetwork, members: &[Member<'_>]) -> DesiredNet {
         services: Vec::new(),
         local_ports: Vec::new(),
     }
+}
+
+/// The port of the host that is asked for.
+pub(crate) fn place_of(published: &PublishedPort) -> HostPort {
+    let port = Port { protocol: published.container.protocol, number: published.host_port };
+    HostPort::new(port, Some(published.host_ip))
 }
 
 fn published(
@@ -231,10 +238,9 @@ fn published(
             })
         })
     });
-    // IPv4 and IPv6 wildcards of one port are one entry here. A container that has a port keeps it:
-    // none gets one that the mesh has, so it was there first. The service's tasks say so.
-    let mut seen = BTreeSet::new();
-    own.chain(mesh).filter(|entry| seen.insert((entry.port, entry.host_ip))).collect()
+    // Which of two claims loses is decided in one place: `shoal_network::claims`. There, who comes
+    // first has the better claim, and a container by hand has only this node.
+    own.chain(mesh).collect()
 }
 
 /// The place through which a published port reaches a container: one with a way out.

@@ -11,7 +11,7 @@ use shoal_wire::message::{AttachOutcome, AttachRequest, Detach, NodeMessage};
 use tokio::sync::broadcast::error::RecvError;
 
 use crate::agent::Agent;
-use crate::desired::Place;
+use crate::desired::{Place, place_of};
 use crate::error::AgentError;
 
 /// How long a manager may take to give a container a place.
@@ -109,11 +109,9 @@ impl Agent {
             }
         }
         for port in &attached.published {
-            let ours = |p: &shoal_model::net::Port| {
-                p.number == port.host_port && p.protocol == port.container.protocol
-            };
-            if let Some((_, cause)) = applied.ports.iter().find(|(p, _)| ours(p)) {
-                return Err(failed(cause));
+            let holder = format!("container '{}'", attached.name);
+            if let Some(conflict) = applied.port_conflict(place_of(port), &holder) {
+                return Err(failed(&conflict.cause));
             }
         }
         Ok(())

@@ -10,6 +10,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod damage;
 pub mod explain;
 pub mod host;
 pub mod report;

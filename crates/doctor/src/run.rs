@@ -1,22 +1,32 @@
 //! Runs checks side by side, each with a deadline.
 
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use shoal_model::check::{Check, CheckResult, Need, Verdict};
 
-/// How long all checks together may take: `shoal doctor` promises an answer within five seconds.
-pub const DEADLINE: Duration = Duration::from_secs(5);
+/// How long all checks together may take. On a warm machine they need a second or two; a kernel
+/// that loads modules from a slow disk for the first of them needs as long as it takes.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+/// After this, whoever waits is told what for.
+pub const PATIENCE: Duration = Duration::from_secs(3);
 /// The id of a check that does not end.
 const STUCK: &str = "SH-DOC-100";
 
 /// Runs all checks at once and gives their results in the order of `checks`. A check that has not
 /// ended by `deadline` counts as failed; its thread is left alone, because a thread that hangs in
-/// the kernel cannot be ended. Blocks.
+/// the kernel cannot be ended. `waiting` hears once, after [`PATIENCE`], what has not ended yet.
+/// Blocks.
 #[must_use]
-pub fn run_all(checks: Vec<Box<dyn Check>>, deadline: Duration) -> Vec<CheckResult> {
+pub fn run_all(
+    checks: Vec<Box<dyn Check>>,
+    deadline: Duration,
+    waiting: impl FnOnce(&[&str]),
+) -> Vec<CheckResult> {
     let end = Instant::now() + deadline;
+    let mut waiting = Some(waiting);
+    let mut told_at = Instant::now() + PATIENCE.min(deadline);
     let (sender, receiver) = mpsc::channel();
     let labels: Vec<String> = checks.iter().map(|check| check.label()).collect();
     let mut results: Vec<Option<CheckResult>> = checks.iter().map(|_| None).collect();
@@ -36,9 +46,21 @@ pub fn run_all(checks: Vec<Box<dyn Check>>, deadline: Duration) -> Vec<CheckResu
     }
     drop(sender);
     while results.iter().any(Option::is_none) {
-        let left = end.saturating_duration_since(Instant::now());
-        // A check that panics only closes its end of the channel; the others go on.
-        let Ok((number, result)) = receiver.recv_timeout(left) else { break };
+        let left = end.min(told_at).saturating_duration_since(Instant::now());
+        let (number, result) = match receiver.recv_timeout(left) {
+            Ok(ended) => ended,
+            Err(RecvTimeoutError::Timeout) if waiting.is_some() => {
+                told_at = end;
+                let slow = labels.iter().zip(&results).filter(|(_, result)| result.is_none());
+                let slow: Vec<&str> = slow.map(|(label, _)| label.as_str()).collect();
+                if let Some(waiting) = waiting.take() {
+                    waiting(&slow);
+                }
+                continue;
+            }
+            // A check that panics only closes its end of the channel; the others go on.
+            Err(_) => break,
+        };
         if let Some(slot) = results.get_mut(number) {
             *slot = Some(result);
         }
@@ -56,7 +78,10 @@ fn unfinished(label: &str, detail: String) -> CheckResult {
         name: label.into(),
         verdict: Verdict::Fail,
         detail,
-        remedy: "look for a file system or driver that hangs: 'dmesg' names it".into(),
+        remedy:
+            "the kernel may still be loading modules: try again; if not, a file system or driver \
+                 hangs: 'dmesg' names it"
+                .into(),
         needed_for: Need::Nothing,
     }
 }
@@ -91,7 +116,11 @@ mod tests {
             Box::new(Fixed("late", Duration::from_secs(60))),
             Box::new(Fixed("quick", Duration::ZERO)),
         ];
-        let results = run_all(checks, Duration::from_millis(30));
+        let mut slow = Vec::new();
+        let results = run_all(checks, Duration::from_millis(30), |names| {
+            slow.extend(names.iter().map(|name| (*name).to_owned()));
+        });
+        assert!(slow.contains(&"late".to_owned()), "{slow:?}");
         let seen: Vec<_> = results.iter().map(|r| (r.name.as_str(), r.verdict)).collect();
         assert_eq!(seen, [("late", Verdict::Fail), ("quick", Verdict::Ok)]);
         assert_eq!(results[0].id, STUCK);

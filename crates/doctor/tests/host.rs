@@ -12,7 +12,7 @@ use shoal_doctor::run::{DEADLINE, run_all};
 use shoal_model::check::{CheckResult, Verdict};
 
 fn results(config: &HostConfig) -> Vec<CheckResult> {
-    run_all(checks(config), DEADLINE)
+    run_all(checks(config), DEADLINE, |_| {})
 }
 
 #[test]

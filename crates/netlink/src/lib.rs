@@ -25,3 +25,4 @@ pub mod sockdiag;
 mod socket;
 pub mod sysctl;
 pub mod tap;
+pub mod traffic;

@@ -2,21 +2,23 @@
 //!
 //! A thread that has entered another namespace is never reused: each entry is a thread of its own
 //! that ends with the work. Netlink sockets stay in the namespace where they were opened, so a
-//! [`NetnsHandle`] needs such a thread only once.
+//! [`NetnsHandle`] needs such a thread once for each kind of socket, when it is first used.
 
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::socket::SockProtocol;
-use nix::sys::statfs::{NSFS_MAGIC, statfs};
+use nix::sys::statfs::{NSFS_MAGIC, fstatfs, statfs};
 
+use crate::attr::Writer;
 use crate::error::{Cause, NetlinkError};
-use crate::socket::Socket;
+use crate::socket::{Message, Socket};
+use crate::sysctl;
 
 /// The file of the calling thread's own namespace.
 const OWN: &str = "/proc/thread-self/ns/net";
@@ -26,6 +28,20 @@ const OWN: &str = "/proc/thread-self/ns/net";
 /// # Errors
 /// The path already holds a namespace (`EEXIST`), or a step failed.
 pub fn create(path: &Path) -> Result<(), NetlinkError> {
+    create_with(path, &[], &[]).map(drop)
+}
+
+/// [`create`] with settings as [`NetnsHandle::set_sysctls`] takes them, and further ones that the
+/// kernel need not have; all on one thread, because entering a namespace again and again costs
+/// more than making it. Returns it opened.
+///
+/// # Errors
+/// As [`create`], or a needed setting is refused.
+pub fn create_with(
+    path: &Path,
+    needed: &[(&str, &str)],
+    optional: &[(&str, &str)],
+) -> Result<NetnsHandle, NetlinkError> {
     let named = |cause: Cause| cause.of("create the network namespace", path.to_string_lossy());
     if exists(path) {
         return Err(named(Cause::errno(libc::EEXIST)));
@@ -39,9 +55,22 @@ pub fn create(path: &Path) -> Result<(), NetlinkError> {
         unshare(CloneFlags::CLONE_NEWNET).map_err(|e| Cause::system("unshare", e))?;
         mount(Some(OWN), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
             .map_err(|e| Cause::system("mount it", e))?;
-        Ok(())
+        if let Err((key, cause)) = sysctl::write_all(needed) {
+            return Ok(Err(cause.of("set the sysctl", key)));
+        }
+        for one in optional {
+            // Ignored because: a kernel without the feature has no such setting, and needs none.
+            let _ = sysctl::write_all(std::slice::from_ref(one));
+        }
+        Ok(Ok(Socket::open(SockProtocol::NetlinkRoute)?))
     });
-    let ready = made.map_err(named).and_then(|()| NetnsHandle::open(path)?.set_up("lo"));
+    let ready = made.map_err(named).and_then(|settled| {
+        let route = settled?;
+        let handle = NetnsHandle::open(path)?;
+        handle.inner.route.put(route);
+        handle.set_up("lo")?;
+        Ok(handle)
+    });
     if ready.is_err() {
         // Ignored because: the first failure is the one to report.
         let _ = delete(path);
@@ -71,6 +100,10 @@ pub fn delete(path: &Path) -> Result<(), NetlinkError> {
 #[must_use]
 pub fn exists(path: &Path) -> bool {
     statfs(path).is_ok_and(|s| s.filesystem_type() == NSFS_MAGIC)
+}
+
+fn is_namespace(file: &OwnedFd) -> bool {
+    fstatfs(file).is_ok_and(|s| s.filesystem_type() == NSFS_MAGIC)
 }
 
 /// Runs `work` on a thread of its own inside the namespace at `path`.
@@ -119,16 +152,69 @@ struct Inner {
     name: String,
     path: Option<PathBuf>,
     ns: OwnedFd,
-    route: Mutex<Socket>,
-    netfilter: Mutex<Socket>,
-    diag: Mutex<Socket>,
+    route: Slot,
+    netfilter: Slot,
+    diag: Slot,
+}
+
+/// A netlink socket that is opened when it is first used.
+#[derive(Debug)]
+struct Slot {
+    protocol: SockProtocol,
+    socket: Mutex<Option<Socket>>,
+}
+
+impl Slot {
+    const fn new(protocol: SockProtocol) -> Self {
+        Self { protocol, socket: Mutex::new(None) }
+    }
+
+    fn put(&self, socket: Socket) {
+        *self.socket.lock().unwrap_or_else(PoisonError::into_inner) = Some(socket);
+    }
+}
+
+/// One of a namespace's netlink sockets, for one request after the other.
+pub(crate) struct Line<'a> {
+    slot: &'a Slot,
+    ns: BorrowedFd<'a>,
+}
+
+impl Line<'_> {
+    /// Does `work` with the socket, undisturbed by others.
+    pub(crate) fn with<T>(
+        &self,
+        work: impl FnOnce(&mut Socket) -> Result<T, Cause>,
+    ) -> Result<T, Cause> {
+        // A panic while holding the socket leaves at worst unread answers, which are skipped.
+        let mut slot = self.slot.socket.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut *slot {
+            Some(socket) => work(socket),
+            empty => {
+                let socket = enter(self.ns, || Socket::open(self.slot.protocol))??;
+                work(empty.insert(socket))
+            }
+        }
+    }
+
+    pub(crate) fn request(&self, message: Writer) -> Result<(), Cause> {
+        self.with(|socket| socket.request(message))
+    }
+
+    pub(crate) fn get(&self, message: Writer) -> Result<Vec<Message>, Cause> {
+        self.with(|socket| socket.get(message))
+    }
+
+    pub(crate) fn dump(&self, message: Writer) -> Result<Vec<Message>, Cause> {
+        self.with(|socket| socket.dump(message))
+    }
 }
 
 impl NetnsHandle {
     /// Opens the namespace mounted at `path`.
     ///
     /// # Errors
-    /// The file is not a namespace, or it cannot be entered.
+    /// The file is not a namespace.
     pub fn open(path: &Path) -> Result<Self, NetlinkError> {
         Self::build(path, path.to_string_lossy().into_owned(), Some(path.to_owned()))
     }
@@ -136,34 +222,37 @@ impl NetnsHandle {
     /// Opens the namespace of the calling thread.
     ///
     /// # Errors
-    /// A socket could not be opened.
+    /// It has no file.
     pub fn current() -> Result<Self, NetlinkError> {
         Self::build(Path::new(OWN), "the host's".to_owned(), None)
     }
 
     fn build(file: &Path, name: String, path: Option<PathBuf>) -> Result<Self, NetlinkError> {
-        let open = || {
-            let ns = open_file(file)?;
-            let (route, netfilter, diag) = enter(ns.as_fd(), || {
-                Ok((
-                    Socket::open(SockProtocol::NetlinkRoute)?,
-                    Socket::open(SockProtocol::NetlinkNetFilter)?,
-                    Socket::open(SockProtocol::NetlinkSockDiag)?,
-                ))
-            })??;
-            Ok((ns, route, netfilter, diag))
-        };
-        let (ns, route, netfilter, diag) =
-            open().map_err(|cause: Cause| cause.of("open the network namespace", &name))?;
+        let ns = open_file(file).and_then(|ns| {
+            if is_namespace(&ns) { Ok(ns) } else { Err(Cause::Malformed("it is no namespace")) }
+        });
+        let ns = ns.map_err(|cause| cause.of("open the network namespace", &name))?;
+        Ok(Self::around(name, path, ns))
+    }
+
+    fn around(name: String, path: Option<PathBuf>, ns: OwnedFd) -> Self {
         let inner = Inner {
             name,
             path,
             ns,
-            route: Mutex::new(route),
-            netfilter: Mutex::new(netfilter),
-            diag: Mutex::new(diag),
+            route: Slot::new(SockProtocol::NetlinkRoute),
+            netfilter: Slot::new(SockProtocol::NetlinkNetFilter),
+            diag: Slot::new(SockProtocol::NetlinkSockDiag),
         };
-        Ok(Self { inner: Arc::new(inner) })
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Closes its sockets; the next request opens what it needs. For namespaces that are held by
+    /// the hundred and asked for little.
+    pub fn rest(&self) {
+        for slot in [&self.inner.route, &self.inner.netfilter, &self.inner.diag] {
+            *slot.socket.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
     }
 
     /// Where it is mounted; nothing for the namespace that the program itself is in.
@@ -198,16 +287,19 @@ impl NetnsHandle {
         self.inner.ns.as_raw_fd()
     }
 
-    pub(crate) fn route_socket(&self) -> MutexGuard<'_, Socket> {
-        // A panic while holding the socket leaves at worst unread answers, which are skipped.
-        self.inner.route.lock().unwrap_or_else(PoisonError::into_inner)
+    fn line<'a>(&'a self, slot: &'a Slot) -> Line<'a> {
+        Line { slot, ns: self.fd() }
     }
 
-    pub(crate) fn netfilter_socket(&self) -> MutexGuard<'_, Socket> {
-        self.inner.netfilter.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn route_socket(&self) -> Line<'_> {
+        self.line(&self.inner.route)
     }
 
-    pub(crate) fn diag_socket(&self) -> MutexGuard<'_, Socket> {
-        self.inner.diag.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn netfilter_socket(&self) -> Line<'_> {
+        self.line(&self.inner.netfilter)
+    }
+
+    pub(crate) fn diag_socket(&self) -> Line<'_> {
+        self.line(&self.inner.diag)
     }
 }

@@ -1,5 +1,6 @@
 //! A blocking netlink socket: one request at a time, with acknowledgement, answer or dump.
 
+use std::cell::RefCell;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
@@ -11,6 +12,7 @@ use nix::sys::time::{TimeVal, TimeValLike};
 
 use crate::attr::{HEADER_LEN, Writer, find, text, u16_at, u32_at};
 use crate::error::Cause;
+use crate::traffic;
 
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
@@ -54,11 +56,15 @@ pub(crate) struct BatchFailure {
 pub(crate) struct Socket {
     fd: OwnedFd,
     seq: u32,
-    buf: Vec<u8>,
+}
+
+thread_local! {
+    /// What the kernel's answers are read into. Not one for each socket: there are hundreds.
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 /// What one received message means for the request under way.
-enum Step {
+enum Meaning {
     Data(Message),
     Ended { interrupted: bool },
     Acked,
@@ -69,7 +75,7 @@ enum Step {
 struct Received {
     seq: u32,
     interrupted: bool,
-    step: Step,
+    step: Meaning,
 }
 
 impl Socket {
@@ -85,7 +91,7 @@ impl Socket {
         for option in [libc::NETLINK_EXT_ACK, libc::NETLINK_CAP_ACK] {
             set_netlink_option(&fd, option).map_err(failed)?;
         }
-        Ok(Self { fd, seq: 0, buf: vec![0; RECEIVE_LEN] })
+        Ok(Self { fd, seq: 0 })
     }
 
     fn next_seq(&mut self) -> u32 {
@@ -115,10 +121,10 @@ impl Socket {
                     continue;
                 }
                 match received.step {
-                    Step::Data(message) => answers.push(message),
-                    Step::Acked | Step::Ended { .. } => return Ok(answers),
-                    Step::Failed(cause) => return Err(cause),
-                    Step::Foreign => {}
+                    Meaning::Data(message) => answers.push(message),
+                    Meaning::Acked | Meaning::Ended { .. } => return Ok(answers),
+                    Meaning::Failed(cause) => return Err(cause),
+                    Meaning::Foreign => {}
                 }
             }
         }
@@ -147,14 +153,14 @@ impl Socket {
                 }
                 interrupted |= received.interrupted;
                 match received.step {
-                    Step::Data(message) => all.push(message),
-                    Step::Failed(cause) => return Err(cause),
-                    Step::Ended { interrupted: late } => {
+                    Meaning::Data(message) => all.push(message),
+                    Meaning::Failed(cause) => return Err(cause),
+                    Meaning::Ended { interrupted: late } => {
                         return Ok((!(interrupted || late)).then_some(all));
                     }
                     // A refused dump that asked for nothing: the list is empty.
-                    Step::Acked => return Ok(Some(all)),
-                    Step::Foreign => {}
+                    Meaning::Acked => return Ok(Some(all)),
+                    Meaning::Foreign => {}
                 }
             }
         }
@@ -185,10 +191,10 @@ impl Socket {
             };
             for received in batch {
                 match received.step {
-                    Step::Failed(cause) => {
+                    Meaning::Failed(cause) => {
                         failures.push(BatchFailure { seq: received.seq, cause });
                     }
-                    Step::Acked if received.seq == last => acked = true,
+                    Meaning::Acked if received.seq == last => acked = true,
                     _ => {}
                 }
             }
@@ -210,6 +216,7 @@ impl Socket {
     }
 
     fn send(&mut self, bytes: &[u8]) -> Result<(), Cause> {
+        traffic::count_sent();
         // Answers to an earlier request that failed half-way would only be skipped later.
         send(self.fd.as_raw_fd(), bytes, MsgFlags::empty())
             .map(drop)
@@ -217,15 +224,19 @@ impl Socket {
     }
 
     fn receive(&mut self, flags: MsgFlags) -> Result<Vec<Received>, Cause> {
-        let len = loop {
-            match recv(self.fd.as_raw_fd(), &mut self.buf, flags | MsgFlags::MSG_TRUNC) {
-                Ok(len) => break len,
-                Err(Errno::EINTR) => {}
-                Err(e) => return Err(Cause::system("receive the kernel's answer", e)),
-            }
-        };
-        let bytes = self.buf.get(..len).ok_or(Cause::Malformed("the answer is too long"))?;
-        Ok(split(bytes))
+        BUFFER.with_borrow_mut(|buf| {
+            buf.resize(RECEIVE_LEN, 0);
+            let len = loop {
+                match recv(self.fd.as_raw_fd(), buf, flags | MsgFlags::MSG_TRUNC) {
+                    Ok(len) => break len,
+                    Err(Errno::EINTR) => {}
+                    Err(e) => return Err(Cause::system("receive the kernel's answer", e)),
+                }
+            };
+            traffic::count_received(len);
+            let bytes = buf.get(..len).ok_or(Cause::Malformed("the answer is too long"))?;
+            Ok(split(bytes))
+        })
     }
 }
 
@@ -259,22 +270,22 @@ fn split(bytes: &[u8]) -> Vec<Received> {
     out
 }
 
-fn step(kind: u16, flags: u16, payload: &[u8]) -> Step {
+fn step(kind: u16, flags: u16, payload: &[u8]) -> Meaning {
     match kind {
         NLMSG_ERROR => match u32_at(payload, 0).map(|e| e as i32) {
-            Some(0) => Step::Acked,
-            Some(negative) => Step::Failed(Cause::Kernel {
+            Some(0) => Meaning::Acked,
+            Some(negative) => Meaning::Failed(Cause::Kernel {
                 errno: -negative,
                 detail: extended(flags, payload).unwrap_or_default(),
             }),
-            None => Step::Foreign,
+            None => Meaning::Foreign,
         },
         NLMSG_DONE => match u32_at(payload, 0).map(|e| e as i32) {
-            Some(negative) if negative < 0 => Step::Failed(Cause::errno(-negative)),
-            _ => Step::Ended { interrupted: flags & F_DUMP_INTR != 0 },
+            Some(negative) if negative < 0 => Meaning::Failed(Cause::errno(-negative)),
+            _ => Meaning::Ended { interrupted: flags & F_DUMP_INTR != 0 },
         },
-        0..NLMSG_ERROR => Step::Foreign,
-        _ => Step::Data(Message { kind, payload: payload.to_vec() }),
+        0..NLMSG_ERROR => Meaning::Foreign,
+        _ => Meaning::Data(Message { kind, payload: payload.to_vec() }),
     }
 }
 

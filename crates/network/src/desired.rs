@@ -109,7 +109,7 @@ pub enum NetKind {
 
 /// A network's fixed properties.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NetInfo {
+pub struct NetProperties {
     /// Its id.
     pub id: NetworkId,
     /// Overlay or bridge.
@@ -130,7 +130,7 @@ pub struct NetInfo {
     pub data_path_port: u16,
 }
 
-impl From<&NetworkInfo> for NetInfo {
+impl From<&NetworkInfo> for NetProperties {
     /// An overlay of the cluster.
     fn from(info: &NetworkInfo) -> Self {
         Self {
@@ -151,7 +151,7 @@ impl From<&NetworkInfo> for NetInfo {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DesiredNet {
     /// Its fixed properties.
-    pub info: NetInfo,
+    pub info: NetProperties,
     /// The other nodes on it.
     pub peers: Vec<Peer>,
     /// Every workload's address on it, this node's own among them.

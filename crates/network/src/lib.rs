@@ -7,22 +7,24 @@
 //! Pure parts decide, the applier only executes:
 //! - [`desired`]: what the agent asks for;
 //! - [`balancer`]: which backend each bucket of a service holds;
-//! - [`plan`]: which links, addresses, routes, neighbours and nft contents a namespace must have,
+//! - [`claims`]: who gets a port of this host;
+//! - [`layout`]: which links, addresses, routes, neighbours and nft contents a namespace must have,
 //!   and the difference to what was observed;
 //! - [`node_network`]: the handle that agents use; everything that touches a kernel is below it.
 //!
 //! This crate never decides what a service or task should be, and never touches a kernel object
-//! that does not carry its daemon's instance id. Begin at [`desired`], then [`plan`].
+//! that does not carry its daemon's instance id. Begin at [`desired`], then [`layout`].
 
 #![forbid(unsafe_code)]
 
 pub mod balancer;
 pub mod checks;
+pub mod claims;
 pub mod desired;
 pub mod error;
 pub mod hostport;
+pub mod layout;
 pub mod node_network;
-pub mod plan;
 pub mod resolver;
 pub mod status;
 mod worker;

@@ -7,16 +7,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use shoal_model::check::Check;
+use shoal_model::fault::report;
 use shoal_model::id::{InstanceId, NetworkId};
 use tokio::net::TcpStream;
 
 use crate::checks;
 use crate::desired::{DesiredNetwork, Guest, SandboxId};
 use crate::error::NetworkError;
-use crate::plan::guest::TAP;
-use crate::plan::port_name;
+use crate::layout::guest::TAP;
+use crate::layout::port_name;
+use crate::resolver::Resolver;
 use crate::status::{Applied, Drift, NetworkStatus};
-use crate::worker::Worker;
+use crate::worker::{Pass, Worker};
 
 /// What a daemon tells its network once.
 #[derive(Clone, Debug)]
@@ -36,6 +38,7 @@ pub struct NetworkConfig {
 pub struct NodeNetwork {
     config: Arc<NetworkConfig>,
     worker: Arc<Mutex<Worker>>,
+    resolver: Arc<Resolver>,
 }
 
 impl NodeNetwork {
@@ -47,8 +50,16 @@ impl NodeNetwork {
     pub async fn open(config: NetworkConfig) -> Result<Self, NetworkError> {
         let runtime = tokio::runtime::Handle::current();
         let mine = config.clone();
-        let worker = blocking(move || Worker::open(mine, runtime)).await?;
-        Ok(Self { config: Arc::new(config), worker: Arc::new(Mutex::new(worker)) })
+        let opened = blocking(move || {
+            let resolver = Resolver::open(mine.program.clone(), &mine.exec_root)?;
+            Ok((Worker::open(mine, runtime)?, resolver))
+        });
+        let (worker, resolver) = opened.await?;
+        Ok(Self {
+            config: Arc::new(config),
+            worker: Arc::new(Mutex::new(worker)),
+            resolver: Arc::new(resolver),
+        })
     }
 
     async fn with<T: Send + 'static>(
@@ -69,7 +80,24 @@ impl NodeNetwork {
     /// # Errors
     /// Only if nothing could be tried at all.
     pub async fn apply(&self, desired: DesiredNetwork) -> Result<Applied, NetworkError> {
-        self.with(move |worker| worker.apply(desired)).await
+        let pass = self.with(move |worker| worker.apply(desired)).await?;
+        self.publish(pass, false).await
+    }
+
+    /// Hands the names of a pass over. Nobody else's pass waits for that: a helper that hangs keeps
+    /// only those waiting who need the names, and those for a few seconds.
+    async fn publish(&self, pass: Pass, check: bool) -> Result<Applied, NetworkError> {
+        let Pass { number, mut done, names } = pass;
+        let resolver = Arc::clone(&self.resolver);
+        let published = blocking(move || resolver.publish(number, names, check)).await;
+        done.resolver = published.err().map(|error| report(&error));
+        let noted = done.resolver.clone();
+        self.with(move |worker| {
+            worker.note_resolver(noted);
+            Ok(())
+        })
+        .await?;
+        Ok(done)
     }
 
     /// Takes `address` out of every bucket of `network` at once and resets its connections, on
@@ -94,7 +122,21 @@ impl NodeNetwork {
     /// # Errors
     /// Only if the kernel's state could not be read at all.
     pub async fn verify(&self) -> Result<Vec<Drift>, NetworkError> {
-        self.with(Worker::verify).await
+        let (drift, pass) = self.with(Worker::verify).await?;
+        match pass {
+            Some(pass) => drop(self.publish(pass, true).await?),
+            None => {
+                let resolver = Arc::clone(&self.resolver);
+                let error = blocking(move || resolver.check()).await.err();
+                let error = error.map(|error| report(&error));
+                self.with(move |worker| {
+                    worker.note_resolver(error);
+                    Ok(())
+                })
+                .await?;
+            }
+        }
+        Ok(drift)
     }
 
     /// Where the network namespace of `sandbox` is mounted, whether it exists yet or not.
@@ -170,6 +212,12 @@ impl NodeNetwork {
     /// # Errors
     /// The first thing that could not be removed; the rest is gone nevertheless.
     pub async fn teardown(&self) -> Result<(), NetworkError> {
+        let resolver = Arc::clone(&self.resolver);
+        blocking(move || {
+            resolver.stop();
+            Ok(())
+        })
+        .await?;
         self.with(Worker::teardown).await
     }
 }

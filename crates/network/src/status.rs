@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 use shoal_model::id::{NetworkId, Revision};
-use shoal_model::net::Port;
 
+use crate::claims::{HostPort, PortConflict};
 use crate::desired::SandboxId;
 
 /// What one apply achieved. Parts that failed are tried again by the next apply or verify.
@@ -18,8 +18,8 @@ pub struct Applied {
     pub networks: BTreeMap<NetworkId, String>,
     /// Sandboxes that are not as desired (namespace or one of their ports).
     pub sandboxes: BTreeMap<SandboxId, String>,
-    /// Host ports that are not as desired, in the order of the request.
-    pub ports: Vec<(Port, String)>,
+    /// Ports of this host that somebody did not get.
+    pub ports: Vec<PortConflict>,
     /// The resolver's failure: names may be stale.
     pub resolver: Option<String>,
     /// The host's own table or settings: published ports and outside reach suffer.
@@ -30,11 +30,22 @@ impl Applied {
     /// Whether the kernel is wholly as desired.
     #[must_use]
     pub fn is_complete(&self) -> bool {
+        self.is_but_for_ports() && self.ports.is_empty()
+    }
+
+    /// Whether at most a port is not as desired.
+    #[must_use]
+    pub fn is_but_for_ports(&self) -> bool {
         self.networks.is_empty()
             && self.sandboxes.is_empty()
-            && self.ports.is_empty()
             && self.resolver.is_none()
             && self.host.is_none()
+    }
+
+    /// Why `wanted_by` does not have the port, if so: also the reason for a service's tasks.
+    #[must_use]
+    pub fn port_conflict(&self, place: HostPort, wanted_by: &str) -> Option<&PortConflict> {
+        self.ports.iter().find(|one| one.wanted_by == wanted_by && one.place == place)
     }
 
     /// Why a workload in `sandbox` cannot be started, if so.

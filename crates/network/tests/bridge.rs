@@ -4,97 +4,12 @@
 
 mod common;
 
-use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::time::Instant;
 
+use common::bridges::*;
 use common::*;
-use shoal_model::assignment::EndpointEntry;
 use shoal_model::check::Verdict;
-use shoal_model::id::{NetworkId, NodeId, Revision, TaskId};
-use shoal_model::net::{Port, Protocol, Vni};
-use shoal_model::object::Subnet;
-use shoal_netlink::netns::NetnsHandle;
-use shoal_network::desired::*;
-use shoal_network::node_network::NodeNetwork;
-
-struct Container {
-    name: &'static str,
-    /// Network and address; the first one has the default route.
-    places: Vec<(&'static str, &'static str)>,
-}
-
-fn desired(containers: &[Container]) -> DesiredNetwork {
-    let mut networks: BTreeMap<NetworkId, DesiredNet> = BTreeMap::new();
-    let mut sandboxes = BTreeMap::new();
-    for container in containers {
-        sandboxes.insert(SandboxId::new(container.name), SandboxSpec::default());
-        for (order, (network, address)) in container.places.iter().enumerate() {
-            let net: ipnet::IpNet = format!("{address}/16").parse().unwrap();
-            let entry = networks.entry(NetworkId::from(*network)).or_insert_with(|| DesiredNet {
-                info: NetInfo {
-                    id: NetworkId::from(*network),
-                    kind: NetKind::Bridge,
-                    name: (*network).into(),
-                    subnets: vec![Subnet {
-                        subnet: net.trunc(),
-                        gateway: net.hosts().next().unwrap(),
-                        range: None,
-                        reserved: Vec::new(),
-                    }],
-                    mtu: 1500,
-                    internal: false,
-                    ingress: false,
-                    vni: Vni(0),
-                    data_path_port: 0,
-                },
-                peers: Vec::new(),
-                endpoints: Vec::new(),
-                services: Vec::new(),
-                local_ports: Vec::new(),
-            });
-            entry.endpoints.push(EndpointEntry {
-                task_id: TaskId::from(container.name),
-                node_id: NodeId::from(""),
-                address: ip(address),
-                names: Vec::new(),
-            });
-            entry.local_ports.push(LocalPort {
-                sandbox: SandboxId::new(container.name),
-                address: vec![net],
-                order: u8::try_from(order).unwrap(),
-                aliases: Vec::new(),
-                default_route: order == 0,
-                kind: PortKind::Interface,
-            });
-        }
-    }
-    DesiredNetwork {
-        revision: Revision(0),
-        self_node: None,
-        networks,
-        sandboxes,
-        published: Vec::new(),
-    }
-}
-
-fn publish(network: &str, number: u16, host_ip: Option<IpAddr>, backend: &str) -> [Published; 2] {
-    [Protocol::Tcp, Protocol::Udp].map(|protocol| Published {
-        port: Port { protocol, number },
-        host_ip,
-        network: NetworkId::from(network),
-        backends: vec![(ip(backend), 80)],
-        holder: "container 'x'".into(),
-    })
-}
-
-fn sandbox(node: &NodeNetwork, name: &str) -> NetnsHandle {
-    NetnsHandle::open(&node.sandbox_path(&SandboxId::new(name))).unwrap()
-}
-
-async fn node(lab: &Lab) -> NodeNetwork {
-    NodeNetwork::open(lab.config(0, 0)).await.unwrap()
-}
+use shoal_network::desired::SandboxId;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn containers_without_a_swarm_have_a_network() {
@@ -121,8 +36,8 @@ async fn containers_without_a_swarm_have_a_network() {
     assert_eq!(request(&c, at("172.18.0.2", 80)).unwrap(), answer("b", "172.18.0.3"));
     assert_eq!(request(&a, at("198.51.100.99", 7000)).unwrap().0, "outside");
     // Networks are apart.
-    let start = Instant::now();
-    assert!(request(&a, at("172.18.0.3", 80)).is_err() || start.elapsed() < HANG);
+    let refused = request(&a, at("172.18.0.3", 80)).unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
     // Ports: of a second interface, and one number on two addresses of the host.
     let from = "198.51.100.99";
     for _ in 0..3 {

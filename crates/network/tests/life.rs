@@ -4,11 +4,16 @@
 
 mod common;
 
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Mutex;
+
+use common::bridges::{Container, desired};
 use common::*;
 use shoal_model::id::NetworkId;
 use shoal_netlink::netns::NetnsHandle;
 use shoal_netlink::nft::{Batch, Family, Table};
 use shoal_netlink::route::Route;
+use shoal_network::desired::{DesiredNetwork, SandboxId};
 use shoal_network::node_network::NodeNetwork;
 
 fn two_tasks() -> [Task; 2] {
@@ -62,8 +67,15 @@ async fn what_is_no_longer_wanted_after_a_restart_goes() {
     let mut left = lab.lab.leftovers(0);
     left.sort();
     assert_eq!(left, ["c-ta", "n-ingress"]);
-    let links = of_instance(&lab.lab.hosts[0], lab.lab.instance(0).as_str());
-    assert_eq!(links.len(), 2, "one link and the table: {links:?}");
+    let instance = lab.lab.instance(0);
+    let links = || of_instance(&lab.lab.hosts[0], instance.as_str());
+    assert_eq!(links().len(), 3, "one link and two tables: {:?}", links());
+    // And the next one wants nothing at all.
+    lab.nodes[0].close().await;
+    lab.nodes[0] = NodeNetwork::open(lab.lab.config(0, 0)).await.unwrap();
+    complete(&lab.nodes[0].apply(DesiredNetwork::default()).await.unwrap());
+    assert_eq!(links(), Vec::<String>::new());
+    assert_eq!(lab.lab.leftovers(0), Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -71,7 +83,7 @@ async fn teardown_leaves_nothing() {
     let lab = Running::new(Cluster::new(2, &two_tasks())).await;
     let host = &lab.lab.hosts[0];
     let instance = lab.lab.instance(0);
-    assert_eq!(of_instance(host, instance.as_str()).len(), 3);
+    assert_eq!(of_instance(host, instance.as_str()).len(), 4);
     lab.nodes[0].teardown().await.unwrap();
     assert_eq!(of_instance(host, instance.as_str()), Vec::<String>::new());
     assert_eq!(lab.lab.leftovers(0), Vec::<String>::new());
@@ -160,4 +172,44 @@ async fn what_fails_is_named_and_the_rest_works() {
     assert!(applied.sandbox_error(&sandbox).is_some());
     assert_eq!(request(&lab.sandbox("ta"), at(VIP, 80)).unwrap().0, "ta");
     other.teardown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_resolver_that_does_not_start_holds_nobody_up() {
+    let lab = Lab::new(1);
+    let mut config = lab.config(0, 0);
+    let name = format!("shoal-no-resolver-{}", std::process::id());
+    let program = std::env::temp_dir().join(name);
+    // It runs, and never opens its socket.
+    std::fs::write(&program, "#!/bin/sh\nexec sleep 20\n").unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    config.program = Some(program.clone());
+    let node = NodeNetwork::open(config).await.unwrap();
+    let want = desired(&[Container { name: "a", places: vec![("bridge", "172.17.0.2")] }]);
+    let order = Mutex::new(Vec::new());
+    let applied = async {
+        let applied = node.apply(want).await.unwrap();
+        order.lock().unwrap().push("applied");
+        applied
+    };
+    let looked = async {
+        let id = SandboxId::new("a");
+        let path = node.sandbox_path(&id);
+        tokio::task::spawn_blocking(move || {
+            wait_for("the namespace", HANG * 10, || shoal_netlink::netns::exists(&path));
+        })
+        .await
+        .unwrap();
+        let status = node.status().await;
+        order.lock().unwrap().push("looked");
+        status
+    };
+    let (applied, status) = tokio::join!(applied, looked);
+    assert_eq!(status.networks.len(), 1);
+    assert_eq!(*order.lock().unwrap(), ["looked", "applied"]);
+    let error = applied.resolver.unwrap();
+    assert!(error.starts_with("resolver failed: hand over the names"), "{error}");
+    assert!(applied.sandboxes.is_empty() && applied.networks.is_empty());
+    node.teardown().await.unwrap();
+    std::fs::remove_file(program).unwrap();
 }

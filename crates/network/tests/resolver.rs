@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
@@ -21,8 +21,10 @@ use shoal_model::object::Subnet;
 use shoal_model::spec::service::EndpointMode;
 use shoal_netlink::netns::{self, NetnsHandle};
 use shoal_network::desired::{
-    DesiredNet, DesiredNetwork, LocalPort, NetInfo, NetKind, PortKind, SandboxId, SandboxSpec,
+    DesiredNet, DesiredNetwork, LocalPort, NetKind, NetProperties, PortKind, SandboxId, SandboxSpec,
 };
+use shoal_network::error::NetworkError;
+use shoal_network::resolver::snapshot::Snapshot;
 use shoal_network::resolver::{self, Resolver};
 
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -45,6 +47,7 @@ fn helper_process() {
 struct Lab {
     dir: PathBuf,
     resolver: Resolver,
+    number: AtomicU64,
     program: PathBuf,
     sandboxes: BTreeMap<SandboxId, PathBuf>,
     handles: Vec<NetnsHandle>,
@@ -72,6 +75,7 @@ impl Lab {
         let mut lab = Self {
             dir,
             resolver,
+            number: AtomicU64::new(0),
             program,
             sandboxes: BTreeMap::new(),
             handles: Vec::new(),
@@ -103,8 +107,13 @@ impl Lab {
         self.sandboxes.insert(id, path);
     }
 
+    fn try_publish(&self) -> Result<(), NetworkError> {
+        let number = self.number.fetch_add(1, Ordering::Relaxed) + 1;
+        self.resolver.publish(number, Snapshot::of(&self.desired, &self.sandboxes), true)
+    }
+
     fn publish(&self) {
-        let done = self.resolver.publish(&self.desired, &self.sandboxes);
+        let done = self.try_publish();
         done.unwrap_or_else(|e| panic!("{}", chain(&e)));
     }
 
@@ -165,7 +174,7 @@ impl Drop for Lab {
 
 fn desired_net() -> DesiredNet {
     let subnet = "10.0.1.0/24".parse().unwrap();
-    let info = NetInfo {
+    let info = NetProperties {
         id: "net".into(),
         kind: NetKind::Overlay,
         name: "apps".to_owned(),
@@ -307,6 +316,43 @@ fn a_killed_helper_is_replaced_and_goes_on() {
 }
 
 #[test]
+fn a_stopped_helper_is_replaced_whoever_started_it() {
+    let mut lab = Lab::new();
+    lab.publish();
+    let first = lab.helper_pid().unwrap();
+    // The next daemon is not the helper's parent.
+    lab.resolver = Resolver::open(Some(lab.program.clone()), &lab.dir).unwrap();
+    lab.publish();
+    assert_eq!(lab.helper_pid(), Some(first));
+    let stopped = Command::new("kill").args(["-STOP", &first.to_string()]).status().unwrap();
+    assert!(stopped.success());
+    lab.desired.networks.values_mut().next().unwrap().services[0].vip = Some(ip("10.0.1.3"));
+    lab.publish();
+    assert_ne!(lab.helper_pid(), Some(first));
+    assert_eq!(addresses(&lab.ask(0, "web.", RecordType::A)), [ip("10.0.1.3")].into());
+}
+
+#[test]
+fn what_changes_is_told_and_what_is_gone_is_no_longer_served() {
+    let mut lab = Lab::new();
+    lab.publish();
+    lab.add("c3", "10.0.1.6/24");
+    lab.publish();
+    assert_eq!(addresses(&lab.ask(0, "c3.", RecordType::A)), [ip("10.0.1.6")].into());
+    assert_eq!(addresses(&lab.ask(2, "c1.", RecordType::A)), [ip("10.0.1.4")].into());
+    let gone = SandboxId::new("c1");
+    lab.desired.sandboxes.remove(&gone);
+    lab.sandboxes.remove(&gone);
+    let net = lab.desired.networks.values_mut().next().unwrap();
+    net.local_ports.retain(|port| port.sandbox != gone);
+    lab.publish();
+    assert_eq!(code(&lab.ask(2, "c1.", RecordType::A)), ResponseCode::NXDomain);
+    let at: SocketAddr = RESOLVER.parse().unwrap();
+    let refused = lab.handles[0].run(|| TcpStream::connect_timeout(&at, DEADLINE)).unwrap();
+    assert_eq!(refused.unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
+}
+
+#[test]
 fn a_sandbox_made_anew_is_served_again_and_a_missing_one_is_named() {
     let mut lab = Lab::new();
     lab.publish();
@@ -318,7 +364,7 @@ fn a_sandbox_made_anew_is_served_again_and_a_missing_one_is_named() {
     assert_eq!(addresses(&lab.ask(0, "web.", RecordType::A)), [ip("10.0.1.2")].into());
 
     lab.sandboxes.insert(SandboxId::new("c2"), "/nowhere".into());
-    let error = lab.resolver.publish(&lab.desired, &lab.sandboxes).unwrap_err();
+    let error = lab.try_publish().unwrap_err();
     let text = chain(&error);
     assert!(text.contains("serve the sandbox 'c2': no namespace at '/nowhere'"), "{text}");
     assert_eq!(addresses(&lab.ask(0, "web.", RecordType::A)), [ip("10.0.1.2")].into());

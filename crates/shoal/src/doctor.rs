@@ -51,7 +51,17 @@ impl Checkup {
 
     /// Runs them all.
     pub fn run(&self) -> Vec<CheckResult> {
-        run_all((self.checks)(), DEADLINE)
+        run_all((self.checks)(), DEADLINE, |slow| {
+            let list = slow.join(", ");
+            tracing::info!(checks = list, "checks take long: the kernel may be loading modules");
+        })
+    }
+
+    /// The same for somebody who looks on.
+    fn run_aloud(&self) -> Vec<CheckResult> {
+        run_all((self.checks)(), DEADLINE, |slow| {
+            eprintln!("waiting for: {} (the kernel may be loading modules)", slow.join(", "));
+        })
     }
 }
 
@@ -76,7 +86,7 @@ pub fn run(args: &DoctorArgs) -> ExitCode {
             }
         };
     }
-    let results = Checkup::of_machine(&args.data_root).run();
+    let results = Checkup::of_machine(&args.data_root).run_aloud();
     if args.json {
         println!("{}", report::json(&results));
     } else {

@@ -48,6 +48,7 @@ fn the_founding_files_are_there() {
         "LICENSE-APACHE",
         ".ci/run",
         "docs/nomenclature.md",
+        "docs/security.md",
         "docs/compatibility.md",
         "docs/benchmarks.md",
     ];
@@ -57,4 +58,36 @@ fn the_founding_files_are_there() {
         .map(|file| (*file).to_owned())
         .collect();
     none(&missing, "missing");
+}
+
+/// Every line of docs/security.md names tests that exist, or says that nothing holds it.
+#[test]
+fn what_security_promises_has_its_test() {
+    let text = std::fs::read_to_string(root().join("docs/security.md")).unwrap();
+    let mut tests = std::collections::BTreeSet::new();
+    for source in ["crates", "testing", "xtask"].into_iter().flat_map(sources) {
+        for line in source.text.lines() {
+            let Some((_, rest)) = line.split_once("fn ") else { continue };
+            let is_name = |c: &char| c.is_ascii_alphanumeric() || *c == '_';
+            tests.insert(rest.chars().take_while(is_name).collect::<String>());
+        }
+    }
+    let mut wrong = Vec::new();
+    let mut lines = 0;
+    for row in text.lines().filter(|line| line.starts_with('|')) {
+        let cells: Vec<&str> = row.trim_matches('|').split('|').map(str::trim).collect();
+        let [what, _, named] = cells.as_slice() else { continue };
+        if *what == "What" || what.starts_with("--") {
+            continue;
+        }
+        lines += 1;
+        let named: Vec<&str> = named.split('`').skip(1).step_by(2).collect();
+        if named.is_empty() != what.starts_with("**not enforced**") {
+            wrong.push(format!("'{what}' names no test, or needs none"));
+        }
+        let missing = named.iter().filter(|name| !tests.contains(**name));
+        wrong.extend(missing.map(|name| format!("there is no test '{name}'")));
+    }
+    assert!(lines > 20, "the tables are not read");
+    none(&wrong, "docs/security.md promises what nothing holds");
 }

@@ -15,6 +15,7 @@ use shoal_model::fault::chain;
 use shoal_model::id::ContainerId;
 use shoal_model::object::Task;
 use shoal_model::spec::service::PublishMode;
+use shoal_network::claims::{self, HostPort};
 
 use super::failure::{self, Failure};
 use super::{listening, payload, spec};
@@ -112,8 +113,9 @@ impl Steps {
         let taken = self.agent.container_ports();
         let mesh = self.task.endpoint_ports.iter().filter(|p| p.mode() == PublishMode::Ingress);
         for port in mesh.filter_map(|p| p.published()) {
-            if let Some((_, holder)) = taken.iter().find(|(other, _)| *other == port) {
-                let error = AgentError::PortTaken { port, holder: holder.clone() };
+            let given = taken.iter().map(|(place, holder)| (*place, holder.as_str()));
+            if let Some(holder) = claims::holder(HostPort::new(port, None), given) {
+                let error = AgentError::PortTaken { port, holder: holder.to_owned() };
                 return Err(failure::of("preparing", &error));
             }
         }

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -18,14 +18,20 @@ const LEAST_BYTES: u64 = 256 << 20;
 const FEW_BYTES: u64 = 2 << 30;
 /// Below this percentage of inodes, layers of many small files fail first.
 const FEW_INODES: u64 = 5;
+/// State is in directories of directories at most: containers/ID/file.
+const DEPTH_MAX: usize = 2;
+/// As many files as a check may look at.
+const FILES_MAX: usize = 20_000;
 
 pub(super) fn checks(config: &HostConfig) -> Vec<HostCheck> {
     let (for_overlay, for_space) = (config.data_root.clone(), config.data_root.clone());
+    let for_modes = config.data_root.clone();
     vec![
         HostCheck::new("SH-DOC-110", "overlay file system", Need::Containers, move || {
             overlay(&for_overlay)
         }),
         HostCheck::new("SH-DOC-111", "disk space", Need::Nothing, move || space(&for_space)),
+        HostCheck::new("SH-DOC-112", "state files", Need::Nothing, move || modes(&for_modes)),
     ]
 }
 
@@ -154,8 +160,54 @@ fn judge_space(path: &str, free: u64, (inodes, all_inodes): (u64, u64)) -> Findi
     }
 }
 
+/// Whether somebody beside root reads what the daemon keeps: environments, keys, tokens.
+fn modes(data_root: &Path) -> Finding {
+    let mut open = Vec::new();
+    let mut left = FILES_MAX;
+    look_below(data_root, 0, &mut left, &mut open);
+    match open.as_slice() {
+        [] if !data_root.is_dir() => Finding::ok("there are none yet"),
+        [] => Finding::ok(format!("only root reads those below '{}'", data_root.display())),
+        [first, rest @ ..] => Finding::warn(
+            format!("others can read '{}' and {} more", first.display(), rest.len()),
+            format!("run 'chmod 0700 {}'", data_root.display()),
+        ),
+    }
+}
+
+/// Goes where others can go, but not into images and volumes, whose modes are somebody's wish.
+fn look_below(dir: &Path, depth: usize, left: &mut usize, open: &mut Vec<PathBuf>) {
+    let foreign = |name: &std::ffi::OsStr| name == "images" || name == "volumes";
+    let shut = |mode: u32| mode & 0o077 == 0;
+    let mode = |path: &Path| fs::symlink_metadata(path).map(|about| (about.mode(), about));
+    // Ignored because: what is not there, or goes meanwhile, nobody reads.
+    let Ok((own, _)) = mode(dir) else { return };
+    let Ok(entries) = fs::read_dir(dir) else { return };
+    if shut(own) {
+        return;
+    }
+    for entry in entries.flatten() {
+        *left = left.saturating_sub(1);
+        if *left == 0 {
+            return;
+        }
+        let path = entry.path();
+        match mode(&path) {
+            Ok(_) if foreign(&entry.file_name()) => {}
+            Ok((_, about)) if about.is_dir() && depth < DEPTH_MAX => {
+                look_below(&path, depth + 1, left, open);
+            }
+            Ok((file, about)) if about.is_file() && !shut(file) => open.push(path),
+            _ => {}
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::os::unix::fs::PermissionsExt;
+
     use shoal_model::check::Verdict;
 
     use super::*;
@@ -168,6 +220,31 @@ mod tests {
         assert_eq!(verdict(1 << 40, (4, 100)), Verdict::Warn);
         assert_eq!(verdict(1 << 30, (90, 100)), Verdict::Warn);
         assert_eq!(verdict(1 << 20, (90, 100)), Verdict::Fail);
+    }
+
+    #[test]
+    fn state_that_others_read_is_named() {
+        let root = std::env::temp_dir().join(format!("shoal-modes-{}", std::process::id()));
+        let set = |path: &Path, mode| {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        };
+        assert_eq!(modes(&root).verdict, Verdict::Ok);
+        fs::create_dir_all(root.join("agent")).unwrap();
+        fs::create_dir_all(root.join("images")).unwrap();
+        fs::write(root.join("images/blob"), "x").unwrap();
+        let file = root.join("agent/assignment.json");
+        fs::write(&file, "{}").unwrap();
+        set(&file, 0o644);
+        set(&root, 0o755);
+        let open = modes(&root);
+        assert_eq!(open.verdict, Verdict::Warn);
+        assert!(open.detail.contains("assignment.json' and 0 more"), "{}", open.detail);
+        set(&file, 0o600);
+        assert_eq!(modes(&root).verdict, Verdict::Ok);
+        set(&file, 0o644);
+        set(&root, 0o700);
+        assert_eq!(modes(&root).verdict, Verdict::Ok, "nobody gets that far");
+        fs::remove_dir_all(&root).unwrap();
     }
 
     #[test]

@@ -287,25 +287,31 @@ impl NetnsHandle {
         let Some(last) = items.last_mut() else { return Ok(()) };
         last.message.add_flags(F_ACK);
         let whole = |c: Cause| c.of("commit the nft transaction", self.object("all"));
-        let mut socket = self.netfilter_socket();
         let count = u32::try_from(items.len()).unwrap_or(u32::MAX).saturating_add(2);
-        let first = socket.reserve(count);
         let header = sys::header(0, sys::SUBSYS_NFTABLES);
-        let mut piece = Vec::new();
         let frame = |kind: u16, seq: u32| {
             let mut w = Writer::message(kind, F_REQUEST, &header);
             w.finish(seq).map(<[u8]>::to_vec).unwrap_or_default()
         };
-        piece.extend(frame(sys::BATCH_BEGIN, first));
-        for (item, seq) in items.iter_mut().zip(first + 1..) {
-            let too_long = Cause::Malformed("the change is too long for one message");
-            let Some(bytes) = item.message.finish(seq) else {
-                return Err(too_long.of(item.action, self.object(&item.object)));
-            };
-            piece.extend_from_slice(bytes);
-        }
-        piece.extend(frame(sys::BATCH_END, first + count - 1));
-        let failures = socket.batch(&piece, first + count - 2).map_err(whole)?;
+        let mut too_long = None;
+        let sent = self.netfilter_socket().with(|socket| {
+            let first = socket.reserve(count);
+            let mut piece = frame(sys::BATCH_BEGIN, first);
+            for (at, (item, seq)) in items.iter_mut().zip(first + 1..).enumerate() {
+                let Some(bytes) = item.message.finish(seq) else {
+                    too_long = Some(at);
+                    return Err(Cause::Malformed("the change is too long for one message"));
+                };
+                piece.extend_from_slice(bytes);
+            }
+            piece.extend(frame(sys::BATCH_END, first + count - 1));
+            Ok((first, socket.batch(&piece, first + count - 2)?))
+        });
+        let (first, failures) =
+            sent.map_err(|cause| match too_long.and_then(|at| items.get(at)) {
+                Some(item) => cause.of(item.action, self.object(&item.object)),
+                None => whole(cause),
+            })?;
         match failures.into_iter().min_by_key(|failure| failure.seq) {
             None => Ok(()),
             Some(BatchFailure { seq, cause }) => {

@@ -99,6 +99,9 @@ pub enum Load {
     CtOriginalDport,
     /// Kind of the destination address ([`Load::LOCAL`] and others).
     FibDaddrType,
+    /// The network number of a VXLAN packet over UDP; three bytes, see
+    /// [`Field::vni`](super::Field::vni).
+    VxlanVni,
     /// A number from `offset` on, below `offset + modulus`.
     Numgen {
         /// By chance, or counting up.
@@ -150,6 +153,7 @@ impl Load {
             | Self::CtOriginalIp6Daddr => 16,
             Self::L4Proto | Self::NfProto | Self::TcpFlags | Self::CtDirection => 1,
             Self::Sport | Self::Dport | Self::CtOriginalDport => 2,
+            Self::VxlanVni => 3,
             Self::EtherSaddr | Self::EtherDaddr => 6,
             Self::Mark
             | Self::IpSaddr
@@ -180,6 +184,8 @@ impl Load {
             Self::Sport => payload(TRANSPORT_HEADER, 0),
             Self::Dport => payload(TRANSPORT_HEADER, 2),
             Self::TcpFlags => payload(TRANSPORT_HEADER, 13),
+            // Behind the UDP header: flags, three reserved bytes, then the number (RFC 7348).
+            Self::VxlanVni => payload(TRANSPORT_HEADER, 12),
             Self::EtherDaddr => payload(LINK_HEADER, 0),
             Self::EtherSaddr => payload(LINK_HEADER, 6),
             Self::CtState => Source::Ct { key: 0, original: false },
@@ -299,6 +305,8 @@ pub enum Reject {
     TcpReset,
     /// With ICMP "port unreachable", in a table for IPv4.
     IcmpPort,
+    /// With ICMP "administratively prohibited", in a table for IPv4.
+    IcmpProhibited,
     /// With ICMPv6 "port unreachable", in a table for IPv6.
     Icmp6Port,
     /// With either, in a table for both.
@@ -540,6 +548,7 @@ impl Expr {
                 let (kind, code) = match how {
                     Reject::TcpReset => (1, None),
                     Reject::IcmpPort => (0, Some(3)),
+                    Reject::IcmpProhibited => (0, Some(13)),
                     Reject::Icmp6Port => (0, Some(4)),
                     Reject::IcmpxPort => (2, Some(1)),
                 };

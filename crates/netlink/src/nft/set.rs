@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use shoal_model::net::Mac;
+use shoal_model::net::{Mac, Vni};
 
 use crate::attr::{Writer, be32, find, text};
 
@@ -96,6 +96,14 @@ impl From<IpAddr> for Field {
 }
 
 impl Field {
+    /// A VXLAN network number as [`Load::VxlanVni`](super::Load::VxlanVni) leaves it in a
+    /// register: its three bytes, then a zero.
+    #[must_use]
+    pub const fn vni(vni: Vni) -> Self {
+        let [_, a, b, c] = vni.0.to_be_bytes();
+        Self::Number(u32::from_ne_bytes([a, b, c, 0]))
+    }
+
     /// What it is.
     #[must_use]
     pub const fn kind(&self) -> FieldType {

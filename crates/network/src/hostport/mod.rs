@@ -4,7 +4,7 @@
 //! Clients from elsewhere never come here: the host's nftables translate their packets before. If
 //! they do come (the rules are gone for a moment), they are carried all the same.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -14,6 +14,7 @@ use shoal_model::net::{Port, Protocol};
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
+use crate::claims::{self, HostPort};
 use crate::error::NetworkError;
 
 mod holder;
@@ -37,8 +38,6 @@ pub struct HostListen {
     pub holder: String,
 }
 
-type Place = (Port, Option<IpAddr>);
-
 /// Where connections go at present.
 #[derive(Debug, Default)]
 struct Target(RwLock<Option<SocketAddr>>);
@@ -50,6 +49,12 @@ impl Target {
 
     fn set(&self, target: Option<SocketAddr>) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = target;
+    }
+}
+
+impl HostListen {
+    fn place(&self) -> HostPort {
+        HostPort::new(self.port, self.host_ip)
     }
 }
 
@@ -67,7 +72,7 @@ struct Held {
 pub struct HostPorts {
     netns: Arc<HostNetns>,
     runtime: Handle,
-    held: Mutex<BTreeMap<Place, Held>>,
+    held: Mutex<BTreeMap<HostPort, Held>>,
 }
 
 impl HostPorts {
@@ -78,39 +83,38 @@ impl HostPorts {
         Self { netns: Arc::new(HostNetns(host_netns)), runtime, held: Mutex::default() }
     }
 
-    /// Holds exactly `wanted`: opens what is new, keeps what is unchanged (a changed target keeps
-    /// the socket), closes the rest. Blocks. Returns the ports that could not be held.
+    /// Holds exactly `wanted`, of which [`claims::decide`] has left no two that meet: opens what is
+    /// new, keeps what is unchanged (a changed target keeps the socket), closes the rest. Blocks.
+    /// Returns the ports that the system does not give, with the reason.
     ///
     /// Must not be called on a thread of the runtime itself.
     pub fn apply(&self, wanted: &[HostListen]) -> Vec<(HostListen, NetworkError)> {
         let mut held = self.held();
-        let keep = |place: &Place| wanted.iter().any(|w| (w.port, w.host_ip) == *place);
-        let mut gone: Vec<Held> = Vec::new();
-        let places: Vec<Place> = held.keys().filter(|place| !keep(place)).copied().collect();
-        gone.extend(places.iter().filter_map(|place| held.remove(place)));
-        self.end(gone);
+        let places: BTreeSet<HostPort> = wanted.iter().map(HostListen::place).collect();
+        let gone: Vec<HostPort> =
+            held.keys().filter(|place| !places.contains(place)).copied().collect();
+        self.end(gone.iter().filter_map(|place| held.remove(place)).collect());
         let mut failed = Vec::new();
-        let mut done: BTreeMap<Place, &str> = BTreeMap::new();
         for want in wanted {
-            let place = (want.port, want.host_ip);
-            if let Some(first) = done.get(&place) {
-                failed.push((want.clone(), taken(want, ours(first))));
-                continue;
-            }
-            done.insert(place, &want.holder);
-            if let Some(old) = held.get_mut(&place) {
+            if let Some(old) = held.get_mut(&want.place()) {
                 old.holder.clone_from(&want.holder);
                 old.target.set(want.target);
                 continue;
             }
-            match self.hold(want, &held) {
+            match self.hold(want) {
                 Ok(new) => {
-                    held.insert(place, new);
+                    held.insert(want.place(), new);
                 }
                 Err(error) => failed.push((want.clone(), error)),
             }
         }
         failed
+    }
+
+    /// Every port that is open, with its holder.
+    #[must_use]
+    pub fn holders(&self) -> BTreeMap<HostPort, String> {
+        self.held().iter().map(|(place, held)| (*place, held.holder.clone())).collect()
     }
 
     /// Closes everything.
@@ -119,7 +123,7 @@ impl HostPorts {
         self.end(all.into_values().collect());
     }
 
-    fn held(&self) -> MutexGuard<'_, BTreeMap<Place, Held>> {
+    fn held(&self) -> MutexGuard<'_, BTreeMap<HostPort, Held>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -131,13 +135,13 @@ impl HostPorts {
         }
     }
 
-    fn hold(&self, want: &HostListen, held: &BTreeMap<Place, Held>) -> Result<Held, NetworkError> {
+    fn hold(&self, want: &HostListen) -> Result<Held, NetworkError> {
         let target = Arc::new(Target::default());
         target.set(want.target);
         let mut tasks = JoinSet::new();
         let opened = self.open(want, &target, &mut tasks);
         if let Err(source) = opened {
-            return Err(self.explain(want, held, source));
+            return Err(self.explain(want, source));
         }
         Ok(Held { holder: want.holder.clone(), target, tasks })
     }
@@ -169,43 +173,16 @@ impl HostPorts {
         Ok(())
     }
 
-    fn explain(
-        &self,
-        want: &HostListen,
-        held: &BTreeMap<Place, Held>,
-        source: io::Error,
-    ) -> NetworkError {
+    fn explain(&self, want: &HostListen, source: io::Error) -> NetworkError {
         if source.kind() != io::ErrorKind::AddrInUse {
-            let (port, holder) = (want.port, want.holder.clone());
             return NetworkError::PortRefused {
-                port,
+                port: want.port,
                 host_ip: want.host_ip,
-                holder,
+                holder: want.holder.clone(),
                 source: source.into(),
             };
         }
-        let other = held.iter().find(|((port, _), _)| *port == want.port);
-        let who = match other {
-            Some((_, other)) => ours(&other.holder),
-            None => holder::find(&self.netns, want.port).unwrap_or_else(|| source.to_string()),
-        };
-        taken(want, who)
-    }
-}
-
-/// Why a port is taken: who has it.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-struct HeldBy(String);
-
-fn ours(holder: &str) -> String {
-    format!("{holder} publishes it on this node already")
-}
-
-fn taken(want: &HostListen, who: String) -> NetworkError {
-    NetworkError::PortTaken {
-        port: want.port,
-        holder: want.holder.clone(),
-        source: HeldBy(who).into(),
+        let who = holder::find(&self.netns, want.port).unwrap_or_else(|| source.to_string());
+        claims::taken(want.port, &want.holder, who)
     }
 }

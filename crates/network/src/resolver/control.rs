@@ -6,7 +6,7 @@ use std::io::{self, Read, Write};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::snapshot::Snapshot;
+use super::snapshot::{Change, Snapshot};
 use crate::desired::SandboxId;
 
 /// Name of the helper's socket in its directory.
@@ -27,7 +27,14 @@ pub(super) const PROGRAM: &str = env!("CARGO_PKG_VERSION");
 #[serde(rename_all = "snake_case")]
 pub(super) enum Request {
     /// Answer from this from now on.
-    Publish(Box<Snapshot>),
+    Publish {
+        /// Its number.
+        serial: u64,
+        /// Everything.
+        snapshot: Box<Snapshot>,
+    },
+    /// The same with what has changed.
+    Change(Box<Change>),
     /// Look again whether every namespace is served, and say so.
     Check,
     /// End.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -18,10 +18,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Mutex, Notify};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use super::control::{LOCK, PROGRAM, Reply, Request, SNAPSHOT, SOCKET, checked_len, frame};
 use super::server::{self, Asker, Shared};
-use super::snapshot::{FORMAT, Snapshot, View};
+use super::snapshot::{Change, FORMAT, Listen, Snapshot, View};
 use crate::desired::SandboxId;
 
 /// Where the host's own servers are named.
@@ -30,6 +31,12 @@ const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// those of a daemon that is just being replaced.
 const CONNECTIONS_MAX: usize = 16;
 
+/// Longest file: as a frame.
+const FILE_LEN_MAX: u64 = 64 << 20;
+/// A daemon that stops in the middle of a frame gives its connection up after this.
+const FRAME_DEADLINE: Duration = Duration::from_secs(10);
+/// How much later than a change the file follows.
+const KEEP_AFTER: Duration = Duration::from_millis(200);
 /// How long a helper that was told to end may hold the directory's lock.
 const LOCK_DEADLINE: Duration = Duration::from_secs(3);
 /// Between attempts to get it.
@@ -74,11 +81,7 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<PathBuf, HelperErro
 
 fn run(dir: &Path) -> Result<(), HelperError> {
     let file = |action, path: PathBuf| move |source| HelperError::File { action, path, source };
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .map_err(file("make the directory", dir.to_owned()))?;
+    shoal_durable::make_private_dir(dir).map_err(file("make the directory", dir.to_owned()))?;
     let _lock = lock(dir)?;
     // Ignored because: it fails only if we lead a session already, which is what we want.
     let _ = nix::unistd::setsid();
@@ -98,7 +101,10 @@ fn run(dir: &Path) -> Result<(), HelperError> {
         helper.restore().await;
         let listener =
             UnixListener::bind(&path).map_err(file("listen on the socket", path.clone()))?;
-        accept(&helper, &listener).await;
+        tokio::select! {
+            () = accept(&helper, &listener) => {}
+            () = helper.keep_up() => {}
+        }
         // Ignored because: the next helper removes it.
         let _ = fs::remove_file(&path);
         Ok(())
@@ -150,7 +156,15 @@ struct Helper {
     file: PathBuf,
     shared: Arc<Shared>,
     serving: Mutex<BTreeMap<Asker, Serving>>,
+    /// Number of the snapshot; none of one that came from the file.
+    serial: Mutex<Option<u64>>,
+    /// The file is behind.
+    dirty: Notify,
     stop: Notify,
+}
+
+fn is_shared(view: Option<&View>) -> bool {
+    view.is_some_and(|view| view.listen != Listen::Loopback)
 }
 
 /// A place that is served.
@@ -171,6 +185,8 @@ impl Helper {
             file: dir.join(SNAPSHOT),
             shared: Arc::new(Shared::new(RESOLV_CONF.into())),
             serving: Mutex::default(),
+            serial: Mutex::default(),
+            dirty: Notify::new(),
             stop: Notify::new(),
         }
     }
@@ -179,8 +195,10 @@ impl Helper {
     async fn restore(&self) {
         // Ignored because: without a readable file of our format the daemon's next snapshot is the
         // first; it comes with the daemon's next look at the network.
-        let Ok(text) = fs::read(&self.file) else { return };
-        let Ok(snapshot) = serde_json::from_slice::<Snapshot>(&text) else { return };
+        let Ok(Some(snapshot)) = shoal_durable::read_json::<Snapshot>(&self.file, FILE_LEN_MAX)
+        else {
+            return;
+        };
         if snapshot.format == FORMAT {
             self.shared.set(Arc::new(snapshot));
             // Ignored because: what failed is asked for again with the daemon's first request.
@@ -191,7 +209,7 @@ impl Helper {
     async fn converse(&self, mut stream: UnixStream) -> io::Result<()> {
         loop {
             let mut json = vec![0; checked_len(stream.read_u32().await?)?];
-            stream.read_exact(&mut json).await?;
+            timeout(FRAME_DEADLINE, stream.read_exact(&mut json)).await??;
             let mut reply = Reply {
                 format: FORMAT,
                 program: PROGRAM.to_owned(),
@@ -200,30 +218,117 @@ impl Helper {
             };
             let mut ends = false;
             match serde_json::from_slice(&json) {
-                Ok(Request::Publish(snapshot)) => match self.publish(*snapshot).await {
-                    Ok(failed) => reply.failed = failed,
-                    Err(error) => reply.error = Some(format!("keep the snapshot: {error}")),
+                Ok(Request::Publish { serial, snapshot }) => {
+                    reply.failed = self.publish(serial, *snapshot).await;
+                }
+                Ok(Request::Change(change)) => match self.change(*change).await {
+                    Some(failed) => reply.failed = failed,
+                    None => reply.error = Some("the change is of another snapshot".to_owned()),
                 },
                 Ok(Request::Check) => reply.failed = self.refresh().await,
                 Ok(Request::Stop) => ends = true,
                 Err(error) => reply.error = Some(format!("read the request: {error}")),
             }
-            let written = stream.write_all(&frame(&reply)?).await;
+            if ends {
+                self.keep().await;
+            }
+            let answer = frame(&reply)?;
+            let written = timeout(FRAME_DEADLINE, stream.write_all(&answer)).await;
             if ends {
                 self.stop.notify_one();
             }
-            written?;
+            written??;
         }
     }
 
-    async fn publish(&self, snapshot: Snapshot) -> io::Result<BTreeMap<SandboxId, String>> {
-        let json = serde_json::to_vec(&snapshot)?;
+    async fn publish(&self, serial: u64, snapshot: Snapshot) -> BTreeMap<SandboxId, String> {
         self.shared.set(Arc::new(snapshot));
+        *self.serial.lock().await = Some(serial);
         let failed = self.refresh().await;
-        let fresh = self.file.with_extension("new");
-        tokio::fs::write(&fresh, json).await?;
-        tokio::fs::rename(&fresh, &self.file).await?;
-        Ok(failed)
+        self.dirty.notify_one();
+        failed
+    }
+
+    /// Nothing if it is not the next change of what is here.
+    async fn change(&self, change: Change) -> Option<BTreeMap<SandboxId, String>> {
+        let mut serial = self.serial.lock().await;
+        if *serial != Some(change.base) {
+            return None;
+        }
+        *serial = Some(change.serial);
+        let old = self.shared.get();
+        let touched: BTreeMap<SandboxId, bool> = change
+            .views
+            .iter()
+            .map(|(id, new)| (id.clone(), is_shared(new.as_ref()) || is_shared(old.views.get(id))))
+            .collect();
+        // Not ours any more, so that it need not be copied.
+        drop(old);
+        self.shared.change(|snapshot| snapshot.apply(change));
+        let failed = if touched.values().any(|shared| *shared) {
+            self.refresh().await
+        } else {
+            self.refresh_own(touched.keys()).await
+        };
+        self.dirty.notify_one();
+        Some(failed)
+    }
+
+    /// Makes the sockets of workloads with a place of their own fit the snapshot.
+    async fn refresh_own(
+        &self,
+        ids: impl Iterator<Item = &SandboxId>,
+    ) -> BTreeMap<SandboxId, String> {
+        let snapshot = self.shared.get();
+        let mut serving = self.serving.lock().await;
+        let mut failed = BTreeMap::new();
+        for id in ids {
+            let asker = Asker::One(id.clone());
+            let view = snapshot.views.get(id);
+            let now = view.and_then(|view| identity(&view.netns));
+            let Some(view) = view else {
+                serving.remove(&asker);
+                continue;
+            };
+            if serving.get(&asker).is_some_and(|served| Some(served.identity) == now) {
+                continue;
+            }
+            match self.open(&asker, view).await {
+                Ok(fresh) => {
+                    serving.insert(asker, fresh);
+                }
+                Err(text) => {
+                    serving.remove(&asker);
+                    failed.insert(id.clone(), text);
+                }
+            }
+        }
+        failed
+    }
+
+    /// Writes the snapshot to its file some time after each change, for ever.
+    async fn keep_up(&self) {
+        loop {
+            self.dirty.notified().await;
+            // What else comes meanwhile is written with it.
+            tokio::time::sleep(KEEP_AFTER).await;
+            self.keep().await;
+        }
+    }
+
+    /// Writes the snapshot to its file: for the next helper, should this one and the daemon end at
+    /// the same time. As long as one of them lives, the file is not asked.
+    async fn keep(&self) {
+        let (file, snapshot) = (self.file.clone(), self.shared.get());
+        let written = tokio::task::spawn_blocking(move || {
+            shoal_durable::replace_json(&file, snapshot.as_ref())
+        });
+        match written.await {
+            Ok(Ok(())) => {}
+            // The log of the helper is a file beside it; the next change tries again.
+            Ok(Err(error)) => eprintln!("shoal resolver: keep the snapshot: {error}"),
+            Err(error) => eprintln!("shoal resolver: keep the snapshot: {error}"),
+        }
     }
 
     /// Makes the sockets fit the snapshot. Returns who cannot be served.

@@ -1,26 +1,24 @@
 //! The name resolver: the daemon's side (starts the helper, hands it snapshots) and the helper.
 //!
 //! Names are answered by a process of its own ([`main`]), so that they resolve while the daemon
-//! restarts. The daemon's [`Resolver`] gives it a [`snapshot`]; `lookup` (pure) decides what a
-//! question means to the workload that asks, `message` (pure) reads and writes the bytes, `server`
-//! holds the sockets inside the workloads' namespaces, `forward` asks outside.
+//! restarts. The daemon's [`Resolver`] gives it a [`snapshot`], and then what changes; `keeper` is
+//! the one thread that talks to the helper, starts it and replaces it; `lookup` (pure) decides what
+//! a question means to the workload that asks, `message` (pure) reads and writes the bytes,
+//! `server` holds the sockets inside the workloads' namespaces, `forward` asks outside.
 
-use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Read};
+use std::fs;
+use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::desired::{DesiredNetwork, SandboxId};
 use crate::error::NetworkError;
 
 mod control;
 mod forward;
 mod helper;
+mod keeper;
 mod lookup;
 mod message;
 mod server;
@@ -30,49 +28,76 @@ mod tests;
 
 pub use helper::main;
 
-use control::{LOG, PROGRAM, Reply, Request, SOCKET, exchange};
-use snapshot::{FORMAT, Snapshot};
+use keeper::Keeper;
+use snapshot::Snapshot;
 
-/// A helper that starts opens its socket within milliseconds; with many workloads to serve again
-/// it may take longer.
-const START_DEADLINE: Duration = Duration::from_secs(10);
-/// A snapshot for some hundreds of new workloads takes about a second.
-const REPLY_DEADLINE: Duration = Duration::from_secs(10);
-/// Between looks at a socket that is about to appear.
-const POLL: Duration = Duration::from_millis(5);
-/// Between starts of a helper that ends again and again.
-const RESTART_PAUSE: Duration = Duration::from_secs(1);
-/// As much of the helper's last words as fits into a message.
-const LAST_WORDS_LEN: usize = 500;
+/// How long a publication waits for the helper. One that hangs is found out and replaced within
+/// this time; one that cannot be started is tried again without anybody waiting.
+const PUBLISH_WAIT: Duration = Duration::from_secs(5);
+/// How long the end of the daemon's side waits for its thread.
+const END_WAIT: Duration = Duration::from_secs(2);
 
 /// The daemon's side of the resolver helper.
 #[derive(Debug)]
 pub struct Resolver {
-    inner: Option<Arc<Inner>>,
-    watcher: Option<JoinHandle<()>>,
+    /// Absent: nothing is ever started.
+    shared: Option<Arc<Shared>>,
 }
 
+/// What callers and the keeper share.
 #[derive(Debug)]
-struct Inner {
-    program: PathBuf,
-    dir: PathBuf,
-    state: Mutex<State>,
+struct Shared {
+    inbox: Mutex<Inbox>,
+    /// Something in the inbox was settled.
+    settled: Condvar,
+    /// A byte in here makes the keeper look.
+    wake: UnixStream,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    /// The helper, if this daemon started it.
-    child: Option<Child>,
-    /// Connection for requests.
-    control: Option<UnixStream>,
-    /// Connection that ends when the helper does; closed to end the watcher.
-    watch: Option<UnixStream>,
-    /// What the helper surely has.
-    published: Option<Snapshot>,
-    /// Whether somebody is to be served.
-    needed: bool,
+struct Inbox {
+    /// The newest snapshot, and its number.
+    wanted: Option<Arc<Snapshot>>,
+    number: u64,
+    /// The helper shall look at every namespace again.
+    check: bool,
+    /// The helper shall end.
+    stop: bool,
     /// The daemon's side is about to go.
     closing: bool,
+    /// The keeper has gone.
+    ended: bool,
+    /// The number that was dealt with last, and what came of it.
+    done: u64,
+    error: Option<String>,
+}
+
+impl Shared {
+    fn inbox(&self) -> MutexGuard<'_, Inbox> {
+        // Every change of the inbox is one assignment after the other: nothing is half done.
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wake(&self) {
+        // Ignored because: a full pipe wakes the keeper just as well.
+        let _ = (&self.wake).write(&[0]);
+    }
+
+    /// Waits until `done`, at most `limit`; then says what the last failure was. Nothing if it did
+    /// not come to that.
+    fn wait(&self, limit: Duration, done: impl Fn(&Inbox) -> bool) -> Option<Option<String>> {
+        let end = Instant::now() + limit;
+        let mut inbox = self.inbox();
+        while !done(&inbox) {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return None;
+            }
+            inbox =
+                self.settled.wait_timeout(inbox, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        Some(inbox.error.clone())
+    }
 }
 
 impl Resolver {
@@ -82,238 +107,99 @@ impl Resolver {
     /// # Errors
     /// If the files of the resolver below `exec_root` are unusable.
     pub fn open(program: Option<PathBuf>, exec_root: &Path) -> Result<Self, NetworkError> {
-        let Some(program) = program else { return Ok(Self { inner: None, watcher: None }) };
+        let Some(program) = program else { return Ok(Self { shared: None }) };
         let dir = exec_root.join("resolver");
-        fs::create_dir_all(&dir)
-            .map_err(|source| NetworkError::Files { path: dir.clone(), source: source.into() })?;
-        let inner = Arc::new(Inner { program, dir, state: Mutex::default() });
-        let mine = Arc::clone(&inner);
-        let watcher = std::thread::Builder::new()
-            .name("resolver-watch".to_owned())
-            .spawn(move || mine.watch())
-            .map_err(|e| failed("start the thread that watches it", e))?;
-        Ok(Self { inner: Some(inner), watcher: Some(watcher) })
+        let unusable =
+            |source: io::Error| NetworkError::Files { path: dir.clone(), source: source.into() };
+        fs::create_dir_all(exec_root).map_err(unusable)?;
+        shoal_durable::make_private_dir(&dir).map_err(unusable)?;
+        let pair = UnixStream::pair().and_then(|(wake, woken)| {
+            wake.set_nonblocking(true)?;
+            woken.set_nonblocking(true)?;
+            Ok((wake, woken))
+        });
+        let (wake, woken) = pair.map_err(|e| failed("make the thread that keeps it", e))?;
+        let shared = Arc::new(Shared { inbox: Mutex::default(), settled: Condvar::new(), wake });
+        let keeper = Keeper::new(program, dir, woken);
+        let mine = Arc::clone(&shared);
+        std::thread::Builder::new()
+            .name("resolver".to_owned())
+            .spawn(move || keeper.run(&mine))
+            .map_err(|e| failed("start the thread that keeps it", e))?;
+        Ok(Self { shared: Some(shared) })
     }
 
-    /// Hands the helper the names and the namespaces to serve. Blocks until it has them.
+    /// Hands the helper the names and the namespaces to serve, and waits until it has them, for a
+    /// few seconds at most. Of several snapshots the one with the highest `number` counts. With
+    /// `check`, the helper looks again whether every namespace is served.
     ///
     /// # Errors
     /// If the helper cannot be started, does not take the snapshot in time, or cannot serve a
-    /// namespace.
+    /// namespace. It is tried again all the same.
     pub fn publish(
         &self,
-        desired: &DesiredNetwork,
-        sandboxes: &BTreeMap<SandboxId, PathBuf>,
+        number: u64,
+        snapshot: Snapshot,
+        check: bool,
     ) -> Result<(), NetworkError> {
-        let Some(inner) = &self.inner else { return Ok(()) };
-        let snapshot = Snapshot::of(desired, sandboxes);
-        let mut state = inner.state();
-        state.needed = !snapshot.views.is_empty();
-        let reply = if state.published.as_ref() == Some(&snapshot) {
-            inner.ask(&mut state, &Request::Check)
-        } else if snapshot.views.is_empty() && inner.connect().is_err() {
-            // Nobody to serve, and no helper that would have to be told.
-            state.published = Some(snapshot);
-            return Ok(());
-        } else {
-            state.published = Some(snapshot.clone());
-            inner.ask(&mut state, &Request::Publish(Box::new(snapshot)))
-        };
-        if reply.as_ref().map_or(true, |reply| reply.error.is_some()) {
-            state.published = None;
+        let Some(shared) = &self.shared else { return Ok(()) };
+        let mut inbox = shared.inbox();
+        if number > inbox.number {
+            inbox.number = number;
+            inbox.wanted = Some(Arc::new(snapshot));
         }
-        drop(state);
-        if let Some(watcher) = &self.watcher {
-            watcher.thread().unpark();
-        }
-        let reply = reply?;
-        if let Some(error) = reply.error {
-            return Err(failed("hand over the snapshot", io::Error::other(error)));
-        }
-        match reply.failed.into_iter().next() {
-            None => Ok(()),
-            Some((sandbox, why)) => {
-                Err(failed(&format!("serve the sandbox '{sandbox}'"), io::Error::other(why)))
+        inbox.check |= check;
+        drop(inbox);
+        self.settle(shared, number)
+    }
+
+    /// Lets the helper look at every namespace again.
+    ///
+    /// # Errors
+    /// As [`Self::publish`].
+    pub fn check(&self) -> Result<(), NetworkError> {
+        let Some(shared) = &self.shared else { return Ok(()) };
+        let mut inbox = shared.inbox();
+        let number = inbox.number;
+        inbox.check = true;
+        drop(inbox);
+        self.settle(shared, number)
+    }
+
+    fn settle(&self, shared: &Shared, number: u64) -> Result<(), NetworkError> {
+        shared.wake();
+        let done = |inbox: &Inbox| inbox.ended || (inbox.done >= number && !inbox.check);
+        match shared.wait(PUBLISH_WAIT, done) {
+            Some(None) => Ok(()),
+            Some(Some(text)) => Err(failed("hand over the names", io::Error::other(text))),
+            None => {
+                let text = format!("no answer within {} s", PUBLISH_WAIT.as_secs());
+                Err(failed("hand over the names", io::Error::other(text)))
             }
         }
     }
 
-    /// Ends the helper: names no longer resolve.
+    /// Ends the helper: names no longer resolve. Waits for that, a few seconds at most.
     pub fn stop(&self) {
-        let Some(inner) = &self.inner else { return };
-        let mut state = inner.state();
-        state.needed = false;
-        state.published = None;
-        inner.end(&mut state);
+        let Some(shared) = &self.shared else { return };
+        shared.inbox().stop = true;
+        shared.wake();
+        // Ignored because: a helper that does not end is killed; there is nothing else to do.
+        let _ = shared.wait(PUBLISH_WAIT, |inbox| inbox.ended || !inbox.stop);
     }
 }
 
 impl Drop for Resolver {
     /// The helper lives on: names resolve until the next daemon takes over.
     fn drop(&mut self) {
-        if let Some(inner) = self.inner.take() {
-            let mut state = inner.state();
-            state.closing = true;
-            if let Some(watch) = state.watch.take() {
-                // Ignored because: it fails only if the connection is closed already.
-                let _ = watch.shutdown(std::net::Shutdown::Both);
-            }
-        }
-        if let Some(watcher) = self.watcher.take() {
-            watcher.thread().unpark();
-            // Ignored because: a watcher that panicked has nothing left to end.
-            let _ = watcher.join();
-        }
+        let Some(shared) = &self.shared else { return };
+        shared.inbox().closing = true;
+        shared.wake();
+        // Ignored because: the thread ends by itself when its present attempt does.
+        let _ = shared.wait(END_WAIT, |inbox| inbox.ended);
     }
 }
 
 fn failed(what: &str, source: io::Error) -> NetworkError {
     NetworkError::Resolver { what: what.to_owned(), source: source.into() }
-}
-
-impl Inner {
-    fn state(&self) -> MutexGuard<'_, State> {
-        // What a panic may leave half-done are connections, which are made anew when they fail.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn connect(&self) -> io::Result<UnixStream> {
-        let stream = UnixStream::connect(self.dir.join(SOCKET))?;
-        stream.set_read_timeout(Some(REPLY_DEADLINE))?;
-        stream.set_write_timeout(Some(REPLY_DEADLINE))?;
-        Ok(stream)
-    }
-
-    /// Asks the helper, starting it if there is none and replacing it if it is of another program.
-    fn ask(&self, state: &mut State, request: &Request) -> Result<Reply, NetworkError> {
-        match self.ask_running(state, request) {
-            Ok(reply) if reply.format == FORMAT && reply.program == PROGRAM => return Ok(reply),
-            Ok(_) => self.end(state),
-            // Ignored because: a helper that does not answer is replaced.
-            Err(_) => self.end(state),
-        }
-        self.start(state)?;
-        // One that was just started knows at most the file's snapshot.
-        let whole = match (request, &state.published) {
-            (Request::Check, Some(snapshot)) => Some(Request::Publish(Box::new(snapshot.clone()))),
-            _ => None,
-        };
-        self.ask_running(state, whole.as_ref().unwrap_or(request))
-            .map_err(|e| failed("hand over the snapshot", e))
-    }
-
-    fn ask_running(&self, state: &mut State, request: &Request) -> io::Result<Reply> {
-        let mut stream = match state.control.take() {
-            Some(stream) => stream,
-            None => self.connect()?,
-        };
-        let reply = exchange(&mut stream, request)?;
-        state.control = Some(stream);
-        Ok(reply)
-    }
-
-    fn start(&self, state: &mut State) -> Result<(), NetworkError> {
-        self.reap(state);
-        let path = self.dir.join(LOG);
-        let log = File::create(&path)
-            .map_err(|source| NetworkError::Files { path: path.clone(), source: source.into() })?;
-        let mut child = Command::new(&self.program)
-            .arg("resolver")
-            .arg("--dir")
-            .arg(&self.dir)
-            .current_dir("/")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .map_err(|e| failed(&format!("start '{}'", self.program.display()), e))?;
-        let deadline = Instant::now() + START_DEADLINE;
-        loop {
-            match self.connect() {
-                Ok(stream) => state.control = Some(stream),
-                Err(e) if Instant::now() >= deadline => {
-                    // Ignored because: the helper that does not answer may have ended by itself.
-                    let _ = child.kill();
-                    let _ = child.wait();
-                    return Err(failed("wait for the helper", e));
-                }
-                Err(_) => {}
-            }
-            if state.control.is_some() {
-                break;
-            }
-            if let Ok(Some(status)) = child.try_wait() {
-                let words = last_words(&path);
-                let text = format!("the helper ended with {status}: {words}");
-                return Err(failed("start the helper", io::Error::other(text)));
-            }
-            std::thread::sleep(POLL);
-        }
-        state.child = Some(child);
-        Ok(())
-    }
-
-    /// Ends the helper, whoever started it, and waits for that.
-    fn end(&self, state: &mut State) {
-        state.control = None;
-        if let Ok(mut stream) = self.connect() {
-            // Ignored because: it may be ending already; what counts is the wait below.
-            let _ = exchange::<Reply>(&mut stream, &Request::Stop);
-            let deadline = Instant::now() + START_DEADLINE;
-            while self.connect().is_ok() && Instant::now() < deadline {
-                std::thread::sleep(POLL);
-            }
-        }
-        self.reap(state);
-    }
-
-    /// Makes sure that the helper which this daemon started is gone.
-    fn reap(&self, state: &mut State) {
-        state.control = None;
-        if let Some(mut child) = state.child.take() {
-            // Ignored because: it has ended already as a rule; then both say so.
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-
-    /// Restarts a helper that ended although somebody is to be served. Runs on its own thread until
-    /// the daemon's side is dropped.
-    fn watch(&self) {
-        loop {
-            let watched = {
-                let mut state = self.state();
-                if state.closing {
-                    return;
-                }
-                let stream = self.connect().and_then(|stream| {
-                    stream.set_read_timeout(None)?;
-                    state.watch = Some(stream.try_clone()?);
-                    Ok(stream)
-                });
-                if stream.is_err() && state.needed && self.start(&mut state).is_ok() {
-                    continue;
-                }
-                if stream.is_err() && !state.needed {
-                    drop(state);
-                    // Until a snapshot needs a helper.
-                    std::thread::park();
-                    continue;
-                }
-                stream
-            };
-            match watched {
-                // The helper never speaks unasked: what ends this is its end, or our own.
-                Ok(mut stream) => drop(stream.read(&mut [0])),
-                Err(_) => std::thread::park_timeout(RESTART_PAUSE),
-            }
-        }
-    }
-}
-
-fn last_words(log: &Path) -> String {
-    let mut text = String::new();
-    // Ignored because: without a log there are no words to repeat.
-    let _ = File::open(log).and_then(|f| f.take(LAST_WORDS_LEN as u64).read_to_string(&mut text));
-    text.trim().to_owned()
 }

@@ -65,6 +65,12 @@ impl Shared {
         *self.snapshot.write().unwrap_or_else(PoisonError::into_inner) = snapshot;
     }
 
+    /// Changes it in place; copied only while somebody still answers from it.
+    pub(super) fn change(&self, change: impl FnOnce(&mut Snapshot)) {
+        let mut snapshot = self.snapshot.write().unwrap_or_else(PoisonError::into_inner);
+        change(Arc::make_mut(&mut snapshot));
+    }
+
     pub(super) fn get(&self) -> Arc<Snapshot> {
         Arc::clone(&self.snapshot.read().unwrap_or_else(PoisonError::into_inner))
     }
@@ -98,21 +104,21 @@ impl Asker {
 }
 
 /// What is to be done about a question.
-enum Step {
+enum Reaction {
     Answer(Vec<u8>),
     Forward(Box<Question>, Vec<IpAddr>),
     Nothing,
 }
 
-fn step(shared: &Shared, asker: &Asker, client: IpAddr, bytes: &[u8], tcp: bool) -> Step {
+fn step(shared: &Shared, asker: &Asker, client: IpAddr, bytes: &[u8], tcp: bool) -> Reaction {
     let question = match parse(bytes) {
         Parsed::Question(question) => question,
-        Parsed::Refused(answer) => return Step::Answer(answer),
-        Parsed::Ignored => return Step::Nothing,
+        Parsed::Refused(answer) => return Reaction::Answer(answer),
+        Parsed::Ignored => return Reaction::Nothing,
     };
     let snapshot = shared.get();
     let Some(view) = asker.view(&snapshot, client) else {
-        return Step::Answer(question.failure(ResponseCode::ServFail));
+        return Reaction::Answer(question.failure(ResponseCode::ServFail));
     };
     match lookup(&snapshot, view, &question.name, question.kind) {
         Outcome::Forward => {
@@ -120,15 +126,15 @@ fn step(shared: &Shared, asker: &Asker, client: IpAddr, bytes: &[u8], tcp: bool)
                 [] => shared.host.get(&shared.resolv_conf),
                 some => some.to_vec(),
             };
-            Step::Forward(question, servers)
+            Reaction::Forward(question, servers)
         }
         Outcome::Addresses { mut addresses, ttl_s } => {
             // Clients that take the first address shall not all take the same one.
             rand::seq::SliceRandom::shuffle(addresses.as_mut_slice(), &mut rand::rng());
             let outcome = Outcome::Addresses { addresses, ttl_s };
-            Step::Answer(question.answer(&outcome, tcp, serial(&snapshot)))
+            Reaction::Answer(question.answer(&outcome, tcp, serial(&snapshot)))
         }
-        outcome => Step::Answer(question.answer(&outcome, tcp, serial(&snapshot))),
+        outcome => Reaction::Answer(question.answer(&outcome, tcp, serial(&snapshot))),
     }
 }
 
@@ -244,13 +250,13 @@ async fn serve_udp(shared: Arc<Shared>, asker: Asker, socket: Arc<tokio::net::Ud
         // Ignored because: an error here is about an answer that its client did not wait for.
         let Ok((len, client)) = socket.recv_from(&mut buf).await else { continue };
         match step(&shared, &asker, client.ip(), &buf[..len], false) {
-            Step::Nothing => {}
-            Step::Answer(answer) => {
+            Reaction::Nothing => {}
+            Reaction::Answer(answer) => {
                 // Ignored because: an answer that cannot be sent is like one that gets lost; the
                 // client asks again.
                 let _ = socket.send_to(&answer, client).await;
             }
-            Step::Forward(question, servers) => {
+            Reaction::Forward(question, servers) => {
                 let (shared, socket) = (Arc::clone(&shared), Arc::clone(&socket));
                 let bytes = buf[..len].to_vec();
                 forwards.spawn(async move {
@@ -296,11 +302,11 @@ async fn converse(
         let mut bytes = vec![0; usize::from(len)];
         timeout(IDLE, stream.read_exact(&mut bytes)).await??;
         let answer = match step(shared, asker, client, &bytes, true) {
-            Step::Answer(answer) => answer,
-            Step::Forward(question, servers) => {
+            Reaction::Answer(answer) => answer,
+            Reaction::Forward(question, servers) => {
                 outside(shared, &question, &servers, &bytes, true).await
             }
-            Step::Nothing => return Ok(()),
+            Reaction::Nothing => return Ok(()),
         };
         let len = u16::try_from(answer.len()).map_err(io::Error::other)?;
         let mut framed = len.to_be_bytes().to_vec();

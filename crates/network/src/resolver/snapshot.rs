@@ -11,10 +11,12 @@ use shoal_model::assignment::{BackendState, ServiceEntry};
 use shoal_model::id::{NetworkId, Revision};
 use shoal_model::spec::service::EndpointMode;
 
-use crate::desired::{DesiredNet, DesiredNetwork, LocalPort, NetKind, SandboxId, SandboxSpec};
+use crate::desired::{
+    DesiredNet, DesiredNetwork, Guest, LocalPort, NetKind, SandboxId, SandboxSpec,
+};
 
 /// Format of the value, in the file and between daemon and helper.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 
 /// All names, and who sees which.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +42,75 @@ pub struct Zone {
     pub names: BTreeMap<String, Entry>,
     /// Names of addresses, without the suffix.
     pub pointers: BTreeMap<IpAddr, String>,
+}
+
+/// What differs between two snapshots: as much is said to the helper as has changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// Number of the snapshot or change that it comes after.
+    pub base: u64,
+    /// Its own number.
+    pub serial: u64,
+    /// The revision of the tables.
+    pub revision: Revision,
+    /// Networks: gone, new, or changed.
+    pub zones: BTreeMap<NetworkId, Option<ZoneChange>>,
+    /// Workloads: gone, new, or changed.
+    pub views: BTreeMap<SandboxId, Option<View>>,
+}
+
+/// What differs between two states of a zone.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ZoneChange {
+    /// As in [`Zone`].
+    pub suffix: String,
+    /// As in [`Zone`].
+    pub subnets: Vec<IpNet>,
+    /// Names: gone, new, or changed.
+    pub names: BTreeMap<String, Option<Entry>>,
+    /// Names of addresses: gone, new, or changed.
+    pub pointers: BTreeMap<IpAddr, Option<String>>,
+}
+
+/// What turns `old` into `new`, entry by entry.
+fn differences<K: Ord + Clone, V: PartialEq + Clone>(
+    old: &BTreeMap<K, V>,
+    new: &BTreeMap<K, V>,
+) -> BTreeMap<K, Option<V>> {
+    let gone = old.keys().filter(|key| !new.contains_key(key)).map(|key| (key.clone(), None));
+    let come = new.iter().filter(|(key, value)| old.get(key) != Some(value));
+    gone.chain(come.map(|(key, value)| (key.clone(), Some(value.clone())))).collect()
+}
+
+fn take_over<K: Ord, V>(map: &mut BTreeMap<K, V>, changes: BTreeMap<K, Option<V>>) {
+    for (key, value) in changes {
+        match value {
+            Some(value) => {
+                map.insert(key, value);
+            }
+            None => {
+                map.remove(&key);
+            }
+        }
+    }
+}
+
+impl Zone {
+    fn since(&self, old: &Self) -> ZoneChange {
+        ZoneChange {
+            suffix: self.suffix.clone(),
+            subnets: self.subnets.clone(),
+            names: differences(&old.names, &self.names),
+            pointers: differences(&old.pointers, &self.pointers),
+        }
+    }
+
+    fn apply(&mut self, change: ZoneChange) {
+        self.suffix = change.suffix;
+        self.subnets = change.subnets;
+        take_over(&mut self.names, change.names);
+        take_over(&mut self.pointers, change.pointers);
+    }
 }
 
 /// What a name means.
@@ -94,13 +165,50 @@ impl Snapshot {
         self.views.iter().find(|(_, view)| own(view)).map(|(id, _)| id)
     }
 
+    /// What turns `old`, which has the number `base`, into this.
+    #[must_use]
+    pub fn since(&self, old: &Self, base: u64, serial: u64) -> Change {
+        let nothing = Zone::default();
+        let gone = old.zones.keys().filter(|id| !self.zones.contains_key(id));
+        let mut zones: BTreeMap<_, _> = gone.map(|id| (id.clone(), None)).collect();
+        for (id, zone) in &self.zones {
+            let before = old.zones.get(id);
+            if before != Some(zone) {
+                zones.insert(id.clone(), Some(zone.since(before.unwrap_or(&nothing))));
+            }
+        }
+        let views = differences(&old.views, &self.views);
+        Change { base, serial, revision: self.revision, zones, views }
+    }
+
+    /// Carries out a change.
+    pub fn apply(&mut self, change: Change) {
+        self.revision = change.revision;
+        for (id, zone) in change.zones {
+            match zone {
+                Some(zone) => self.zones.entry(id).or_default().apply(zone),
+                None => {
+                    self.zones.remove(&id);
+                }
+            }
+        }
+        take_over(&mut self.views, change.views);
+    }
+
     /// The names of `desired` for the workloads whose namespaces are in `sandboxes`.
     #[must_use]
     pub fn of(desired: &DesiredNetwork, sandboxes: &BTreeMap<SandboxId, PathBuf>) -> Self {
         let zones = desired.networks.iter().map(|(id, net)| (id.clone(), zone(desired, net)));
+        let mut ports: BTreeMap<&SandboxId, Vec<Port<'_>>> = BTreeMap::new();
+        for (network, net) in &desired.networks {
+            for port in &net.local_ports {
+                ports.entry(&port.sandbox).or_default().push((network, net, port));
+            }
+        }
         let views = desired.sandboxes.iter().filter_map(|(id, spec)| {
             let netns = sandboxes.get(id)?.clone();
-            Some((id.clone(), view(desired, id, spec, netns)))
+            let ports = ports.remove(id).unwrap_or_default();
+            Some((id.clone(), view(ports, spec, netns)))
         });
         Self {
             format: FORMAT,
@@ -111,12 +219,10 @@ impl Snapshot {
     }
 }
 
-fn view(desired: &DesiredNetwork, id: &SandboxId, spec: &SandboxSpec, netns: PathBuf) -> View {
-    let mut ports: Vec<(&NetworkId, &DesiredNet, &LocalPort)> = Vec::new();
-    for (network, net) in &desired.networks {
-        let own = net.local_ports.iter().filter(|port| port.sandbox == *id);
-        ports.extend(own.map(|port| (network, net, port)));
-    }
+/// A workload's port, with its network.
+type Port<'a> = (&'a NetworkId, &'a DesiredNet, &'a LocalPort);
+
+fn view(mut ports: Vec<Port<'_>>, spec: &SandboxSpec, netns: PathBuf) -> View {
     // Overlays of users before the ingress before networks of this node, as in Docker.
     let rank = |net: &DesiredNet| match net.info.kind {
         NetKind::Overlay if !net.info.ingress => 0,
@@ -130,7 +236,8 @@ fn view(desired: &DesiredNetwork, id: &SandboxId, spec: &SandboxSpec, netns: Pat
     if !spec.hostname.is_empty() && !own.is_empty() {
         local.insert(spec.hostname.to_lowercase(), own);
     }
-    let gateway = spec.guest.as_ref().and_then(|guest| gateway(desired, id, &guest.home));
+    let home = |guest: &Guest| ports.iter().find(|(network, ..)| **network == guest.home).copied();
+    let gateway = spec.guest.as_ref().and_then(home).and_then(gateway);
     let (listen, clients) = match gateway {
         Some((gateway, own)) => (Listen::Address(gateway), vec![own]),
         None => (Listen::Loopback, Vec::new()),
@@ -147,8 +254,7 @@ fn view(desired: &DesiredNetwork, id: &SandboxId, spec: &SandboxSpec, netns: Pat
 }
 
 /// The gateway's address on a guest's home network, and the guest's own.
-fn gateway(desired: &DesiredNetwork, id: &SandboxId, home: &NetworkId) -> Option<(IpAddr, IpAddr)> {
-    let (net, port) = desired.port(id, home)?;
+fn gateway((_, net, port): Port<'_>) -> Option<(IpAddr, IpAddr)> {
     let own = port.address.iter().map(IpNet::addr).find(IpAddr::is_ipv4)?;
     let subnet = net.info.subnets.iter().find(|subnet| subnet.subnet.contains(&own))?;
     Some((subnet.gateway, own))

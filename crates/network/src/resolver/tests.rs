@@ -16,7 +16,7 @@ use super::lookup::{Kind, Outcome, lookup};
 use super::message::{Parsed, Question, parse};
 use super::snapshot::Snapshot;
 use crate::desired::{
-    DesiredNet, DesiredNetwork, LocalPort, NetInfo, NetKind, PortKind, SandboxId, SandboxSpec,
+    DesiredNet, DesiredNetwork, LocalPort, NetKind, NetProperties, PortKind, SandboxId, SandboxSpec,
 };
 
 fn ip(text: &str) -> IpAddr {
@@ -26,7 +26,7 @@ fn ip(text: &str) -> IpAddr {
 fn net(name: &str, kind: NetKind, subnet: &str) -> DesiredNet {
     let subnet: ipnet::IpNet = subnet.parse().unwrap();
     let gateway = subnet.hosts().next().unwrap();
-    let info = NetInfo {
+    let info = NetProperties {
         id: name.into(),
         kind,
         name: name.to_owned(),
@@ -180,6 +180,28 @@ fn addresses_have_names() {
     assert_eq!(of("c1", "99.1.0.10.in-addr.arpa"), Outcome::Missing);
     assert_eq!(of("c1", "1.100.51.198.in-addr.arpa"), Outcome::Forward);
     assert_eq!(of("c3", "1.100.51.198.in-addr.arpa"), Outcome::Missing);
+}
+
+#[test]
+fn a_change_makes_one_snapshot_of_another() {
+    let (first, mut second) = (example(), example());
+    second.revision.0 += 1;
+    let gone = second.views.keys().next().unwrap().clone();
+    second.views.remove(&gone);
+    let zone = second.zones.values_mut().next().unwrap();
+    let name = zone.names.keys().next().unwrap().clone();
+    zone.names.remove(&name);
+    zone.names.insert("new".to_owned(), Default::default());
+    zone.pointers.clear();
+    let last = second.zones.keys().next_back().unwrap().clone();
+    second.zones.remove(&last);
+    for (old, new) in [(&first, &second), (&second, &first), (&first, &first)] {
+        let mut changed = old.clone();
+        changed.apply(new.since(old, 1, 2));
+        assert_eq!(changed, *new);
+    }
+    let nothing = first.since(&first, 1, 2);
+    assert!(nothing.zones.is_empty() && nothing.views.is_empty(), "{nothing:?}");
 }
 
 #[test]

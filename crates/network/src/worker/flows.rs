@@ -12,8 +12,8 @@ use super::NetState;
 use super::host::Host;
 use crate::desired::SandboxId;
 use crate::error::NetworkError;
-use crate::plan::flows::{Flow, Members, Opener, Verdict};
-use crate::plan::rules::HostRules;
+use crate::layout::flows::{Flow, Members, Opener, Verdict};
+use crate::layout::rules::HostRules;
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;

@@ -9,7 +9,7 @@ use shoal_netlink::nft::{Base, Batch, Family, Hook, Rule, Table, ct_state, prior
 use super::{Worker, ports};
 use crate::desired::{DesiredNetwork, SandboxId};
 use crate::error::NetworkError;
-use crate::plan::guest::{GuestPlan, TAP};
+use crate::layout::guest::{GuestLayout, TAP};
 use crate::status::Applied;
 
 /// The translation's table.
@@ -27,7 +27,9 @@ impl Worker {
     ) {
         self.guests.retain(|id, _| self.sandboxes.contains_key(id));
         for (id, spec) in &want.sandboxes {
-            let Some(plan) = GuestPlan::of(id, spec, want, &self.config.instance) else { continue };
+            let Some(plan) = GuestLayout::of(id, spec, want, &self.config.instance) else {
+                continue;
+            };
             let Some(handle) = self.sandboxes.get(id) else { continue };
             let known = self.guests.get(id) == Some(&plan);
             // Without its ports there is nothing to route between.
@@ -75,7 +77,7 @@ fn table() -> Table {
     Table::new(Family::Ip, TABLE)
 }
 
-fn apply(handle: &NetnsHandle, plan: &GuestPlan) -> Result<(), NetlinkError> {
+fn apply(handle: &NetnsHandle, plan: &GuestLayout) -> Result<(), NetlinkError> {
     handle.set_sysctls(&[("net/ipv4/ip_forward", "1")])?;
     // Ignored because: a kernel without the setting needs it not.
     let _ = handle.set_sysctls(&[(LIBERAL, "1")]);
@@ -99,7 +101,7 @@ fn apply(handle: &NetnsHandle, plan: &GuestPlan) -> Result<(), NetlinkError> {
     handle.commit(translation(plan))
 }
 
-fn translation(plan: &GuestPlan) -> Batch {
+fn translation(plan: &GuestLayout) -> Batch {
     let (mut batch, table) = (Batch::new(), table());
     batch.replace_table(&table);
     batch.add_base_chain(&table, "marks", &Base::filter(Hook::Prerouting, priority::MANGLE));

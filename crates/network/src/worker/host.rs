@@ -11,7 +11,10 @@ use shoal_netlink::route::Route;
 
 use crate::desired::DesiredNet;
 use crate::error::NetworkError;
-use crate::plan::{LinkPair, UPLINK};
+use crate::layout::{LinkPair, UPLINK};
+
+/// The one switch of all links.
+const FORWARDING: &str = "net/ipv4/ip_forward";
 
 /// The host's end of a link into a network's namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -131,12 +134,37 @@ impl Host {
 
     /// Lets the host pass packets on between its links.
     pub(crate) fn enable_forwarding(&self) -> Result<(), NetworkError> {
-        let key = "net/ipv4/ip_forward";
-        self.handle.set_sysctls(&[(key, "1")]).map_err(|source| NetworkError::Sysctl {
-            key: key.replace('/', "."),
-            value: "1".to_owned(),
+        self.set_forwarding(true)
+    }
+
+    /// One switch for all links.
+    pub(crate) fn set_forwarding(&self, on: bool) -> Result<(), NetworkError> {
+        let value = if on { "1" } else { "0" };
+        self.handle.set_sysctls(&[(FORWARDING, value)]).map_err(|source| NetworkError::Sysctl {
+            key: FORWARDING.replace('/', "."),
+            value: value.to_owned(),
             source: source.into(),
         })
+    }
+
+    /// Whether the host passes packets on.
+    pub(crate) fn forwards(&self) -> Result<bool, NetworkError> {
+        let value = self.handle.sysctl(FORWARDING).map_err(|source| NetworkError::Observe {
+            what: "setting 'net.ipv4.ip_forward'".to_owned(),
+            source: source.into(),
+        })?;
+        Ok(value == "1")
+    }
+
+    /// Links that no daemon of ours has made.
+    pub(crate) fn foreign_links(&self) -> Result<BTreeSet<String>, NetworkError> {
+        let foreign = |link: &Link| link.name != "lo" && !link.alias.starts_with("shoal:");
+        Ok(self.links()?.into_iter().filter(foreign).map(|link| link.name).collect())
+    }
+
+    /// What the names of all host links of this instance begin with, as a rule has it.
+    pub(crate) fn all_links(&self) -> String {
+        format!("{}*", self.prefix())
     }
 }
 
@@ -144,7 +172,7 @@ impl Host {
 fn pair_of(link: &Link) -> Option<LinkPair> {
     let in_range = |v4: &Ipv4Addr| {
         let number = u32::from(*v4);
-        (crate::plan::LINK_RANGE.0..=crate::plan::LINK_RANGE.1).contains(&number)
+        (crate::layout::LINK_RANGE.0..=crate::layout::LINK_RANGE.1).contains(&number)
     };
     link.addresses.iter().find_map(|net| match net.addr() {
         IpAddr::V4(v4) if in_range(&v4) => Some(LinkPair::of(v4)),

@@ -4,16 +4,18 @@
 //! keep the rest from being done. Nothing is remembered that could not be read again: after a
 //! restart the first apply observes what is there and changes only the difference.
 
+mod doors;
 mod flows;
 mod guests;
 mod host;
 mod namespace;
 mod ports;
+mod publish;
 mod tables;
 mod teardown;
 mod verify;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -21,29 +23,35 @@ use shoal_model::fault::report;
 use shoal_model::id::{NetworkId, Revision};
 use shoal_netlink::netns::NetnsHandle;
 
+use self::doors::Closed;
 use self::host::{Host, HostLink};
 use self::namespace::{Namespace, Surroundings};
+use crate::claims::{self, PortConflict};
 use crate::desired::{DesiredNet, DesiredNetwork, NetKind, SandboxId, SandboxSpec, SelfNode};
 use crate::error::NetworkError;
-use crate::hostport::{HostListen, HostPorts};
+use crate::hostport::HostPorts;
+use crate::layout::diff::Diff;
+use crate::layout::doors::Membership;
+use crate::layout::flows::Members;
+use crate::layout::guest::GuestLayout;
+use crate::layout::rules::{HostRules, NetRules};
+use crate::layout::{Context, LinkPair, NsLayout};
 use crate::node_network::NetworkConfig;
-use crate::plan::diff::Diff;
-use crate::plan::flows::Members;
-use crate::plan::guest::GuestPlan;
-use crate::plan::rules::{HostRules, NetRules, link_ports};
-use crate::plan::{Context, LinkPair, NsPlan};
-use crate::resolver::Resolver;
+use crate::resolver::snapshot::Snapshot;
 use crate::status::{Applied, Drift, NetStatus, NetworkStatus};
 
 /// Drift reports that are kept: enough for a day of hourly trouble, never a leak.
 const DRIFT_KEPT: usize = 32;
 
+/// The file that names the links which were closed to each other before forwarding was on.
+const CLOSED_LINKS: &str = "closed-links.json";
+
 /// A network as it is in the kernel.
 #[derive(Debug)]
 struct NetState {
     namespace: Namespace,
-    /// The plan that the kernel has; absent until an apply went through.
-    plan: Option<NsPlan>,
+    /// The layout that the kernel has; absent until an apply went through.
+    layout: Option<NsLayout>,
     /// What the tables hold; absent if unknown.
     rules: Option<NetRules>,
     /// The ruleset's generation after our last change: another one means somebody else's hand.
@@ -70,14 +78,19 @@ pub(crate) struct Worker {
     networks: BTreeMap<NetworkId, NetState>,
     sandboxes: BTreeMap<SandboxId, NetnsHandle>,
     /// The plan that each guest's namespace has.
-    guests: BTreeMap<SandboxId, GuestPlan>,
+    guests: BTreeMap<SandboxId, GuestLayout>,
     lost: BTreeMap<(NetworkId, IpAddr), Lost>,
     desired: Option<DesiredNetwork>,
+    /// What the guard of the underlay holds; absent if unknown.
+    membership: Option<Membership>,
     host_rules: Option<HostRules>,
+    /// The host's links, as far as nothing has changed since they were listed.
+    host_links: Option<BTreeMap<NetworkId, HostLink>>,
     forwarding: bool,
-    resolver: Resolver,
+    closed_links: Closed,
     host_ports: HostPorts,
     applied: Applied,
+    passes: u64,
     drift: VecDeque<Drift>,
     cleaned: bool,
     closed: bool,
@@ -90,8 +103,9 @@ impl Worker {
         runtime: tokio::runtime::Handle,
     ) -> Result<Self, NetworkError> {
         let dir = config.exec_root.join("netns");
-        std::fs::create_dir_all(&dir)
+        shoal_durable::make_private_dir(&dir)
             .map_err(|source| NetworkError::Files { path: dir, source: source.into() })?;
+        let closed_links = Closed::open(config.exec_root.join(CLOSED_LINKS));
         let handle = match &config.host_netns {
             Some(path) => NetnsHandle::open(path),
             None => NetnsHandle::current(),
@@ -102,7 +116,6 @@ impl Worker {
         })?;
         Ok(Self {
             host: Host::new(handle, config.instance.clone()),
-            resolver: Resolver::open(config.program.clone(), &config.exec_root)?,
             host_ports: HostPorts::new(config.host_netns.clone(), runtime),
             config,
             networks: BTreeMap::new(),
@@ -110,9 +123,13 @@ impl Worker {
             guests: BTreeMap::new(),
             lost: BTreeMap::new(),
             desired: None,
+            membership: None,
             host_rules: None,
+            host_links: None,
             forwarding: false,
+            closed_links,
             applied: Applied::default(),
+            passes: 0,
             drift: VecDeque::new(),
             cleaned: false,
             closed: false,
@@ -124,14 +141,14 @@ impl Worker {
     }
 
     /// See [`crate::NodeNetwork::apply`].
-    pub(crate) fn apply(&mut self, desired: DesiredNetwork) -> Result<Applied, NetworkError> {
+    pub(crate) fn apply(&mut self, desired: DesiredNetwork) -> Result<Pass, NetworkError> {
         if self.closed {
             return Err(NetworkError::Closed);
         }
         self.settle_lost(&desired);
-        let effective = self.without_lost(&desired);
         self.desired = Some(desired);
-        self.run(&effective, false)
+        let (effective, conflicts) = self.effective().unwrap_or_default();
+        self.run(&effective, conflicts, false)
     }
 
     /// Takes an address out before the tables say so.
@@ -140,13 +157,20 @@ impl Worker {
         network: &NetworkId,
         address: IpAddr,
     ) -> Result<(), NetworkError> {
-        let Some(desired) = self.desired.clone().filter(|_| !self.closed) else { return Ok(()) };
+        let Some(desired) = self.desired.as_ref().filter(|_| !self.closed) else { return Ok(()) };
         let lost = Lost { revision: desired.revision, gone: false };
         self.lost.insert((network.clone(), address), lost);
-        let effective = self.without_lost(&desired);
+        let Some((effective, _)) = self.effective() else { return Ok(()) };
         let Some(net) = effective.networks.get(network) else { return Ok(()) };
-        let links = self.host.host_links()?;
-        self.apply_network(network, net, &effective, &links, false).map(|_| ())
+        self.apply_network(network, net, &effective, false).map(|_| ())
+    }
+
+    /// What is desired, without what is lost, and with one holder for each port.
+    fn effective(&self) -> Option<(DesiredNetwork, Vec<PortConflict>)> {
+        let mut out = self.without_lost(self.desired.as_ref()?);
+        let (given, conflicts) = claims::decide(&out.published, &self.host_ports.holders());
+        out.published = given;
+        Some((out, conflicts))
     }
 
     /// Forgets losses that the new tables or a new workload have overtaken.
@@ -180,31 +204,68 @@ impl Worker {
     }
 
     /// One pass over everything. `thorough` looks also at what should be right already.
-    fn run(&mut self, want: &DesiredNetwork, thorough: bool) -> Result<Applied, NetworkError> {
-        let mut done = Applied { revision: want.revision, ..Applied::default() };
+    fn run(
+        &mut self,
+        want: &DesiredNetwork,
+        conflicts: Vec<PortConflict>,
+        thorough: bool,
+    ) -> Result<Pass, NetworkError> {
+        let mut done = Applied { revision: want.revision, ports: conflicts, ..Applied::default() };
+        if thorough {
+            self.host_links = None;
+        }
         if !self.cleaned {
             self.remove_leftovers(want)?;
             self.cleaned = true;
         }
         self.open_sandboxes(want, &mut done);
         self.drop_networks(want, &mut done)?;
-        self.apply_networks(want, thorough, &mut done)?;
-        self.apply_guests(want, thorough, &mut done);
-        if let Err(error) = self.apply_host(want) {
+        // The guard stands before there is a device to guard.
+        if let Err(error) = self.apply_guard(want) {
             done.host = Some(report(&error));
         }
-        self.apply_host_ports(want, &mut done);
+        self.apply_networks(want, thorough, &mut done);
+        self.apply_guests(want, thorough, &mut done);
+        let refused = self.apply_host_ports(want, &mut done);
+        if let Err(error) = self.apply_host(want, &refused) {
+            done.host = Some(report(&error));
+        }
         self.drop_sandboxes(want, &mut done);
+        self.sandboxes.values().for_each(NetnsHandle::rest);
         let questions = |(id, spec): (&SandboxId, &SandboxSpec)| match &spec.guest {
             Some(guest) => (id.clone(), self.path('n', guest.home.as_str())),
             None => (id.clone(), self.path('c', id.as_str())),
         };
         let paths = want.sandboxes.iter().map(questions).collect();
-        if let Err(error) = self.resolver.publish(want, &paths) {
-            done.resolver = Some(report(&error));
-        }
+        let names = Snapshot::of(want, &paths);
         self.applied = done.clone();
-        Ok(done)
+        self.passes += 1;
+        Ok(Pass { number: self.passes, done, names })
+    }
+
+    /// What became of the last pass's names.
+    pub(crate) fn note_resolver(&mut self, error: Option<String>) {
+        self.applied.resolver = error;
+    }
+
+    fn apply_guard(&mut self, want: &DesiredNetwork) -> Result<(), NetworkError> {
+        let membership = Membership::of(want);
+        let nothing = self.membership.is_none() && membership.numbers.is_empty();
+        if nothing || self.membership.as_ref() == Some(&membership) {
+            return Ok(());
+        }
+        let old = self.membership.take();
+        doors::apply_guard(&self.host, &self.config.instance, old.as_ref(), &membership)?;
+        self.membership = Some(membership);
+        Ok(())
+    }
+
+    fn host_links(&mut self) -> Result<&BTreeMap<NetworkId, HostLink>, NetworkError> {
+        let links = match self.host_links.take() {
+            Some(links) => links,
+            None => self.host.host_links()?,
+        };
+        Ok(self.host_links.insert(links))
     }
 
     fn open_sandboxes(&mut self, want: &DesiredNetwork, done: &mut Applied) {
@@ -244,25 +305,20 @@ impl Worker {
         if gone.is_empty() {
             return Ok(());
         }
-        let links = self.host.host_links()?;
         for id in gone {
+            let link = self.host_links()?.get(&id).cloned();
             let Some(state) = self.networks.remove(&id) else { continue };
-            if let Err(error) = state.namespace.remove(&self.host, links.get(&id)) {
+            if let Err(error) = state.namespace.remove(&self.host, link.as_ref()) {
                 done.networks.insert(id, report(&error));
             }
         }
+        self.host_links = None;
         Ok(())
     }
 
-    fn apply_networks(
-        &mut self,
-        want: &DesiredNetwork,
-        thorough: bool,
-        done: &mut Applied,
-    ) -> Result<(), NetworkError> {
-        let mut links = self.host.host_links()?;
+    fn apply_networks(&mut self, want: &DesiredNetwork, thorough: bool, done: &mut Applied) {
         for (id, net) in &want.networks {
-            let failed = match self.apply_network(id, net, want, &links, thorough) {
+            let failed = match self.apply_network(id, net, want, thorough) {
                 Ok(failed) => failed,
                 Err(error) => {
                     let text = report(&error);
@@ -276,64 +332,31 @@ impl Worker {
                     continue;
                 }
             };
-            if !net.info.internal && !links.contains_key(id) {
-                links = self.host.host_links()?;
-            }
             for (sandbox, error) in failed {
                 done.sandboxes.entry(sandbox).or_insert_with(|| report(&error));
             }
         }
-        Ok(())
     }
 
-    /// Brings one network to its plan; returns the workloads whose ports failed.
+    /// Brings one network to its layout; returns the workloads whose ports failed.
     fn apply_network(
         &mut self,
         id: &NetworkId,
         net: &DesiredNet,
         want: &DesiredNetwork,
-        links: &BTreeMap<NetworkId, HostLink>,
         thorough: bool,
     ) -> Result<BTreeMap<SandboxId, NetworkError>, NetworkError> {
         let name = &net.info.name;
         if net.info.kind == NetKind::Overlay && want.self_node.is_none() {
             return Err(NetworkError::NoSwarm { network: name.clone() });
         }
-        let link = self.link_pair(id, net, links)?;
+        let link = self.link_pair(id, net)?;
         self.open_network(id, net)?;
         let me: Option<&SelfNode> = want.self_node.as_ref();
         let context = Context { instance: &self.config.instance, self_node: me, link };
-        let plan = NsPlan::of(net, &context);
-        let Some(state) = self.networks.get_mut(id) else {
-            return Err(NetworkError::Invalid { what: format!("network '{name}' vanished") });
-        };
-        let mut failed = BTreeMap::new();
-        if thorough || state.plan.as_ref() != Some(&plan) {
-            state.plan = None;
-            let observed = state.namespace.observe(links.get(id))?;
-            let diff = Diff::between(&plan, &observed);
-            if !diff.is_empty() {
-                tracing::info!(network = %name, changes = ?diff.describe(), "network changes");
-                let around = Surroundings {
-                    host: &self.host,
-                    host_link: links.get(id),
-                    id,
-                    instance: &self.config.instance,
-                    sandboxes: &self.sandboxes,
-                };
-                if diff.create_vxlan {
-                    // The chain on the device went with the old one.
-                    state.rules = None;
-                }
-                failed = state.namespace.execute(&plan, &diff, &around)?;
-            }
-            if let (NetKind::Bridge, Some(pair)) = (net.info.kind, link) {
-                self.host.route_to(id, net, pair)?;
-            }
-            if failed.is_empty() {
-                state.plan = Some(plan.clone());
-            }
-        }
+        let layout = NsLayout::of(net, &context);
+        let failed = self.lay_out(id, net, &layout, thorough)?;
+        let Some(state) = self.networks.get_mut(id) else { return Err(vanished(name)) };
         let rules = NetRules::of(net, &want.published, link, state.rules.as_ref());
         tables::apply_net(state, rules, name)?;
         let host = link.map(|pair| IpAddr::V4(pair.host));
@@ -341,7 +364,76 @@ impl Worker {
         let lost = self.lost.keys().filter(|(network, _)| network == id);
         lost.for_each(|(_, address)| members.remove(*address));
         flows::sort_out(state, members, &self.host, &self.sandboxes, name)?;
-        state.status = status_of(net, &plan, want);
+        state.status = status_of(net, &layout, want);
+        Ok(failed)
+    }
+
+    /// Links, addresses, routes. Where the kernel is known to have the last layout, only what
+    /// differs from that is touched and nothing is read; what the kernel really has is looked at
+    /// first, when something failed, and by every verification.
+    fn lay_out(
+        &mut self,
+        id: &NetworkId,
+        net: &DesiredNet,
+        layout: &NsLayout,
+        thorough: bool,
+    ) -> Result<BTreeMap<SandboxId, NetworkError>, NetworkError> {
+        let Some(state) = self.networks.get_mut(id) else { return Err(vanished(&net.info.name)) };
+        if !thorough && state.layout.as_ref() == Some(layout) {
+            return Ok(BTreeMap::new());
+        }
+        let known = state.layout.take().filter(|_| !thorough);
+        if let Some(diff) = known.and_then(|known| Diff::from_known(&known, layout)) {
+            let around = Surroundings {
+                host: &self.host,
+                host_link: None,
+                id,
+                instance: &self.config.instance,
+                sandboxes: &self.sandboxes,
+            };
+            let done = state.namespace.execute(layout, &diff, &around);
+            if done.is_ok_and(|failed| failed.is_empty()) {
+                state.layout = Some(layout.clone());
+                return Ok(BTreeMap::new());
+            }
+        }
+        self.lay_out_anew(id, net, layout)
+    }
+
+    fn lay_out_anew(
+        &mut self,
+        id: &NetworkId,
+        net: &DesiredNet,
+        layout: &NsLayout,
+    ) -> Result<BTreeMap<SandboxId, NetworkError>, NetworkError> {
+        self.host_links = None;
+        let host_link = self.host_links()?.get(id).cloned();
+        let Some(state) = self.networks.get_mut(id) else { return Err(vanished(&net.info.name)) };
+        let observed = state.namespace.observe(host_link.as_ref())?;
+        let diff = Diff::between(layout, &observed);
+        let mut failed = BTreeMap::new();
+        if !diff.is_empty() {
+            tracing::info!(network = %net.info.name, changes = ?diff.describe(), "network changes");
+            let around = Surroundings {
+                host: &self.host,
+                host_link: host_link.as_ref(),
+                id,
+                instance: &self.config.instance,
+                sandboxes: &self.sandboxes,
+            };
+            if diff.create_vxlan {
+                // The chain on the device went with the old one.
+                state.rules = None;
+            }
+            failed = state.namespace.execute(layout, &diff, &around)?;
+        }
+        if let (NetKind::Bridge, Some(pair)) = (net.info.kind, layout.link) {
+            self.host.route_to(id, net, pair)?;
+        }
+        if failed.is_empty() {
+            state.layout = Some(layout.clone());
+        }
+        self.host_links = None;
         Ok(failed)
     }
 
@@ -359,7 +451,7 @@ impl Worker {
         };
         let state = NetState {
             namespace,
-            plan: None,
+            layout: None,
             rules: None,
             generation: None,
             members: None,
@@ -371,72 +463,19 @@ impl Worker {
 
     /// The addresses of the network's host link: the ones it has, or free ones.
     fn link_pair(
-        &self,
+        &mut self,
         id: &NetworkId,
         net: &DesiredNet,
-        links: &BTreeMap<NetworkId, HostLink>,
     ) -> Result<Option<LinkPair>, NetworkError> {
         if net.info.internal {
             return Ok(None);
         }
-        let planned = self.networks.get(id).and_then(|state| state.plan.as_ref()?.link);
-        if let Some(pair) = links.get(id).and_then(|link| link.pair).or(planned) {
+        let planned = self.networks.get(id).and_then(|state| state.layout.as_ref()?.link);
+        if let Some(pair) = self.host_links()?.get(id).and_then(|link| link.pair).or(planned) {
             return Ok(Some(pair));
         }
-        let others = self.networks.values().filter_map(|state| state.plan.as_ref()?.link);
+        let others = self.networks.values().filter_map(|state| state.layout.as_ref()?.link);
         self.host.free_pair(&net.info.name, &others.collect()).map(Some)
-    }
-
-    /// The host link of every network that has one.
-    fn links(&self) -> BTreeMap<NetworkId, LinkPair> {
-        let pair = |state: &NetState| state.rules.as_ref().and_then(|rules| rules.shape.link);
-        self.networks.iter().filter_map(|(id, state)| Some((id.clone(), pair(state)?))).collect()
-    }
-
-    fn apply_host(&mut self, want: &DesiredNetwork) -> Result<(), NetworkError> {
-        let rules = HostRules::of(&want.published, &self.links());
-        if rules.links.is_empty() && self.host_rules.is_none() {
-            return Ok(());
-        }
-        if !self.forwarding && !rules.links.is_empty() {
-            self.host.enable_forwarding()?;
-            self.forwarding = true;
-        }
-        if self.host_rules.as_ref() == Some(&rules) {
-            return Ok(());
-        }
-        let old = self.host_rules.take();
-        tables::apply_host(&self.host, &self.config.instance, old.as_ref(), &rules)?;
-        flows::forget_moved_ports(&self.host, old.as_ref(), &rules)?;
-        self.host_rules = Some(rules);
-        Ok(())
-    }
-
-    fn apply_host_ports(&mut self, want: &DesiredNetwork, done: &mut Applied) {
-        let links = self.links();
-        let ports: BTreeMap<&NetworkId, BTreeMap<usize, u16>> =
-            links.keys().map(|network| (network, link_ports(network, &want.published))).collect();
-        let listen: Vec<HostListen> = want
-            .published
-            .iter()
-            .enumerate()
-            .map(|(index, publication)| {
-                let port = ports.get(&publication.network).and_then(|p| p.get(&index));
-                let pair = links.get(&publication.network);
-                HostListen {
-                    port: publication.port,
-                    host_ip: publication.host_ip,
-                    target: pair.zip(port).map(|(pair, port)| (pair.inner, *port).into()),
-                    holder: publication.holder.clone(),
-                }
-            })
-            .collect();
-        let mut seen = BTreeSet::new();
-        let unique: Vec<HostListen> =
-            listen.into_iter().filter(|l| seen.insert((l.port, l.host_ip))).collect();
-        for (listen, error) in self.host_ports.apply(&unique) {
-            done.ports.push((listen.port, report(&error)));
-        }
     }
 
     /// See [`crate::NodeNetwork::status`].
@@ -453,10 +492,23 @@ impl Worker {
     }
 }
 
-fn status_of(net: &DesiredNet, plan: &NsPlan, want: &DesiredNetwork) -> NetStatus {
+/// A pass's result, and the names that it leaves to the resolver.
+#[derive(Debug)]
+pub(crate) struct Pass {
+    /// Passes are numbered: names of an older one never follow those of a newer one.
+    pub(crate) number: u64,
+    pub(crate) done: Applied,
+    pub(crate) names: Snapshot,
+}
+
+fn vanished(network: &str) -> NetworkError {
+    NetworkError::Invalid { what: format!("network '{network}' vanished") }
+}
+
+fn status_of(net: &DesiredNet, plan: &NsLayout, want: &DesiredNetwork) -> NetStatus {
     let mut links: Vec<String> = plan.ports.keys().cloned().collect();
-    links.extend(plan.vxlan.as_ref().map(|_| crate::plan::VXLAN.to_owned()));
-    links.extend(plan.link.map(|_| crate::plan::UPLINK.to_owned()));
+    links.extend(plan.vxlan.as_ref().map(|_| crate::layout::VXLAN.to_owned()));
+    links.extend(plan.link.map(|_| crate::layout::UPLINK.to_owned()));
     NetStatus {
         name: net.info.name.clone(),
         kernel_revision: want.revision,

@@ -12,8 +12,8 @@ use super::host::{Host, HostLink};
 use super::ports;
 use crate::desired::{PortKind, SandboxId};
 use crate::error::NetworkError;
-use crate::plan::diff::{Diff, Observed};
-use crate::plan::{NsPlan, UPLINK, VXLAN};
+use crate::layout::diff::{Diff, Observed};
+use crate::layout::{NsLayout, UPLINK, VXLAN};
 
 /// A packet is routed between ports, never filtered by where it came from: replies take another
 /// way than the route to their source says.
@@ -57,11 +57,13 @@ impl Namespace {
             path: path.clone(),
             source: source.into(),
         };
-        if !netns::exists(&path) {
-            netns::create(&path).map_err(refused)?;
-        }
-        let handle = NetnsHandle::open(&path).map_err(refused)?;
-        settle(&handle, &SYSCTLS, &OPTIONAL_SYSCTLS)?;
+        let handle = if netns::exists(&path) {
+            let handle = NetnsHandle::open(&path).map_err(refused)?;
+            settle(&handle, &SYSCTLS, &OPTIONAL_SYSCTLS)?;
+            handle
+        } else {
+            netns::create_with(&path, &SYSCTLS, &OPTIONAL_SYSCTLS).map_err(refused)?
+        };
         Ok(Self { handle, path, network: network.to_owned() })
     }
 
@@ -88,7 +90,7 @@ impl Namespace {
     /// Carries out `diff`. Failures of single ports are returned beside the others' success.
     pub(crate) fn execute(
         &self,
-        plan: &NsPlan,
+        plan: &NsLayout,
         diff: &Diff,
         around: &Surroundings<'_>,
     ) -> Result<BTreeMap<SandboxId, NetworkError>, NetworkError> {
@@ -131,7 +133,7 @@ impl Namespace {
     fn change(
         &self,
         diff: &Diff,
-        plan: &NsPlan,
+        plan: &NsLayout,
         failed: &BTreeMap<SandboxId, NetworkError>,
     ) -> Result<(), NetworkError> {
         let apply = || {
@@ -171,7 +173,7 @@ impl Namespace {
         apply().map_err(|source| self.link_error("change addresses and routes", source))
     }
 
-    fn create_vxlan(&self, plan: &NsPlan, around: &Surroundings<'_>) -> Result<(), NetworkError> {
+    fn create_vxlan(&self, plan: &NsLayout, around: &Surroundings<'_>) -> Result<(), NetworkError> {
         let Some(vxlan) = &plan.vxlan else { return Ok(()) };
         let refused = |source: Box<dyn std::error::Error + Send + Sync>| NetworkError::Vxlan {
             network: self.network.clone(),
@@ -203,7 +205,11 @@ impl Namespace {
             .map_err(|source| refused(source.into()))
     }
 
-    fn create_uplink(&self, plan: &NsPlan, around: &Surroundings<'_>) -> Result<(), NetworkError> {
+    fn create_uplink(
+        &self,
+        plan: &NsLayout,
+        around: &Surroundings<'_>,
+    ) -> Result<(), NetworkError> {
         let Some(pair) = plan.link else { return Ok(()) };
         if let Some(old) = around.host_link {
             self.link("remove", &old.name, around.host.handle.delete_link(&old.name))?;
@@ -236,7 +242,7 @@ impl Namespace {
         let clear = || {
             for old in self.handle.links()?.iter().filter(|old| old.name != "lo") {
                 let ours = [VXLAN, UPLINK].contains(&old.name.as_str())
-                    || old.name.starts_with(crate::plan::PORT_PREFIX);
+                    || old.name.starts_with(crate::layout::PORT_PREFIX);
                 if ours {
                     self.handle.delete_link(&old.name)?;
                 }
@@ -269,16 +275,11 @@ pub(crate) fn open_sandbox(path: &Path) -> Result<NetnsHandle, NetworkError> {
         path: path.to_owned(),
         source: source.into(),
     };
-    let fresh = !netns::exists(path);
-    if fresh {
-        netns::create(path).map_err(refused)?;
+    if netns::exists(path) {
+        // Its settings are the workload's own business by now.
+        return NetnsHandle::open(path).map_err(refused);
     }
-    let handle = NetnsHandle::open(path).map_err(refused)?;
-    if fresh {
-        // Later on they are the workload's own business.
-        settle(&handle, &SANDBOX, &OPTIONAL)?;
-    }
-    Ok(handle)
+    netns::create_with(path, &SANDBOX, &OPTIONAL).map_err(refused)
 }
 
 fn settle(

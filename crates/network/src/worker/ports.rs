@@ -11,14 +11,14 @@ use shoal_netlink::route::Route;
 use shoal_netlink::rule::Rule;
 
 use crate::desired::PortKind;
-use crate::plan::PortPlan;
+use crate::layout::PortLayout;
 
 /// Makes the port `name` complete; its alias comes last and says so. What is half made goes.
 pub(crate) fn create(
     network: &NetnsHandle,
     sandbox: &NetnsHandle,
     name: &str,
-    plan: &PortPlan,
+    plan: &PortLayout,
     mtu: u32,
 ) -> Result<(), NetlinkError> {
     let mac = Some(plan.gateway_mac());
@@ -38,7 +38,7 @@ pub(crate) fn create_tap(
     network: &NetnsHandle,
     name: &str,
     owner: u32,
-    plan: &PortPlan,
+    plan: &PortLayout,
     mtu: u32,
 ) -> Result<(), NetlinkError> {
     let options = LinkOptions { mtu: Some(mtu), up: true, ..LinkOptions::default() };
@@ -49,11 +49,13 @@ pub(crate) fn create_tap(
 fn finish(
     network: &NetnsHandle,
     name: &str,
-    plan: &PortPlan,
+    plan: &PortLayout,
     configure: impl FnOnce() -> Result<(), NetlinkError>,
 ) -> Result<(), NetlinkError> {
     let finish = || {
-        answer_for_others(network, name)?;
+        // What comes by this link comes from its addresses: no workload speaks in another's name.
+        let strict = format!("net/ipv4/conf/{name}/rp_filter");
+        answer_for_others_and(network, name, &[(&strict, "1")])?;
         // The machine's table of neighbours that were learnt is small and shared by all its
         // namespaces (gc_thresh3 in arp(7)); what is set does not count.
         for address in &plan.addresses {
@@ -71,14 +73,24 @@ fn finish(
 
 /// Lets a link answer at once for every address that is reached by another link.
 pub(crate) fn answer_for_others(handle: &NetnsHandle, link: &str) -> Result<(), NetlinkError> {
+    answer_for_others_and(handle, link, &[])
+}
+
+fn answer_for_others_and(
+    handle: &NetnsHandle,
+    link: &str,
+    further: &[(&str, &str)],
+) -> Result<(), NetlinkError> {
     let proxy_arp = format!("net/ipv4/conf/{link}/proxy_arp");
     let proxy_delay = format!("net/ipv4/neigh/{link}/proxy_delay");
-    handle.set_sysctls(&[(&proxy_arp, "1"), (&proxy_delay, "0")])
+    let mut settings = vec![(proxy_arp.as_str(), "1"), (proxy_delay.as_str(), "0")];
+    settings.extend(further);
+    handle.set_sysctls(&settings)
 }
 
 /// Gives the interface inside its addresses and routes. All lead to the gateway, which routes
 /// between the ports anyway: it is the only neighbour, however many workloads are spoken to.
-fn configure(sandbox: &NetnsHandle, plan: &PortPlan) -> Result<(), NetlinkError> {
+fn configure(sandbox: &NetnsHandle, plan: &PortLayout) -> Result<(), NetlinkError> {
     for address in &plan.addresses {
         sandbox.add_address_only(&plan.interface, *address)?;
     }
@@ -103,13 +115,13 @@ fn configure(sandbox: &NetnsHandle, plan: &PortPlan) -> Result<(), NetlinkError>
 }
 
 /// Makes the interface inside the way to the home network of a guest, which has the addresses.
-fn configure_for_guest(sandbox: &NetnsHandle, plan: &PortPlan) -> Result<(), NetlinkError> {
+fn configure_for_guest(sandbox: &NetnsHandle, plan: &PortLayout) -> Result<(), NetlinkError> {
     answer_for_others(sandbox, &plan.interface)?;
     reach_gateway(sandbox, plan)
 }
 
 /// Sets the interface up, the gateway as its neighbour, and the routes by it.
-fn reach_gateway(sandbox: &NetnsHandle, plan: &PortPlan) -> Result<(), NetlinkError> {
+fn reach_gateway(sandbox: &NetnsHandle, plan: &PortLayout) -> Result<(), NetlinkError> {
     sandbox.set_up(&plan.interface)?;
     sandbox.set_neighbour(&plan.interface, IpAddr::V4(plan.gateway), plan.gateway_mac())?;
     for address in &plan.addresses {
@@ -118,6 +130,6 @@ fn reach_gateway(sandbox: &NetnsHandle, plan: &PortPlan) -> Result<(), NetlinkEr
     if plan.default_route { sandbox.replace_route(&way_out(plan)) } else { Ok(()) }
 }
 
-fn way_out(plan: &PortPlan) -> Route {
+fn way_out(plan: &PortLayout) -> Route {
     plan.by_gateway(Route::default_of(IpAddr::V4(plan.gateway)))
 }

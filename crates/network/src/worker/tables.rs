@@ -1,6 +1,6 @@
 //! The nft tables, from their planned contents: as transactions.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use shoal_model::id::InstanceId;
@@ -11,11 +11,11 @@ use shoal_netlink::nft::{
     Reject, Rule, Set, Table, ct_state, priority,
 };
 
-use super::NetState;
 use super::host::Host;
+use super::{NetState, doors};
 use crate::error::NetworkError;
-use crate::plan::rules::{HostRules, NetRules, Shape};
-use crate::plan::{ANY_PEER_MAC, MARK_HOST, MARK_PEER, UPLINK, VXLAN};
+use crate::layout::rules::{HostRules, NetRules, Shape};
+use crate::layout::{ANY_PEER_MAC, MARK_HOST, MARK_PEER, UPLINK, VXLAN};
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
@@ -37,7 +37,7 @@ fn frame_table() -> Table {
     Table::new(Family::Netdev, "shoal")
 }
 
-fn host_table(instance: &InstanceId) -> Table {
+pub(super) fn host_table(instance: &InstanceId) -> Table {
     Table::new(Family::Ip, format!("shoal_{instance}"))
 }
 
@@ -73,7 +73,7 @@ fn address_ports_map() -> Set {
 }
 
 /// Key → value of every set and map; a plain set's values are empty.
-type Contents = Vec<(Set, BTreeMap<Vec<Field>, Vec<Field>>)>;
+pub(super) type Contents = Vec<(Set, BTreeMap<Vec<Field>, Vec<Field>>)>;
 
 fn net_contents(rules: &NetRules) -> Contents {
     let ip = Field::Ip;
@@ -128,7 +128,7 @@ fn element(set: &Set, key: &[Field], value: &[Field]) -> Element {
 }
 
 /// Everything, into a table that was just made.
-fn fill(batch: &mut Batch, table: &Table, contents: &Contents) {
+pub(super) fn fill(batch: &mut Batch, table: &Table, contents: &Contents) {
     for (set, content) in contents {
         batch.add_set(table, set);
         let all: Vec<_> = content.iter().map(|(key, value)| element(set, key, value)).collect();
@@ -139,7 +139,7 @@ fn fill(batch: &mut Batch, table: &Table, contents: &Contents) {
 }
 
 /// Only what differs.
-fn change(batch: &mut Batch, table: &Table, old: &Contents, new: &Contents) {
+pub(super) fn change(batch: &mut Batch, table: &Table, old: &Contents, new: &Contents) {
     for ((set, before), (_, after)) in old.iter().zip(new) {
         let pick = |from: &BTreeMap<Vec<Field>, Vec<Field>>,
                     other: &BTreeMap<Vec<Field>, Vec<Field>>| {
@@ -217,7 +217,7 @@ fn whole_net(shape: &Shape, contents: &Contents, timeouts: bool) -> Batch {
     fill(&mut batch, &table, contents);
     mark_chain(&mut batch, &table, shape, timeouts);
     balance_chains(&mut batch, &table, shape);
-    reject_chains(&mut batch, &table);
+    reject_chains(&mut batch, &table, shape);
     let frames = frame_table();
     batch.replace_table(&frames);
     if shape.overlay {
@@ -299,7 +299,7 @@ fn balance_chains(batch: &mut Batch, table: &Table, shape: &Shape) {
     batch.add_rule(table, "source", &rule);
 }
 
-fn reject_chains(batch: &mut Batch, table: &Table) {
+fn reject_chains(batch: &mut Batch, table: &Table, shape: &Shape) {
     batch.add_base_chain(table, "pass", &Base::filter(Hook::Forward, priority::FILTER));
     let to_vip = || Rule::new("no backend").in_set(&[Load::IpDaddr], "vips");
     let to_nobody = || Rule::new("no such address").oifname("lo");
@@ -307,11 +307,20 @@ fn reject_chains(batch: &mut Batch, table: &Table) {
         batch.add_rule(table, "pass", &rule.clone().l4proto(TCP).reject(Reject::TcpReset));
         batch.add_rule(table, "pass", &rule.reject(Reject::IcmpPort));
     }
+    if shape.overlay && shape.link.is_some() {
+        // Every node has its own way out.
+        let rule = Rule::new("no way out for other nodes").iifname(VXLAN).oifname(UPLINK);
+        let rule = rule.ct_state(ct_state::NEW).counter().drop_packet();
+        batch.add_rule(table, "pass", &rule);
+    }
     batch.add_base_chain(table, "own", &Base::filter(Hook::Input, priority::FILTER));
     // Rejected here, a connection is not remembered, so that a backend gets the next packet.
-    let unpublished = || Rule::new("no backend").iifname(UPLINK).ct_state(ct_state::NEW);
-    batch.add_rule(table, "own", &unpublished().l4proto(TCP).reject(Reject::TcpReset));
-    batch.add_rule(table, "own", &unpublished().l4proto(UDP).reject(Reject::IcmpPort));
+    let links = [(UPLINK, shape.link.is_some()), (VXLAN, shape.overlay)];
+    for (link, _) in links.into_iter().filter(|(_, there)| *there) {
+        let unpublished = || Rule::new("no backend").iifname(link).ct_state(ct_state::NEW);
+        batch.add_rule(table, "own", &unpublished().l4proto(TCP).reject(Reject::TcpReset));
+        batch.add_rule(table, "own", &unpublished().l4proto(UDP).reject(Reject::IcmpPort));
+    }
 }
 
 /// Whether somebody else changed the tables since our last change.
@@ -329,17 +338,27 @@ fn host_refused(source: NetlinkError) -> NetworkError {
     NetworkError::Nft { what: "this daemon's table on the host".to_owned(), source: source.into() }
 }
 
+/// Whose table it is, and what the names of its host links begin with.
+pub(super) struct HostPlace<'a> {
+    pub(super) instance: &'a InstanceId,
+    pub(super) links: &'a str,
+}
+
 /// Brings this daemon's table on the host to `new`.
 pub(super) fn apply_host(
     host: &Host,
-    instance: &InstanceId,
+    place: &HostPlace<'_>,
+    closed: &BTreeSet<String>,
     old: Option<&HostRules>,
     new: &HostRules,
 ) -> Result<(), NetworkError> {
-    let (mut batch, table) = (Batch::new(), host_table(instance));
+    let (mut batch, table) = (Batch::new(), host_table(place.instance));
     match old {
         Some(old) => change(&mut batch, &table, &host_contents(old), &host_contents(new)),
-        None => whole_host(&mut batch, &table, new),
+        None => {
+            whole_host(&mut batch, &table, new);
+            doors::forward_rules(&mut batch, &table, place.links, closed);
+        }
     }
     host.handle.commit(batch).map_err(host_refused)
 }
@@ -366,15 +385,16 @@ fn whole_host(batch: &mut Batch, table: &Table, rules: &HostRules) {
     batch.add_rule(table, "source", &rule);
 }
 
-/// Whether this daemon's table is on the host.
-pub(super) fn has_host(host: &Host, instance: &InstanceId) -> Result<bool, NetworkError> {
+/// Which of these tables of this daemon are missing on the host.
+pub(super) fn missing_on_host(host: &Host, wanted: &[Table]) -> Result<Vec<String>, NetworkError> {
     let tables = host.handle.nft_tables().map_err(|source| unreadable("host", source))?;
-    Ok(tables.contains(&host_table(instance)))
+    let missing = wanted.iter().filter(|table| !tables.contains(table));
+    Ok(missing.map(|table| format!("missing nftables table '{}'", table.name)).collect())
 }
 
-/// Removes this daemon's table from the host.
-pub(super) fn delete_host(host: &Host, instance: &InstanceId) -> Result<(), NetworkError> {
+/// Removes tables of this daemon from the host.
+pub(super) fn delete_on_host(host: &Host, own: &[Table]) -> Result<(), NetworkError> {
     let mut batch = Batch::new();
-    batch.delete_table(&host_table(instance));
+    own.iter().for_each(|table| batch.delete_table(table));
     host.handle.commit(batch).map_err(host_refused)
 }

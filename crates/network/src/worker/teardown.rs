@@ -6,9 +6,10 @@ use std::path::PathBuf;
 use shoal_netlink::netns;
 
 use super::namespace::{self, Namespace};
-use super::{Worker, tables};
+use super::{Worker, doors, tables};
 use crate::desired::DesiredNetwork;
 use crate::error::NetworkError;
+use crate::layout::doors::Membership;
 
 impl Worker {
     /// Removes what this instance has and nobody wants any more. What is wanted stays as it is.
@@ -29,7 +30,25 @@ impl Worker {
                 self.delete_host_link(&link.name)?;
             }
         }
-        Ok(())
+        self.remove_old_tables(want)
+    }
+
+    /// Tables on the host that nothing is left for.
+    fn remove_old_tables(&self, want: &DesiredNetwork) -> Result<(), NetworkError> {
+        // Ignored because: a kernel without nftables has no tables of ours.
+        let Ok(tables) = self.host.handle.nft_tables() else { return Ok(()) };
+        let instance = &self.config.instance;
+        let guarded = !Membership::of(want).numbers.is_empty();
+        let old = [
+            (tables::host_table(instance), !want.networks.is_empty()),
+            (doors::guard_table(instance), guarded),
+        ];
+        let old: Vec<_> = old
+            .into_iter()
+            .filter(|(table, wanted)| !wanted && tables.contains(table))
+            .map(|(table, _)| table)
+            .collect();
+        tables::delete_on_host(&self.host, &old)
     }
 
     /// Every file among the namespaces of this instance.
@@ -83,14 +102,18 @@ impl Worker {
     /// Removes everything of this instance. Goes on after a failure, returns the first one.
     pub(crate) fn teardown(&mut self) -> Result<(), NetworkError> {
         self.host_ports.close();
-        self.resolver.stop();
         self.networks.clear();
         self.sandboxes.clear();
         self.guests.clear();
         self.desired = None;
         self.lost.clear();
+        self.membership = None;
         self.host_rules = None;
-        let mut first = tables::delete_host(&self.host, &self.config.instance);
+        self.host_links = None;
+        self.forwarding = false;
+        let instance = &self.config.instance;
+        let own = [tables::host_table(instance), doors::guard_table(instance)];
+        let mut first = tables::delete_on_host(&self.host, &own);
         let mut note = |done: Result<(), NetworkError>| {
             if first.is_ok() {
                 first = done;
@@ -104,6 +127,7 @@ impl Worker {
             Ok(links) => links.values().for_each(|link| note(self.delete_host_link(&link.name))),
             Err(error) => note(Err(error)),
         }
+        note(self.closed_links.forget(&self.host));
         first
     }
 }

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, dead_code)]
 
+pub mod bridges;
+
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -18,7 +20,7 @@ use shoal_model::spec::service::EndpointMode;
 use shoal_netlink::link::{LinkChange, LinkOptions};
 use shoal_netlink::netns::{self, NetnsHandle};
 use shoal_network::desired::{
-    DesiredNet, DesiredNetwork, LocalPort, NetInfo, NetKind, PortKind, Published, SandboxId,
+    DesiredNet, DesiredNetwork, LocalPort, NetKind, NetProperties, PortKind, Published, SandboxId,
     SandboxSpec, SelfNode,
 };
 use shoal_network::node_network::{NetworkConfig, NodeNetwork};
@@ -167,8 +169,8 @@ impl Cluster {
         Self { nodes, tasks, revision: 1, internal: false, vni: 4096, port: 4789 }
     }
 
-    fn info(&self, name: &str, subnets: Vec<Subnet>, ingress: bool) -> NetInfo {
-        NetInfo {
+    fn info(&self, name: &str, subnets: Vec<Subnet>, ingress: bool) -> NetProperties {
+        NetProperties {
             id: NetworkId::from(name),
             kind: NetKind::Overlay,
             name: name.into(),

@@ -23,7 +23,7 @@ const RULE_PRIORITY: u32 = 50;
 
 /// What the namespace of a guest must have beside its ports.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct GuestPlan {
+pub struct GuestLayout {
     /// Who may attach to the device.
     pub owner: u32,
     /// MTU of the device: the smallest of its networks.
@@ -47,7 +47,7 @@ pub struct OtherNetwork {
     pub table: u32,
 }
 
-impl GuestPlan {
+impl GuestLayout {
     /// The plan for `id`; nothing for workloads that are no guests or need no router.
     #[must_use]
     pub fn of(

@@ -15,7 +15,7 @@ use super::diff::{Diff, Observed};
 use super::flows::{Flow, Members, Opener, Verdict};
 use super::rules::{HostRules, NetRules, link_ports};
 use super::*;
-use crate::desired::{DesiredNetwork, Guest, NetInfo, Published, SandboxSpec};
+use crate::desired::{DesiredNetwork, Guest, NetProperties, Published, SandboxSpec};
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -44,7 +44,7 @@ fn me() -> SelfNode {
 
 fn net() -> DesiredNet {
     DesiredNet {
-        info: NetInfo {
+        info: NetProperties {
             id: "net1".into(),
             kind: NetKind::Overlay,
             name: "mynet1".into(),
@@ -92,13 +92,13 @@ fn pair() -> LinkPair {
     LinkPair::of(ip4("169.254.128.1"))
 }
 
-fn plan_of(net: &DesiredNet) -> NsPlan {
+fn plan_of(net: &DesiredNet) -> NsLayout {
     let (instance, me) = (InstanceId::from("0123456789ab"), me());
-    NsPlan::of(net, &Context { instance: &instance, self_node: Some(&me), link: Some(pair()) })
+    NsLayout::of(net, &Context { instance: &instance, self_node: Some(&me), link: Some(pair()) })
 }
 
 /// What a kernel would report of a namespace that is exactly as planned.
-fn observed(plan: &NsPlan) -> Observed {
+fn observed(plan: &NsLayout) -> Observed {
     let link = |name: &str, index| Link {
         name: name.into(),
         index,
@@ -198,6 +198,38 @@ fn a_moved_endpoint_is_one_replaced_route() {
 }
 
 #[test]
+fn a_known_layout_needs_no_look_at_the_kernel() {
+    let mut net = net();
+    let known = plan_of(&net);
+    net.local_ports.push(LocalPort {
+        sandbox: SandboxId::new("new"),
+        address: vec!["10.0.1.77/24".parse().unwrap()],
+        order: 0,
+        aliases: Vec::new(),
+        default_route: true,
+        kind: PortKind::Interface,
+    });
+    let want = plan_of(&net);
+    let diff = Diff::from_known(&known, &want).unwrap();
+    assert_eq!(diff.create_ports, [port_name(&SandboxId::new("new"))]);
+    assert_eq!(diff.put_routes.len(), 1, "{diff:?}");
+    let only = Diff {
+        create_ports: diff.create_ports.clone(),
+        put_routes: diff.put_routes.clone(),
+        ..Diff::default()
+    };
+    assert_eq!(diff, only);
+    // Back again: with the link goes its route.
+    let back = Diff::from_known(&want, &known).unwrap();
+    let only = Diff { delete_links: diff.create_ports, ..Diff::default() };
+    assert_eq!(back, only);
+    // The same as by looking, for a namespace that has the layout.
+    assert_eq!(Diff::between(&known, &observed(&known)), Diff::from_known(&known, &known).unwrap());
+    net.info.mtu += 1;
+    assert_eq!(Diff::from_known(&known, &plan_of(&net)), None);
+}
+
+#[test]
 fn foreign_links_stay() {
     let plan = plan_of(&net());
     let mut have = observed(&plan);
@@ -243,10 +275,27 @@ fn one_number_on_two_host_addresses_gets_two_link_ports() {
     let at = link_ports(&"net1".into(), &ports);
     assert_eq!(at, BTreeMap::from([(0, 80), (2, 61_000)]));
     let links = BTreeMap::from([(NetworkId::from("net1"), pair())]);
-    let host = HostRules::of(&ports, &links);
+    let host = HostRules::of(&ports, &links, &BTreeSet::new());
     assert_eq!(host.address_ports[&(ip4("192.0.2.1"), 6, 80)], (pair().inner, 80));
     assert!(host.ports.is_empty(), "the other network has no link");
     assert_eq!(host.address_ports.len(), 1, "loopback is not translated");
+}
+
+#[test]
+fn members_of_a_network_are_its_peers() {
+    let net = net();
+    let vni = net.info.vni;
+    let peers: Vec<_> = net.peers.iter().filter(|p| p.node_id != me().node_id).collect();
+    let want = DesiredNetwork {
+        self_node: Some(me()),
+        networks: [(net.info.id.clone(), net.clone())].into(),
+        ..DesiredNetwork::default()
+    };
+    let membership = doors::Membership::of(&want);
+    assert_eq!(membership.numbers, [(net.info.data_path_port, vni)].into());
+    assert_eq!(membership.members, peers.iter().map(|p| (p.underlay, vni)).collect());
+    let outside = DesiredNetwork { self_node: None, ..want };
+    assert_eq!(doors::Membership::of(&outside), doors::Membership::default());
 }
 
 #[test]
@@ -313,7 +362,7 @@ fn a_guest_on_several_networks_gets_a_router() {
     let id = SandboxId::new("c1");
     let spec = SandboxSpec { guest: Some(guest), ..SandboxSpec::default() };
     let plan =
-        |spec: &SandboxSpec| super::guest::GuestPlan::of(&id, spec, &want, &InstanceId::new("i"));
+        |spec: &SandboxSpec| super::guest::GuestLayout::of(&id, spec, &want, &InstanceId::new("i"));
     let made = plan(&spec).unwrap();
     assert_eq!((made.mtu, made.owner), (1300, 7));
     assert_eq!(made.route().destination.to_string(), "10.0.1.4/32");

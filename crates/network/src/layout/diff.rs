@@ -10,7 +10,7 @@ use shoal_netlink::neighbour::{FdbEntry, Neighbour};
 use shoal_netlink::route::Route;
 use shoal_netlink::rule::Rule;
 
-use super::{LinkPair, NsPlan, PORT_PREFIX, UPLINK, VXLAN};
+use super::{LinkPair, NsLayout, PORT_PREFIX, UPLINK, VXLAN};
 
 /// What a namespace has.
 #[derive(Clone, Debug, Default)]
@@ -67,7 +67,7 @@ pub struct Diff {
 impl Diff {
     /// What turns `have` into `want`.
     #[must_use]
-    pub fn between(want: &NsPlan, have: &Observed) -> Self {
+    pub fn between(want: &NsLayout, have: &Observed) -> Self {
         let mut out = Self::default();
         let kept = out.links(want, have);
         out.addresses(want, have, &kept);
@@ -82,7 +82,7 @@ impl Diff {
         *self == Self::default()
     }
 
-    fn links<'a>(&mut self, want: &NsPlan, have: &'a Observed) -> BTreeSet<&'a str> {
+    fn links<'a>(&mut self, want: &NsLayout, have: &'a Observed) -> BTreeSet<&'a str> {
         let mut kept = BTreeSet::from(["lo"]);
         for link in have.links.iter().filter(|link| link.name != "lo") {
             if fits(want, have, link) {
@@ -101,7 +101,7 @@ impl Diff {
         kept
     }
 
-    fn addresses(&mut self, want: &NsPlan, have: &Observed, kept: &BTreeSet<&str>) {
+    fn addresses(&mut self, want: &NsLayout, have: &Observed, kept: &BTreeSet<&str>) {
         let mut there = BTreeSet::new();
         for link in have.links.iter().filter(|link| kept.contains(link.name.as_str())) {
             let real = link.addresses.iter().filter(|a| a.addr().is_ipv4() && !is_loopback(a));
@@ -111,43 +111,83 @@ impl Diff {
         self.delete_addresses = there.difference(&want.addresses).cloned().collect();
     }
 
-    fn forwarding(&mut self, want: &NsPlan, have: &Observed, vxlan_kept: bool) {
+    fn forwarding(&mut self, want: &NsLayout, have: &Observed, vxlan_kept: bool) {
         let neighbours = have.neighbours.iter().filter(|n| vxlan_kept && n.permanent);
         let there: BTreeSet<(IpAddr, Mac)> =
             neighbours.filter_map(|n| Some((n.address, n.mac?))).collect();
-        self.set_neighbours = want.neighbours.difference(&there).copied().collect();
-        self.delete_neighbours = there
-            .difference(&want.neighbours)
-            .map(|(address, _)| *address)
-            .filter(|address| !want.neighbours.iter().any(|(wanted, _)| wanted == address))
-            .collect();
+        self.neighbours(&want.neighbours, &there);
         let fdb: BTreeSet<FdbEntry> = have.fdb.iter().filter(|_| vxlan_kept).copied().collect();
         self.set_fdb = want.fdb.difference(&fdb).copied().collect();
         self.delete_fdb = fdb.difference(&want.fdb).copied().collect();
     }
 
-    fn routing(&mut self, want: &NsPlan, have: &Observed, kept: &BTreeSet<&str>) {
+    fn routing(&mut self, want: &NsLayout, have: &Observed, kept: &BTreeSet<&str>) {
         let survives = |route: &&Route| {
             route.device.as_deref().is_some_and(|device| kept.contains(device))
                 && route.destination.addr().is_ipv4()
         };
         let there: BTreeSet<&Route> = have.routes.iter().filter(survives).collect();
-        let wanted: BTreeSet<&Route> = want.routes.iter().collect();
-        let place = |route: &Route| (route.destination, route.table, route.metric);
-        let places: BTreeSet<_> = wanted.iter().map(|route| place(route)).collect();
-        self.put_routes = wanted.difference(&there).map(|route| (*route).clone()).collect();
-        // Routes by way of another one's interface come after the ones that are on the link.
-        self.put_routes.sort_by_key(|route| route.gateway.is_some());
-        self.delete_routes = there
-            .difference(&wanted)
-            .filter(|route| !places.contains(&place(route)))
-            .map(|route| (*route).clone())
-            .collect();
+        self.routes(&want.routes.iter().collect(), &there);
         let kernels = |rule: &&Rule| rule.ipv6 || [0, 32766, 32767].contains(&rule.priority);
         let rules: BTreeSet<&Rule> = have.rules.iter().filter(|rule| !kernels(rule)).collect();
         let wanted: BTreeSet<&Rule> = want.rules.iter().collect();
         self.add_rules = wanted.difference(&rules).map(|rule| (*rule).clone()).collect();
         self.delete_rules = rules.difference(&wanted).map(|rule| (*rule).clone()).collect();
+    }
+
+    /// What turns `known`, which the kernel has, into `want`, without a look at the kernel. Nothing
+    /// if the VXLAN device or the host link is another one: then the kernel must be asked.
+    #[must_use]
+    pub fn from_known(known: &NsLayout, want: &NsLayout) -> Option<Self> {
+        if (known.mtu, &known.vxlan, known.link) != (want.mtu, &want.vxlan, want.link) {
+            return None;
+        }
+        let mut out = Self::default();
+        for (name, port) in &known.ports {
+            if want.ports.get(name).is_none_or(|new| new.alias != port.alias) {
+                out.delete_links.push(name.clone());
+            }
+        }
+        for (name, port) in &want.ports {
+            if known.ports.get(name).is_none_or(|old| old.alias != port.alias) {
+                out.create_ports.push(name.clone());
+            }
+        }
+        let gone: BTreeSet<String> = out.delete_links.iter().cloned().collect();
+        out.add_addresses = want.addresses.difference(&known.addresses).cloned().collect();
+        out.delete_addresses = known.addresses.difference(&want.addresses).cloned().collect();
+        out.neighbours(&want.neighbours, &known.neighbours);
+        out.set_fdb = want.fdb.difference(&known.fdb).copied().collect();
+        out.delete_fdb = known.fdb.difference(&want.fdb).copied().collect();
+        // With a link go its routes.
+        let stays = |route: &&Route| !route.device.as_deref().is_some_and(|d| gone.contains(d));
+        out.routes(&want.routes.iter().collect(), &known.routes.iter().filter(stays).collect());
+        out.add_rules = want.rules.difference(&known.rules).cloned().collect();
+        out.delete_rules = known.rules.difference(&want.rules).cloned().collect();
+        Some(out)
+    }
+
+    fn neighbours(&mut self, want: &BTreeSet<(IpAddr, Mac)>, there: &BTreeSet<(IpAddr, Mac)>) {
+        self.set_neighbours = want.difference(there).copied().collect();
+        let wanted: BTreeSet<IpAddr> = want.iter().map(|(address, _)| *address).collect();
+        self.delete_neighbours = there
+            .difference(want)
+            .map(|(address, _)| *address)
+            .filter(|address| !wanted.contains(address))
+            .collect();
+    }
+
+    fn routes(&mut self, wanted: &BTreeSet<&Route>, there: &BTreeSet<&Route>) {
+        let place = |route: &Route| (route.destination, route.table, route.metric);
+        let places: BTreeSet<_> = wanted.iter().map(|route| place(route)).collect();
+        self.put_routes = wanted.difference(there).map(|route| (*route).clone()).collect();
+        // Routes by way of another one's interface come after the ones that are on the link.
+        self.put_routes.sort_by_key(|route| route.gateway.is_some());
+        self.delete_routes = there
+            .difference(wanted)
+            .filter(|route| !places.contains(&place(route)))
+            .map(|route| (*route).clone())
+            .collect();
     }
 
     /// One line for each difference: `missing route 10.0.1.4/32`.
@@ -200,7 +240,7 @@ fn is_ours(name: &str) -> bool {
     name == VXLAN || name == UPLINK || name.starts_with(PORT_PREFIX)
 }
 
-fn fits(want: &NsPlan, have: &Observed, link: &Link) -> bool {
+fn fits(want: &NsLayout, have: &Observed, link: &Link) -> bool {
     match link.name.as_str() {
         VXLAN => want.vxlan.as_ref().is_some_and(|plan| {
             link.mac == Some(plan.mac)

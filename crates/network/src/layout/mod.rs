@@ -1,10 +1,11 @@
 //! What each namespace must have, and the difference to what it has. Pure.
 //!
-//! [`NsPlan`] is everything of a network's namespace but its nft tables; those are
-//! [`rules::NetRules`] and [`rules::HostRules`]. [`diff`] compares with the observed state,
-//! [`flows`] says which tracked connections must go when backends do.
+//! [`NsLayout`] is everything of a network's namespace but its nft tables; those are
+//! [`rules::NetRules`] and [`rules::HostRules`], and [`doors`] for the underlay. [`diff`] compares
+//! with the observed state, [`flows`] says which tracked connections must go when backends do.
 
 pub mod diff;
+pub mod doors;
 pub mod flows;
 pub mod guest;
 pub mod rules;
@@ -99,7 +100,7 @@ pub struct Context<'a> {
 
 /// The VXLAN device that a namespace must have.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct VxlanPlan {
+pub struct VxlanLayout {
     /// VXLAN number.
     pub vni: Vni,
     /// UDP port.
@@ -112,7 +113,7 @@ pub struct VxlanPlan {
 
 /// A workload's port that a namespace must have, with the interface inside the sandbox.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PortPlan {
+pub struct PortLayout {
     /// Whose.
     pub sandbox: SandboxId,
     /// The interface's name inside.
@@ -137,15 +138,15 @@ pub struct PortPlan {
 
 /// Everything that a network's namespace must have beside its nft tables.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct NsPlan {
+pub struct NsLayout {
     /// MTU of every link.
     pub mtu: u32,
     /// Overlay only.
-    pub vxlan: Option<VxlanPlan>,
+    pub vxlan: Option<VxlanLayout>,
     /// The host link, unless internal.
     pub link: Option<LinkPair>,
     /// Workloads' ports by link name.
-    pub ports: BTreeMap<String, PortPlan>,
+    pub ports: BTreeMap<String, PortLayout>,
     /// Addresses by link.
     pub addresses: BTreeSet<(String, IpNet)>,
     /// Routes.
@@ -184,7 +185,7 @@ fn fnv1a(bytes: &[u8]) -> u64 {
     })
 }
 
-impl PortPlan {
+impl PortLayout {
     /// MAC of the namespace's end of a veth pair: the gateway's, so that nobody has to ask for it.
     #[must_use]
     pub fn gateway_mac(&self) -> Mac {
@@ -198,7 +199,7 @@ impl PortPlan {
     }
 }
 
-impl NsPlan {
+impl NsLayout {
     /// What the namespace of `net` must have on this node.
     #[must_use]
     pub fn of(net: &DesiredNet, context: &Context<'_>) -> Self {
@@ -243,7 +244,7 @@ impl NsPlan {
     }
 
     fn add_overlay(&mut self, net: &DesiredNet, me: &SelfNode) {
-        self.vxlan = Some(VxlanPlan {
+        self.vxlan = Some(VxlanLayout {
             vni: net.info.vni,
             port: net.info.data_path_port,
             local: me.underlay,
@@ -286,11 +287,11 @@ fn mark_rule(mark: [u8; 4], table: u32) -> Rule {
     }
 }
 
-fn port_plan(net: &DesiredNet, port: &LocalPort, context: &Context<'_>) -> Option<PortPlan> {
+fn port_plan(net: &DesiredNet, port: &LocalPort, context: &Context<'_>) -> Option<PortLayout> {
     let first = port.address.iter().find(|a| a.addr().is_ipv4())?;
     let subnet = net.info.subnets.iter().find(|s| s.subnet.contains(&first.addr()))?;
     let leads_out = !net.info.internal;
-    let mut plan = PortPlan {
+    let mut plan = PortLayout {
         sandbox: port.sandbox.clone(),
         interface: format!("eth{}", port.order),
         mac: Mac::of_port(first.addr()),

@@ -9,6 +9,7 @@ use shoal_model::net::Port;
 
 use super::{LinkPair, v4};
 use crate::balancer;
+use crate::claims::HostPort;
 use crate::desired::{DesiredNet, NetKind, Published};
 
 /// First port on a host link for publications whose own number is taken there: two publications of
@@ -158,14 +159,22 @@ fn hairpin(net: &DesiredNet) -> BTreeMap<Ipv4Addr, Ipv4Addr> {
 }
 
 impl HostRules {
-    /// What the host's table must hold, given the host link of every network that has one.
+    /// What the host's table must hold, given the host link of every network that has one. Ports
+    /// that the system has given to somebody else are left to them.
     #[must_use]
-    pub fn of(published: &[Published], links: &BTreeMap<NetworkId, LinkPair>) -> Self {
+    pub fn of(
+        published: &[Published],
+        links: &BTreeMap<NetworkId, LinkPair>,
+        refused: &BTreeSet<HostPort>,
+    ) -> Self {
         let mut out =
             Self { links: links.values().map(|pair| pair.inner).collect(), ..Self::default() };
         for (network, pair) in links {
             for (index, link_port) in link_ports(network, published) {
                 let Some(publication) = published.get(index) else { continue };
+                if refused.contains(&HostPort::new(publication.port, publication.host_ip)) {
+                    continue;
+                }
                 let (protocol, port) =
                     (publication.port.protocol.number(), publication.port.number);
                 let target = (pair.inner, link_port);
