@@ -16,7 +16,7 @@ use shoal_model::spec::StringMap;
 use shoal_model::spec::container::ContainerCreate;
 
 use crate::container::Container;
-use crate::engine::{Engine, blocking};
+use crate::engine::{Engine, blocking, brief};
 use crate::error::EngineError;
 use crate::mounts::{self, MountRecord, MountSource};
 use crate::owner::{Message, Owner};
@@ -56,7 +56,7 @@ impl Engine {
             return Err(EngineError::ShuttingDown);
         }
         let engine = self.clone();
-        let body = blocking("check a container", move || {
+        let body = brief("check a container", move || {
             engine.check_wishes(&body)?;
             admission::check(&body)?;
             Ok(body)
@@ -113,7 +113,7 @@ impl Engine {
         let (container, inbox) = Container::new(dir.clone(), record, options.files);
         let container = Arc::new(container);
         let subject = Arc::clone(&container);
-        let made = blocking("make a container", move || make_directory(&subject.dir)).await;
+        let made = brief("make a container", move || make_directory(&subject.dir)).await;
         Owner::new(self, &container, inbox).spawn();
         let filled = match made {
             Ok(()) => populate::copy_up(self, &container).await,
@@ -153,7 +153,7 @@ impl Engine {
     ) -> Result<(Record, ImageId, CreateOptions), EngineError> {
         let engine = self.clone();
         // A client decides how much there is to merge: not on a thread that others need.
-        let (record, image, options) = blocking("resolve a container", move || {
+        let (record, image, options) = brief("resolve a container", move || {
             let (record, image) = engine.build_record(id, name, body, &options)?;
             Ok((record, image, options))
         })
@@ -191,7 +191,7 @@ impl Engine {
             declared.check(Given {
                 mounts: &mounts,
                 has_network: host.network_mode.as_deref() != Some("none"),
-                memory_bytes: crate::plan::limits(&host).memory_bytes,
+                memory_bytes: crate::workload_plan::limits(&host).memory_bytes,
             })?;
         }
         let record = Record {
@@ -210,7 +210,7 @@ impl Engine {
             run: RunRecord::default(),
         };
         // What the plan refuses (capabilities, users) is better said now than at the start.
-        crate::plan::process(&record)?;
+        crate::workload_plan::process(&record)?;
         Ok((record, image))
     }
 

@@ -11,7 +11,7 @@ use shoal_model::id::ContainerId;
 use shoal_model::name::{Lookup, resolve};
 use shoal_model::time::Timestamp;
 use shoal_runtime::ContainerRuntime;
-use tokio::sync::{broadcast, oneshot, watch};
+use tokio::sync::{Semaphore, broadcast, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -312,7 +312,7 @@ impl Engine {
     /// Writes a container's record. Its owner does so whenever something has changed.
     pub(crate) async fn save(&self, container: &Arc<Container>) -> Result<(), EngineError> {
         let container = Arc::clone(container);
-        blocking("write a record", move || container.persist()).await
+        brief("write a record", move || container.persist()).await
     }
 
     /// Tells the followers.
@@ -328,6 +328,22 @@ impl Engine {
             closing.run_until_cancelled(task).await;
         });
     }
+}
+
+/// How many pieces of brief blocking work run at once. They wait for the disk, so more would not be
+/// faster; each of hundreds of threads would keep a stack and an arena of the allocator.
+const BRIEF_MAX: usize = 16;
+
+static BRIEF: Semaphore = Semaphore::const_new(BRIEF_MAX);
+
+/// Runs blocking work that every container needs and that takes milliseconds.
+pub(crate) async fn brief<T: Send + 'static>(
+    action: &'static str,
+    work: impl FnOnce() -> Result<T, EngineError> + Send + 'static,
+) -> Result<T, EngineError> {
+    // Ignored because: nobody closes it.
+    let _permit = BRIEF.acquire().await;
+    blocking(action, work).await
 }
 
 /// Runs blocking work on a thread of its own.

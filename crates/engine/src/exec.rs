@@ -361,7 +361,7 @@ fn exec_plan(exec: &Exec, container: &Container, start: &ExecStart) -> ExecPlan 
 
 /// The container's variables, then the exec's own.
 pub(crate) fn exec_env(record: &Record, tty: bool, own: Option<&[String]>) -> Vec<String> {
-    let mut below = crate::plan::environment(record);
+    let mut below = crate::workload_plan::environment(record);
     if tty && !below.iter().any(|line| line.starts_with("TERM=")) {
         below.push("TERM=xterm".to_owned());
     }

@@ -244,7 +244,7 @@ impl Owner {
         self.crush = Crush::UnderWay;
         let (engine, container) = (self.engine.clone(), Arc::clone(&self.container));
         self.engine.spawn(async move {
-            let result = engine.carry_out(&container, Work::DeleteShim).await;
+            let result = engine.crush(&container.id).await;
             container.send(Message::Crushed(result)).await;
         });
     }

@@ -1,5 +1,5 @@
-//! Opening the engine: every container of before is found again, nothing runs unobserved, what a crash
-//! has left is cleaned up. What is damaged is named and left out; everything else goes on.
+//! Opening the engine: every container of before is found again, nothing runs unobserved, what a
+//! crash has left is cleaned up. What is damaged is named and left out; everything else goes on.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,7 +10,7 @@ use std::time::Duration;
 use shoal_image::digest::ImageId;
 use shoal_image::store::ImageStore;
 use shoal_life::container::{Ask, Command, Event, Found, Holding, Process, Retry, Stopper};
-use shoal_model::fault;
+use shoal_model::fault::{self, Fault, FaultKind};
 use shoal_model::id::ContainerId;
 use shoal_runtime::protocol::{Phase as ShimPhase, ShimState};
 use shoal_runtime::{ContainerRuntime, RuntimeError, Shim};
@@ -199,8 +199,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Shims without a record belong to containers that are gone. Removing one that resists is tried
-    /// again, beside everything else.
+    /// Shims without a record belong to containers that are gone. Removing one that resists is
+    /// tried again, beside everything else.
     fn remove_unknown_shims(&self) {
         let ids = match self.inner.runtime.list() {
             Ok(ids) => ids,
@@ -247,14 +247,13 @@ impl Engine {
                 // A signal that cannot be read does not keep a container from being ended.
                 let ask = crate::stop::ask(&container, &Default::default()).unwrap_or(Ask::KILL);
                 let ask = Ask { grace: Some(limit), ..ask };
-                match self.command(&container, Command::Stop(ask, Stopper::Daemon)).await {
-                    // It does not run, or has just gone.
-                    Ok(())
-                    | Err(EngineError::NotModified { .. } | EngineError::NoSuchContainer { .. }) => {}
-                    Err(error) => {
-                        tracing::error!(container = %container.id, error = fault::report(&error),
-                            "a container could not be stopped");
-                    }
+                let stopped = self.command(&container, Command::Stop(ask, Stopper::Daemon)).await;
+                let Err(error) = stopped else { return };
+                // It does not run, or has just gone.
+                let fine = [FaultKind::NotModified, FaultKind::NotFound];
+                if !fine.contains(&error.kind()) {
+                    tracing::error!(container = %container.id, error = fault::report(&error),
+                        "a container could not be stopped");
                 }
             });
             futures::future::join_all(stops).await;

@@ -1,5 +1,5 @@
-//! Starting a container: what its network side, its files and its shim are told. The order of it all
-//! is the machine's, see [`crate::owner`].
+//! Starting a container: what its network side, its files and its shim are told. The order of it
+//! all is the machine's, see [`crate::owner`].
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,13 +15,13 @@ use shoal_runtime::protocol::FailureKind;
 
 use crate::attacher::{AttachRequest, Attachment, DnsRequest};
 use crate::container::Container;
-use crate::engine::{Engine, blocking};
+use crate::engine::{Engine, brief};
 use crate::error::EngineError;
 use crate::mounts::MountSource;
 use crate::record::{Files, Record};
 use crate::request::InjectedFile;
 use crate::unikernel::{self, Workload};
-use crate::{files, memory, plan, ports};
+use crate::{files, memory, ports, workload_plan};
 
 impl Engine {
     /// Starts a container.
@@ -95,25 +95,30 @@ impl Engine {
         let memory = memory::dir(&self.inner.config.exec_root, &container.id);
         let engine = self.clone();
         let container = Arc::clone(container);
-        let plan = blocking("prepare a container", move || {
+        let plan = brief("prepare a container", move || {
             let record = container.read(Record::clone);
             if record.workload == Workload::Unikernel {
-                let around = unikernel::plan::Surroundings {
+                let around = unikernel::tender_plan::Surroundings {
                     layers: &layers,
                     attachment: &attachment,
                     injected: &files,
                     memory: &memory,
                 };
-                return unikernel::plan::container(&engine, &record, &container.files(), &around);
+                return unikernel::tender_plan::container(
+                    &engine,
+                    &record,
+                    &container.files(),
+                    &around,
+                );
             }
             if etc_dir.is_none() {
                 write_etc(&container.files(), &record, &attachment)?;
             }
             let mut mounts = mount_plans(&engine, &record)?;
             mounts.extend(memory::write(&memory, &files)?);
-            plan::container(
+            workload_plan::container(
                 &record,
-                plan::Surroundings {
+                workload_plan::Surroundings {
                     layers,
                     files: &container.files(),
                     etc: &Files(etc_dir.as_deref().unwrap_or(&container.dir)),

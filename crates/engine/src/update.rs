@@ -12,7 +12,7 @@ use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::request::UpdateRequest;
 use crate::start::runtime_error;
-use crate::{names, plan};
+use crate::{names, workload_plan};
 
 /// What a new memory limit does not do to a unikernel.
 const HEAP_STAYS: &str = "the limit is in force; the heap of a unikernel follows at its next start";
@@ -106,7 +106,7 @@ impl Engine {
         }
         check_limits(&host)?;
         if let Ok(shim) = container.running_shim() {
-            let limits = plan::limits(&host);
+            let limits = workload_plan::limits(&host);
             let updated = shim.update(limits).await;
             updated.map_err(|e| runtime_error("change the limits of", container, e))?;
         }

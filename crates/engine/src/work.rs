@@ -11,7 +11,7 @@ use shoal_runtime::{RuntimeError, Shim};
 
 use crate::attacher::Attachment;
 use crate::container::{Container, PendingAttach};
-use crate::engine::{Engine, blocking};
+use crate::engine::{Engine, blocking, brief};
 use crate::error::EngineError;
 use crate::memory;
 use crate::mounts::MountSource;
@@ -123,6 +123,19 @@ impl Engine {
         }
     }
 
+    /// Ends a container that was killed and does not end, without asking its shim, which may be
+    /// what is stuck.
+    pub(crate) async fn crush(&self, id: &ContainerId) -> Result<(), EngineError> {
+        match self.inner.runtime.connect(id).await {
+            Ok(shim) => shim.crush().await.map_err(|source| EngineError::Runtime {
+                action: "kill",
+                container: id.to_string(),
+                source: Box::new(source),
+            }),
+            Err(_) => self.delete_shim_by_force(id).await,
+        }
+    }
+
     async fn delete_shim_by_force(&self, id: &ContainerId) -> Result<(), EngineError> {
         let dir = self.inner.runtime.shims().join(id.as_str());
         let path = format!("shoal-{}/{id}", self.inner.config.instance);
@@ -149,14 +162,14 @@ impl Engine {
     /// the container runs, and the next start writes it anew.
     async fn drop_memory_files(&self, container: &Container) -> Result<(), EngineError> {
         let dir = memory::dir(&self.inner.config.exec_root, &container.id);
-        blocking("remove memory files", move || memory::remove(&dir)).await
+        brief("remove memory files", move || memory::remove(&dir)).await
     }
 
     async fn delete_directory(&self, container: &Arc<Container>) -> Result<(), EngineError> {
         let dir = container.dir.clone();
         let aside = aside(&dir, &container.id);
         let subject = Arc::clone(container);
-        blocking("remove a container", move || {
+        brief("remove a container", move || {
             if dir.exists() {
                 fs::rename(&dir, &aside).map_err(EngineError::io("move aside", &dir))?;
             }

@@ -114,6 +114,29 @@ fn a_dead_shim_takes_its_container_down_and_is_reported() {
 }
 
 #[test]
+fn a_shim_that_is_stuck_keeps_no_container_from_being_killed() {
+    let host = Host::new();
+    next(async {
+        let daemon = host.open().await;
+        let id = daemon.start("stuck", &["sleep", "1000"], json!({})).await;
+        let pid = daemon.engine.status(&id).await.unwrap().pid;
+        let shim = host.runtime().connect(&id.as_str().into()).await.unwrap();
+        let shim_pid = shim.state().await.unwrap().shim_pid;
+        nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(shim_pid.cast_signed()),
+            nix::sys::signal::Signal::SIGSTOP,
+        )
+        .unwrap();
+        within(daemon.engine.kill(&id, None)).await.unwrap();
+        assert_eq!(daemon.phase(&id).await, "exited");
+        assert!(!std::path::Path::new(&format!("/proc/{pid}/root")).exists());
+        within(daemon.engine.remove(&id, FORCE)).await.unwrap();
+        assert!(host.runtime().list().unwrap().is_empty());
+        daemon.close().await;
+    });
+}
+
+#[test]
 fn an_orderly_shutdown_stops_and_damage_is_named() {
     let host = Host::new();
     next(async {

@@ -18,6 +18,7 @@ pub mod cgroup;
 pub mod checks;
 mod client;
 mod client_io;
+mod crush;
 pub mod error;
 mod json_log;
 pub mod plan;

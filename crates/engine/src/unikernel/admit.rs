@@ -4,7 +4,7 @@
 use shoal_model::spec::container::{ContainerCreate, Words};
 
 use super::wishes::{self, NO_FILES};
-use super::{plan, probe, refuse};
+use super::{probe, refuse, tender_plan};
 use crate::error::EngineError;
 use crate::mounts::{MountRecord, MountSource};
 
@@ -15,7 +15,7 @@ use crate::mounts::{MountRecord, MountSource};
 pub(crate) fn check(body: &ContainerCreate, entrypoint: Option<&Words>) -> Result<(), EngineError> {
     wishes::check(body, entrypoint)?;
     probe::check(body.config.labels.as_ref())?;
-    plan::check_labels(body.config.labels.as_ref())
+    tender_plan::check_labels(body.config.labels.as_ref())
 }
 
 /// Checks the mounts of a unikernel.
@@ -24,7 +24,7 @@ pub(crate) fn check(body: &ContainerCreate, entrypoint: Option<&Words>) -> Resul
 /// One that it could write to, or a kind that it has no use for.
 pub(crate) fn check_mounts(mounts: &[MountRecord]) -> Result<(), EngineError> {
     for mount in mounts {
-        let block = plan::block_name(&mount.target);
+        let block = tender_plan::block_name(&mount.target);
         match &mount.source {
             MountSource::Volume { .. } if block.is_some() => {}
             MountSource::Volume { .. } | MountSource::Bind { .. } if mount.read_only => {}

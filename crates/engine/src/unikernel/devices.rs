@@ -4,7 +4,7 @@
 use shoal_model::spec::StringMap;
 use shoal_runtime::unikernel::{Declared, DeviceKind};
 
-use super::plan::block_name;
+use super::tender_plan::block_name;
 use crate::error::EngineError;
 use crate::mounts::{MountRecord, MountSource};
 

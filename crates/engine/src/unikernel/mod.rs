@@ -3,14 +3,14 @@
 //! An image says so by its label ([`LABEL`]). From there on the same record, shim, log, networks
 //! and restart policies serve both kinds; what differs is here: which wishes make sense
 //! ([`admit`], [`wishes`]), whether the image has what it needs ([`devices`]), what the runtime is
-//! told ([`plan`]), how health is found out ([`probe`]), and why one ended ([`end`]).
+//! told ([`tender_plan`]), how health is found out ([`probe`]), and why one ended ([`end`]).
 
 pub(crate) mod admit;
 pub(crate) mod devices;
 pub(crate) mod end;
 pub(crate) mod files;
-pub(crate) mod plan;
 pub(crate) mod probe;
+pub(crate) mod tender_plan;
 mod wishes;
 
 use serde::{Deserialize, Serialize};

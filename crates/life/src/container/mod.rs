@@ -1,12 +1,13 @@
 //! A container's life, from its creation to its removal.
 //!
 //! [`State`] says what is there (a process, a network, a shim, memory files, a record), what should
-//! become of it ([`Intent`]), and how far that has come ([`Stage`]). [`step()`](step::step) takes one
-//! event after the other. At most one piece of long [`Work`] is under way at a time; signals go
-//! beside it, so that nothing delays a kill. Work that fails is owed: it stays in the state, which is
-//! part of the durable record, and is tried again with growing pauses until it is done or no longer
-//! matters.
+//! become of it ([`Intent`]), and how far that has come ([`Stage`]). [`step()`](step::step) takes
+//! one event after the other. At most one piece of long [`Work`] is under way at a time; signals go
+//! beside it, so that nothing delays a kill. Work that fails is owed: it stays in the state, which
+//! is part of the durable record, and is tried again with growing pauses until it is done or no
+//! longer matters.
 
+mod advance;
 pub mod policy;
 pub mod step;
 

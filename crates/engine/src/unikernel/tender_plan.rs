@@ -86,7 +86,7 @@ pub(crate) fn container(
         memory::make(around.memory)?;
     }
     super::end::forget(files).map_err(EngineError::io("remove", files.crash()))?;
-    let limits = crate::plan::limits(&record.host);
+    let limits = crate::workload_plan::limits(&record.host);
     let net = net(&declared, around.attachment)?;
     let blocks = blocks(engine, record, &declared)?;
     let guest_files = files::assemble(around.memory, &shown(engine, record), around.injected)?;
@@ -112,7 +112,7 @@ pub(crate) fn container(
             ..ProcessPlan::default()
         },
         hostname: record.config.hostname.clone().unwrap_or_default(),
-        log: crate::plan::log(record, files),
+        log: crate::workload_plan::log(record, files),
         limits,
         unikernel: Some(unikernel),
         ..ContainerPlan::default()
