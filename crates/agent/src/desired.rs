@@ -65,10 +65,10 @@ pub fn desired(
     for table in assignment.networks.values() {
         networks.insert(table.network.id.clone(), overlay(table));
     }
+    let on = by_network(attached);
     for network in local {
-        let used = attached.values().any(|a| a.places.iter().any(|p| p.network_id == network.id));
-        if used {
-            networks.insert(network.id.clone(), bridge(network, attached));
+        if let Some(members) = on.get(&network.id) {
+            networks.insert(network.id.clone(), bridge(network, members));
         }
     }
     let internal = |id: &NetworkId| networks.get(id).is_some_and(|n: &DesiredNet| n.info.internal);
@@ -151,24 +151,36 @@ fn overlay(table: &NetworkTable) -> DesiredNet {
     }
 }
 
-fn bridge(network: &LocalNetwork, attached: &BTreeMap<ContainerId, Attached>) -> DesiredNet {
+/// A container, and its place on a network.
+type Member<'a> = (&'a Attached, &'a Place);
+
+/// Who is on which network: found in one pass, however many of both there are.
+fn by_network(attached: &BTreeMap<ContainerId, Attached>) -> BTreeMap<&NetworkId, Vec<Member<'_>>> {
+    let mut on: BTreeMap<&NetworkId, Vec<Member<'_>>> = BTreeMap::new();
+    for container in attached.values() {
+        for place in &container.places {
+            on.entry(&place.network_id).or_default().push((container, place));
+        }
+    }
+    on
+}
+
+fn bridge(network: &LocalNetwork, members: &[Member<'_>]) -> DesiredNet {
     // Docker's default network has no names; users rely on it when they run clashing ones.
     let has_names = network.name() != DEFAULT_NETWORK;
     let mut endpoints = Vec::new();
-    for container in attached.values() {
-        for place in container.places.iter().filter(|p| p.network_id == network.id) {
-            let mut names = Vec::new();
-            if has_names {
-                names.clone_from(&container.sandbox.names);
-                names.extend(place.aliases.iter().cloned());
-            }
-            endpoints.extend(place.addresses.iter().map(|address| EndpointEntry {
-                task_id: TaskId::new(container.container_id.as_str()),
-                node_id: NodeId::new(""),
-                address: address.addr(),
-                names: names.clone(),
-            }));
+    for (container, place) in members {
+        let mut names = Vec::new();
+        if has_names {
+            names.clone_from(&container.sandbox.names);
+            names.extend(place.aliases.iter().cloned());
         }
+        endpoints.extend(place.addresses.iter().map(|address| EndpointEntry {
+            task_id: TaskId::new(container.container_id.as_str()),
+            node_id: NodeId::new(""),
+            address: address.addr(),
+            names: names.clone(),
+        }));
     }
     DesiredNet {
         info: NetProperties {
@@ -227,7 +239,8 @@ fn published(
         })
     });
     // Which of two claims loses is decided in one place: `shoal_network::claims`. There, who comes
-    // first has the better claim, and a container by hand has only this node.
+    // first has the better claim, and a container by hand has only this node. The service's tasks
+    // say so.
     own.chain(mesh).collect()
 }
 

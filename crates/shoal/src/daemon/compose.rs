@@ -156,13 +156,16 @@ async fn start(settings: &Settings) -> Result<Parts> {
 }
 
 fn api_state(settings: &Settings, parts: &Parts) -> ApiState {
+    let agent = parts.agent.clone();
     let networks = Arc::new(Networks {
         agent: parts.agent.clone(),
         instance: parts.instance.clone(),
-        checkup: parts.checkup.clone(),
+        checkup: parts.checkup.clone().with_damage(move || agent.damaged()),
     });
+    let mut facts = facts::facts(settings, &parts.instance, parts.started_at, &parts.found);
+    facts.warnings.extend(parts.agent.damaged());
     ApiState {
-        facts: facts::facts(settings, &parts.instance, parts.started_at, &parts.found),
+        facts,
         swarm: Arc::new(Membership { node: parts.node.clone() }),
         containers: Arc::new(adapter::engine::EngineBackend::new(parts.engine.clone())),
         volumes: Arc::new(adapter::engine::EngineBackend::new(parts.engine.clone())),
@@ -185,6 +188,7 @@ async fn shut_down(settings: &Settings, parts: Parts) {
         ShutdownMode::Keep
     } else {
         parts.agent.say_leave().await;
+        parts.agent.daemon_stops().await;
         ShutdownMode::Stop(STOP_GRACE)
     };
     parts.engine.shutdown(mode).await;
