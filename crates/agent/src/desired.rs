@@ -239,7 +239,8 @@ fn published(
         })
     });
     // Which of two claims loses is decided in one place: `shoal_network::claims`. There, who comes
-    // first has the better claim, and a container by hand has only this node.
+    // first has the better claim, and a container by hand has only this node. The service's tasks
+    // say so.
     own.chain(mesh).collect()
 }
 

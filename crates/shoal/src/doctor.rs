@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Args;
+use shoal_doctor::damage::Damage;
 use shoal_doctor::host::HostConfig;
 use shoal_doctor::report;
 use shoal_doctor::run::{DEADLINE, run_all};
@@ -47,6 +48,19 @@ impl Checkup {
     fn of_machine(data_root: &Path) -> Self {
         let config = HostConfig::new(data_root);
         Self { checks: Arc::new(move || with_host(shoal_netlink::checks::all(), &config)) }
+    }
+
+    /// With what the daemon itself knows to be damaged.
+    #[must_use]
+    pub fn with_damage(self, named: impl Fn() -> Vec<String> + Send + Sync + 'static) -> Self {
+        let (others, named) = (self.checks, Arc::new(named));
+        let checks = move || {
+            let named = Arc::clone(&named);
+            let mut checks = others();
+            checks.push(Box::new(Damage::new(move || named())));
+            checks
+        };
+        Self { checks: Arc::new(checks) }
     }
 
     /// Runs them all.

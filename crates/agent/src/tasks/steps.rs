@@ -113,8 +113,8 @@ impl Steps {
         let taken = self.agent.container_ports();
         let mesh = self.task.endpoint_ports.iter().filter(|p| p.mode() == PublishMode::Ingress);
         for port in mesh.filter_map(|p| p.published()) {
-            let given = taken.iter().map(|(place, holder)| (*place, holder.as_str()));
-            if let Some(holder) = claims::holder(HostPort::new(port, None), given) {
+            let known = taken.iter().map(|(place, holder)| (*place, holder.as_str()));
+            if let Some(holder) = claims::holder(HostPort::new(port, None), known) {
                 let error = AgentError::PortTaken { port, holder: holder.to_owned() };
                 return Err(failure::of("preparing", &error));
             }

@@ -157,10 +157,11 @@ async fn start(settings: &Settings) -> Result<Parts> {
 }
 
 fn api_state(settings: &Settings, parts: &Parts) -> ApiState {
+    let agent = parts.agent.clone();
     let networks = Arc::new(Networks {
         agent: parts.agent.clone(),
         instance: parts.instance.clone(),
-        checkup: parts.checkup.clone(),
+        checkup: parts.checkup.clone().with_damage(move || agent.damaged()),
     });
     let mut facts = facts::facts(settings, &parts.instance, parts.started_at, &parts.found);
     facts.warnings.extend(parts.agent.damaged());
