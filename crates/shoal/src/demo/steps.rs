@@ -302,10 +302,9 @@ pub async fn lose_a_node(stage: &mut Stage<'_>) -> Result<()> {
         tally.longest_connect <= bound,
         &format!("no new connection waited longer than {seconds} s"),
     );
-    stage.report.claim(
-        tally.longest <= bound,
-        &format!("no request waited longer than {seconds} s"),
-    );
+    stage
+        .report
+        .claim(tally.longest <= bound, &format!("no request waited longer than {seconds} s"));
     stage.report.claim(
         before.failed() + after.failed() == 0,
         "no request failed before the cut, nor after the replacement",
