@@ -38,6 +38,7 @@ const FOR_MACHINES: &[(&str, &str, &str)] = &[
     ("/usr/sbin/depmod", "kmod", "tells the machine which module needs which"),
     ("/usr/sbin/mkfs.ext4", "e2fsprogs", "makes its disk"),
     ("/usr/bin/strip", "binutils", "makes its programs small"),
+    ("/usr/bin/xz", "xz-utils", "unpacks its modules"),
     ("/bin/busybox", "busybox-static", "is the rest of its system"),
 ];
 

@@ -18,7 +18,7 @@ pub const CLAIMS: &[Claim] = &[
 ];
 
 /// Where the service answers.
-pub const SERVICE: [&str; 2] = ["http://192.0.2.1:8080/", "http://198.51.100.1:8080/"];
+pub const SERVICE: [&str; 2] = ["192.0.2.1:8080", "198.51.100.1:8080"];
 
 fn asks_which() -> Result<()> {
     let error = docker(&["swarm", "init"]).err().map(|error| error.to_string());
@@ -62,8 +62,8 @@ pub fn running(service: &str, tasks: usize) -> Result<()> {
 }
 
 fn published() -> Result<()> {
-    for url in SERVICE {
-        eventually("the port answers", || answers(url, "a page"))?;
+    for at in SERVICE {
+        eventually("the port answers", || answers(at, "a page"))?;
     }
     Ok(())
 }
@@ -95,10 +95,10 @@ fn unikernel() -> Result<()> {
     let entry = ["--change", "ENTRYPOINT [\"/unikernel\"]", "--change", "EXPOSE 80"];
     docker(&[&["import"], &label[..], &entry, &["/images/guest.tar", "guest:vm"]].concat())?;
     docker(&["run", "-d", "--name", "uni", "-p", "8085:80", "-e", "COLOUR=blue", "guest:vm"])?;
-    eventually("the unikernel answers", || answers("http://192.0.2.1:8085/whoami", "blue"))?;
+    eventually("the unikernel answers", || answers("192.0.2.1:8085", "blue"))?;
     remove("uni")?;
     // A container may have its place at once.
     detached("place", &["-p", "8085:80"], &["httpd", "-f", "-h", "/www"])?;
-    eventually("the container answers", || answers("http://192.0.2.1:8085/", "a page"))?;
+    eventually("the container answers", || answers("192.0.2.1:8085", "a page"))?;
     remove("place")
 }

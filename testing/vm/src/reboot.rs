@@ -51,7 +51,7 @@ pub fn runs(container: &str) -> Result<()> {
 }
 
 fn published() -> Result<()> {
-    eventually("the port answers", || answers("http://192.0.2.1:8083/", "a page"))
+    eventually("the port answers", || answers("192.0.2.1:8083", "a page"))
 }
 
 fn start_plain() -> Result<()> {
@@ -64,8 +64,8 @@ fn volume() -> Result<()> {
 }
 
 fn service() -> Result<()> {
-    for url in SERVICE {
-        eventually("the port answers", || answers(url, "a page"))?;
+    for at in SERVICE {
+        eventually("the port answers", || answers(at, "a page"))?;
     }
     Ok(())
 }

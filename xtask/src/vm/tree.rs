@@ -36,17 +36,23 @@ const FILES: &[(&str, &str)] = &[
 ];
 /// Where the docker CLI may be.
 const DOCKER: &[&str] = &["/usr/local/bin/docker", "/usr/bin/docker"];
-/// Below the modules' folder: what the kernel needs before it has its disk.
-const FOR_THE_DISK: &[&str] = &[
-    "drivers/block",
-    "drivers/virtio",
-    "fs/ext4",
-    "fs/jbd2",
-    "fs/mbcache",
-    "lib",
-    "crypto",
+/// Below the modules' folder: what the machine can have a use for.
+const MODULES: &[&str] = &[
     "arch",
+    "block",
+    "crypto",
+    "drivers/block",
+    "drivers/char",
+    "drivers/net",
+    "drivers/virtio",
+    "fs/fuse",
+    "fs/overlayfs",
+    "lib",
+    "mm",
+    "net",
 ];
+/// Of those: what the kernel needs before it has its disk.
+const FOR_THE_DISK: &[&str] = &["arch", "crypto", "drivers/block", "drivers/virtio", "lib"];
 
 /// Makes the tree in the new folder `tree`.
 ///
@@ -93,9 +99,25 @@ fn busybox(tree: &Path) -> Result<()> {
     symlink("../bin/busybox", tree.join("sbin/modprobe")).context("link 'modprobe'")
 }
 
+/// The modules, those that this machine can have a use for. They are unpacked here: an emulated
+/// processor takes seconds for what this one does at once.
 fn modules(tree: &Path, kernel: &Kernel) -> Result<()> {
-    let to = tree.join("lib/modules");
-    output("cp", &["-r", &kernel.modules().to_string_lossy(), &to.to_string_lossy()])?;
+    let (from, to) = (kernel.modules(), tree.join("lib/modules").join(&kernel.version));
+    std::fs::create_dir_all(to.join("kernel")).context("make the modules' folder")?;
+    for list in ["modules.builtin", "modules.builtin.modinfo", "modules.order"] {
+        std::fs::copy(from.join(list), to.join(list)).with_context(|| format!("copy '{list}'"))?;
+    }
+    for folder in MODULES {
+        let (from, to) = (from.join("kernel").join(folder), to.join("kernel").join(folder));
+        if !from.exists() {
+            continue;
+        }
+        std::fs::create_dir_all(&to).with_context(|| format!("make '{}'", to.display()))?;
+        let all = from.join(".").to_string_lossy().into_owned();
+        output("cp", &["-r", &all, &to.to_string_lossy()])?;
+    }
+    let to = to.to_string_lossy();
+    output("find", &[&to, "-name", "*.ko.xz", "-exec", "xz", "--decompress", "{}", "+"])?;
     output("depmod", &["-b", &tree.to_string_lossy(), &kernel.version])?;
     Ok(())
 }
@@ -156,8 +178,8 @@ mod tests {
             "bin/mount",
             "lib",
             "lib/modules/6.1.0/modules.dep",
-            "lib/modules/6.1.0/kernel/fs",
-            "lib/modules/6.1.0/kernel/fs/ext4/ext4.ko",
+            "lib/modules/6.1.0/kernel/drivers",
+            "lib/modules/6.1.0/kernel/drivers/block/x.ko",
         ] {
             assert!(needed(path), "{path}");
         }
