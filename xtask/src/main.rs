@@ -20,6 +20,8 @@ cargo xtask <command>
   test    unit, simulation and integration tests
   lab     the lab: real daemons in network namespaces, driven by the real docker CLI
           (`cargo xtask lab NAME` runs the tests whose name contains NAME)
+  torture random users, kill -9 of everything, full disks; then what is recorded and what is
+          there are compared (`cargo xtask torture [--seed N] [--minutes M]`). Needs root
   docs    build the API documentation, warnings denied
   bench   measurements, side by side with the other thing: `cargo xtask bench unikernel`
           re-runs every row and writes docs/benchmarks.md. Needs root
@@ -37,6 +39,7 @@ fn main() -> ExitCode {
         "lint" => steps::lint(),
         "test" => steps::test(),
         "lab" => steps::lab(&rest),
+        "torture" => steps::torture(&rest),
         "docs" => steps::docs(),
         "demo" => steps::demo(&rest),
         "bench" => bench::run(&rest),

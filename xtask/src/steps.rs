@@ -21,6 +21,7 @@ pub fn ci() -> Result<()> {
         ("lints", lint),
         ("tests", test),
         ("lab", || lab(&[])),
+        ("torture", || torture(&[])),
         ("docs", docs),
     ];
     for (name, step) in steps {
@@ -71,6 +72,20 @@ pub fn lab(filter: &[String]) -> Result<()> {
     args.push("--test-threads=1");
     args.extend(filter.iter().map(String::as_str));
     cargo(&args)
+}
+
+/// Random users, kills and full disks, for two minutes unless `rest` says otherwise. In a mount
+/// namespace of its own, because it mounts a disk that can be full.
+///
+/// # Errors
+/// If anything was found.
+pub fn torture(rest: &[String]) -> Result<()> {
+    cargo(&["build", "--quiet", "--package", "shoal", "--package", "shoal-torture"])?;
+    let me = std::env::current_exe().context("find this program")?;
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "--"]);
+    command.arg(me.with_file_name("shoal-torture")).args(rest);
+    run(command.env("SHOAL_BIN", me.with_file_name("shoal")))
 }
 
 /// A unikernel of the lab, beside the program that the lab runs (which is beside this one), by the

@@ -71,6 +71,26 @@ impl Host {
         self.daemons.borrow_mut()[0].restart(self);
     }
 
+    /// As [`Self::restart`], but gives how long it took, or why it does not come up.
+    ///
+    /// # Errors
+    /// It ends, or does not answer within `deadline`; then it is killed.
+    pub fn try_restart(&self, deadline: Duration) -> Result<Duration, String> {
+        self.daemons.borrow_mut()[0].try_restart(self, deadline)
+    }
+
+    /// Whether the first daemon's process lives.
+    #[must_use]
+    pub fn daemon_runs(&self) -> bool {
+        self.daemons.borrow_mut()[0].runs()
+    }
+
+    /// Whether the first daemon's last process was killed by the lab.
+    #[must_use]
+    pub fn was_killed(&self) -> bool {
+        self.daemons.borrow()[0].was_killed()
+    }
+
     /// Kills the first daemon with SIGKILL, and nothing else.
     pub fn kill_daemon(&self) {
         self.daemons.borrow_mut()[0].kill();

@@ -69,6 +69,8 @@ pub async fn info(call: Call) -> ApiResult<Answer> {
         }
     }
     out.insert("Swarm".into(), swarm_part(state));
+    // Shoal's own addition: changes that go on, whether or not somebody waits for them.
+    out.insert("RunningChanges".into(), json!(state.changes.running()));
     answer::json(&out)
 }
 
