@@ -71,6 +71,7 @@ impl Daemon {
         loop {
             if let Some(status) = self.child.as_mut().unwrap().try_wait().unwrap() {
                 self.child = None;
+                self.killed = true;
                 return Err(format!("the daemon ended with {status}:\n{}", self.log_tail()));
             }
             if answers(&socket) {
@@ -94,7 +95,7 @@ impl Daemon {
         self.child.is_some()
     }
 
-    /// Whether its last process was ended by [`Self::kill`].
+    /// Whether its last process was ended by [`Self::kill`], or that it ended has been said.
     pub(crate) fn was_killed(&self) -> bool {
         self.killed
     }

@@ -54,6 +54,17 @@ impl Host {
         format!("unix://{}", self.dir.join("d0/docker.sock").display())
     }
 
+    /// Where its first daemon's things are.
+    #[must_use]
+    pub fn place(&self) -> crate::reality::Place {
+        crate::reality::Place {
+            socket: self.dir.join("d0/docker.sock"),
+            data: self.daemons.borrow()[0].data_root(),
+            exec: self.dir.join("d0/exec"),
+            netns: self.netns.clone(),
+        }
+    }
+
     /// Starts a daemon with usual settings and waits until it answers.
     pub fn daemon(&self) {
         self.daemon_with(&DaemonOptions::default());

@@ -11,8 +11,8 @@ use rand::Rng;
 use rand::rngs::StdRng;
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::reality::{Place, children};
 use crate::user::Ground;
+use shoal_lab::reality::{Place, children};
 
 /// One disturbance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

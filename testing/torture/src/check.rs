@@ -5,9 +5,9 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::http::get;
 use crate::model::{Kind, Known, Slot};
 use crate::user::{Ground, User};
+use shoal_lab::http::get;
 
 /// What the daemon says it has: by kind and name, with id and state.
 pub struct Said {
@@ -75,17 +75,20 @@ pub fn broken_promises(user: &User, said: &Said, ground: &Ground) -> Vec<String>
             wrong.push(format!("[promise] another container is called {}", slot.name));
         }
         let runs = matches!(state.as_str(), "running" | "paused");
-        let disturbed = ground.is_disturbed(id) && !slot.always;
+        // Docker's policies: `always` starts again what a user stopped when the daemon starts;
+        // `unless-stopped` does not. Both start again what something else ended.
+        let comes_back = matches!(slot.policy, "always" | "unless-stopped");
+        let disturbed = ground.is_disturbed(id) && !comes_back;
+        let stays_down = matches!(slot.policy, "no" | "unless-stopped");
         if slot.there == Known::Yes && !disturbed {
             match slot.runs {
                 Known::Yes if !runs => {
-                    let always = if slot.always { " (restart=always)" } else { "" };
                     wrong.push(format!(
-                        "[promise] was started{always}, but is {state}: {} {id}",
-                        slot.name
+                        "[promise] was started (restart={}), but is {state}: {} {id}",
+                        slot.policy, slot.name
                     ));
                 }
-                Known::No if runs => {
+                Known::No if runs && stays_down => {
                     wrong.push(format!("[promise] was stopped, but runs: {} {id}", slot.name));
                 }
                 _ => {}
@@ -106,7 +109,7 @@ pub fn believe(user: &mut User, said: &Said) {
             None => slot.gone(),
             Some((id, state)) => {
                 if slot.there == Known::Unsure {
-                    slot.always = false;
+                    slot.policy = "";
                 }
                 slot.there = Known::Yes;
                 slot.id.clone_from(id);

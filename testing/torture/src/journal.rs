@@ -126,7 +126,7 @@ impl Journal {
     }
 }
 
-/// `text` with every word of twelve or more hex digits replaced, so that equal kinds are equal.
+/// `text` with ids and numbers replaced, so that equal kinds are equal.
 fn without_ids(text: &str) -> String {
     let mut out = String::new();
     let mut word = String::new();
@@ -136,7 +136,12 @@ fn without_ids(text: &str) -> String {
             continue;
         }
         let digits = word.chars().any(|c| c.is_ascii_digit());
-        out.push_str(if word.len() >= 12 && digits { "ID" } else { &word });
+        let number = word.trim_start_matches('u').bytes().all(|b| b.is_ascii_digit());
+        out.push_str(match word.len() {
+            12.. if digits => "ID",
+            1.. if number => "N",
+            _ => &word,
+        });
         word.clear();
         out.push(c);
     }

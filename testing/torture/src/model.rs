@@ -55,8 +55,8 @@ pub struct Slot {
     pub runs: Known,
     /// Containers: its id, if it is known.
     pub id: String,
-    /// Containers: it was made with `restart=always`.
-    pub always: bool,
+    /// Containers: its restart policy, if that was acknowledged.
+    pub policy: &'static str,
     /// Services: how many tasks were asked for last.
     pub replicas: u64,
     /// Services: and that was acknowledged.
@@ -76,7 +76,7 @@ impl Slot {
             there,
             runs,
             id: String::new(),
-            always: false,
+            policy: "",
             replicas: 0,
             sure_replicas: false,
             rests: false,

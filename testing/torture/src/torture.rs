@@ -12,10 +12,10 @@ use shoal_lab::{DaemonOptions, Host, Lab, import_busybox};
 
 use crate::chaos::{self, Act, Disk};
 use crate::check::{self, Said};
-use crate::http::{Outcome, Request, get};
 use crate::journal::Journal;
-use crate::reality::{self, Place};
 use crate::user::{Ground, User};
+use shoal_lab::http::{Outcome, Request, get};
+use shoal_lab::reality::{self, Place};
 
 /// How many users.
 const USERS: usize = 4;
@@ -25,7 +25,7 @@ const BURST: Duration = Duration::from_millis(1200);
 /// that may have stopped for a while.
 const START_MAX: Duration = Duration::from_secs(20);
 /// How long intent and reality may differ after a burst.
-const SETTLE_MAX: Duration = Duration::from_secs(30);
+const SETTLE_MAX: Duration = Duration::from_secs(20);
 /// How long services may take until all their tasks run.
 const SERVICES_MAX: Duration = Duration::from_secs(60);
 /// Every how many bursts services are looked at.
@@ -61,12 +61,7 @@ pub fn run(seed: u64, length: Duration) -> Result<usize, String> {
     let (journal_path, log_path) = kept_files();
     let journal = Arc::new(Journal::new(&journal_path).map_err(|error| error.to_string())?);
     println!("journal: {}", journal_path.display());
-    let place = Place {
-        socket: host.dir().join("d0/docker.sock"),
-        data,
-        exec: host.dir().join("d0/exec"),
-        netns: host.netns().to_owned(),
-    };
+    let place = host.place();
     let ground = Arc::new(Ground {
         socket: place.socket.clone(),
         journal: journal.clone(),
@@ -210,8 +205,12 @@ impl Torture<'_> {
                     self.ground.journal.finding(&text);
                     self.known.insert(text);
                 }
-                if let Some(said) = &said {
-                    self.believe(said);
+                // So that one finding does not hide the next: what a restart mends is mended.
+                self.host.kill_daemon();
+                if self.come_up()
+                    && let Some(said) = Said::ask(&self.place.socket)
+                {
+                    self.believe(&said);
                 }
                 return;
             }
@@ -255,6 +254,8 @@ impl Torture<'_> {
                 for text in wrong {
                     self.ground.journal.finding(&text);
                 }
+                self.host.kill_daemon();
+                self.come_up();
                 return;
             }
             std::thread::sleep(LOOK_EVERY);

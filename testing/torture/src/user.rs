@@ -11,9 +11,9 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
 
-use crate::http::{Outcome, Request, get};
 use crate::journal::Journal;
 use crate::model::{Kind, Known, Slot};
+use shoal_lab::http::{Outcome, Request, get};
 
 /// One request in so many is cut.
 const CUT_ONE_IN: u32 = 8;
@@ -66,7 +66,7 @@ struct Deed {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Means {
     Made,
-    MadeAlways,
+    MadeWith(&'static str),
     Removed,
     Runs,
     Ended,
@@ -135,7 +135,8 @@ impl User {
 
     fn create_container(&mut self, slot: &Slot) -> Deed {
         self.made += 1;
-        let policy = if self.random.random_bool(0.4) { "always" } else { "no" };
+        let policies = ["no", "no", "always", "unless-stopped"];
+        let policy = policies[self.random.random_range(0..policies.len())];
         let volumes = self.name_of(Kind::Volume, Known::Yes);
         let binds: Vec<String> = volumes.map(|name| format!("{name}:/v")).into_iter().collect();
         let network = self.name_of(Kind::Network, Known::Yes);
@@ -155,8 +156,11 @@ impl User {
         });
         let path = format!("/containers/create?name={}", slot.name);
         let what = format!("create {} {policy} {mode}", slot.name);
-        let means = if policy == "always" { Means::MadeAlways } else { Means::Made };
-        Deed { request: Request::new("POST", path).json(&body), what, means }
+        Deed {
+            request: Request::new("POST", path).json(&body),
+            what,
+            means: Means::MadeWith(policy),
+        }
     }
 
     fn name_of(&self, kind: Kind, there: Known) -> Option<String> {
@@ -365,9 +369,10 @@ impl User {
         let good = (200..300).contains(&status) && !body.contains("\"errorDetail\"");
         if good || status == 304 {
             match deed.means {
-                Means::Made | Means::MadeAlways => {
+                Means::Made | Means::MadeWith(_) => {
                     slot.there = Known::Yes;
-                    slot.always = deed.means == Means::MadeAlways;
+                    slot.policy =
+                        if let Means::MadeWith(policy) = deed.means { policy } else { "" };
                     let made: Value = serde_json::from_str(body).unwrap_or_default();
                     slot.id = made["Id"].as_str().unwrap_or_default().to_owned();
                 }
@@ -396,7 +401,7 @@ impl User {
         }
         let said = format!("{status} to {}: {}", verb(&deed.what), body.trim());
         let lost = status == 404 && before.there == Known::Yes && deed.means != Means::Seen;
-        let taken = status == 409 && matches!(deed.means, Means::Made | Means::MadeAlways);
+        let taken = status == 409 && matches!(deed.means, Means::Made | Means::MadeWith(_));
         if (lost && body.contains("No such container") && !body.contains("exec")) || taken {
             self.ground.journal.finding(&format!("known {:?}: {said}", before.there));
         } else if calm && status >= 500 && before.kind == Kind::Container {
@@ -416,7 +421,7 @@ impl User {
 /// The deed without the name.
 fn verb(what: &str) -> String {
     what.split(' ')
-        .map(|word| if word.contains("u") && word.contains('-') { "…" } else { word })
+        .map(|word| if word.contains('-') { word.trim_start_matches(|c| c != '?') } else { word })
         .collect::<Vec<_>>()
         .join(" ")
 }
@@ -428,6 +433,9 @@ fn archive(name: &str, content: u64) -> Vec<u8> {
     let mut header = tar::Header::new_gnu();
     header.set_size(data.len() as u64);
     header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(1_500_000_000);
     // Cannot fail: memory takes it, and the name is short.
     let _ = builder.append_data(&mut header, name, data.as_bytes());
     builder.into_inner().unwrap_or_default()

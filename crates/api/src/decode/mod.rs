@@ -8,6 +8,7 @@
 pub mod containers;
 pub mod networks;
 pub mod payloads;
+pub mod ports;
 pub mod services;
 pub mod swarm;
 

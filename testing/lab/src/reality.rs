@@ -23,12 +23,14 @@ pub struct Place {
 
 impl Place {
     /// The instance id.
+    #[must_use]
     pub fn instance(&self) -> String {
         let text = std::fs::read_to_string(self.data.join("instance")).unwrap_or_default();
         text.trim().to_owned()
     }
 
     /// Shims that live: pid by container.
+    #[must_use]
     pub fn shims(&self) -> BTreeMap<String, u32> {
         let marker = self.exec.join("shims").to_string_lossy().into_owned() + "/";
         let mut found = BTreeMap::new();
@@ -46,6 +48,7 @@ impl Place {
     }
 
     /// The resolver helper, if it lives.
+    #[must_use]
     pub fn resolver(&self) -> Option<u32> {
         let marker = self.exec.to_string_lossy().into_owned();
         let is = |words: &[String]| {
@@ -56,6 +59,7 @@ impl Place {
     }
 
     /// Control groups of containers, with the processes in each.
+    #[must_use]
     pub fn cgroups(&self) -> BTreeMap<String, BTreeSet<u32>> {
         let parent = format!("shoal-{}", self.instance());
         let mut found: BTreeMap<String, BTreeSet<u32>> = BTreeMap::new();
@@ -87,6 +91,7 @@ impl Place {
 }
 
 /// Everything that is not as it should be, one line each.
+#[must_use]
 pub fn compare(place: &Place) -> Vec<String> {
     let mut wrong = Vec::new();
     let Some(list) = get(&place.socket, "/containers/json?all=1") else {
@@ -209,6 +214,7 @@ fn volumes(place: &Place, wrong: &mut Vec<String>) {
 }
 
 /// Names in a directory; none if it is not there.
+#[must_use]
 pub fn children(dir: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
     let mut names: Vec<String> =
@@ -218,6 +224,7 @@ pub fn children(dir: &Path) -> Vec<String> {
 }
 
 /// Process ids with their command lines.
+#[must_use]
 pub fn processes() -> Vec<(u32, Vec<String>)> {
     let mut found = Vec::new();
     for name in children(Path::new("/proc")) {

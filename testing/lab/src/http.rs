@@ -38,23 +38,27 @@ pub enum Outcome {
 
 impl Request {
     /// A request without a body.
+    #[must_use]
     pub fn new(method: &'static str, path: impl Into<String>) -> Self {
         Self { method, path: path.into(), body: None, cut: None }
     }
 
     /// With a JSON body.
+    #[must_use]
     pub fn json(mut self, body: &Value) -> Self {
         self.body = Some(("application/json", body.to_string().into_bytes()));
         self
     }
 
     /// With an archive.
+    #[must_use]
     pub fn tar(mut self, body: Vec<u8>) -> Self {
         self.body = Some(("application/x-tar", body));
         self
     }
 
     /// Sends it to the daemon that listens on `socket`.
+    #[must_use]
     pub fn send(&self, socket: &Path) -> Outcome {
         let Ok(mut stream) = UnixStream::connect(socket) else { return Outcome::Gone };
         if stream.set_read_timeout(Some(ANSWER_MAX)).is_err() {
@@ -98,6 +102,7 @@ fn read_answer(stream: &mut UnixStream) -> Outcome {
 }
 
 /// `GET path` as JSON; `None` unless it is answered with 200.
+#[must_use]
 pub fn get(socket: &Path, path: &str) -> Option<Value> {
     match Request::new("GET", path).send(socket) {
         Outcome::Answered(200, body) => serde_json::from_str(&body).ok(),
