@@ -5,6 +5,7 @@
 mod bench;
 mod packages;
 mod steps;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -22,6 +23,9 @@ cargo xtask <command>
           (`cargo xtask lab NAME` runs the tests whose name contains NAME)
   torture random users, kill -9 of everything, full disks; then what is recorded and what is
           there are compared (`cargo xtask torture [--seed N] [--minutes M]`). Needs root
+  vm      the program on a stock kernel of Debian, booted under software emulation: demo,
+          limits, devices, memory that runs out, a reboot, a power cut
+          (`cargo xtask vm 6.1` takes that kernel; --list tells them)
   docs    build the API documentation, warnings denied
   bench   measurements, side by side with the other thing: `cargo xtask bench unikernel`
           re-runs every row and writes docs/benchmarks.md. Needs root
@@ -40,6 +44,7 @@ fn main() -> ExitCode {
         "test" => steps::test(),
         "lab" => steps::lab(&rest),
         "torture" => steps::torture(&rest),
+        "vm" => vm::run(&rest),
         "docs" => steps::docs(),
         "demo" => steps::demo(&rest),
         "bench" => bench::run(&rest),

@@ -32,6 +32,15 @@ const FOR_BENCHMARKS: &[(&str, &str, &str)] = &[
     ("/usr/sbin/nsd", "nsd", "the name server to compare with"),
 ];
 
+/// The same for machines with a kernel of their own.
+const FOR_MACHINES: &[(&str, &str, &str)] = &[
+    ("/usr/bin/qemu-system-x86_64", "qemu-system-x86", "emulates the machine"),
+    ("/usr/sbin/depmod", "kmod", "tells the machine which module needs which"),
+    ("/usr/sbin/mkfs.ext4", "e2fsprogs", "makes its disk"),
+    ("/usr/bin/strip", "binutils", "makes its programs small"),
+    ("/bin/busybox", "busybox-static", "is the rest of its system"),
+];
+
 /// Installs what the tests need and is missing, by name.
 ///
 /// # Errors
@@ -53,6 +62,35 @@ pub fn install_for_benchmarks() -> Result<()> {
     install_all(FOR_BENCHMARKS)
 }
 
+/// Installs what machines with a kernel of their own need and is missing, by name.
+///
+/// # Errors
+/// If the package manager fails, or a package does not bring its file.
+pub fn install_for_machines() -> Result<()> {
+    install_all(FOR_MACHINES)
+}
+
+/// Brings the package manager's lists up to date.
+///
+/// # Errors
+/// If it fails.
+pub fn update() -> Result<()> {
+    apt(&["update", "-q"], Path::new("/"))
+}
+
+/// Brings a package into a folder without installing it.
+///
+/// # Errors
+/// If there is no such package, also after an update of the lists.
+pub fn download(package: &str, to: &Path) -> Result<()> {
+    let download = ["download", "-q", package];
+    if apt(&download, to).is_ok() {
+        return Ok(());
+    }
+    update()?;
+    apt(&download, to)
+}
+
 fn install_all(packages: &[(&str, &str, &str)]) -> Result<()> {
     let missing: Vec<&str> = packages
         .iter()
@@ -61,11 +99,11 @@ fn install_all(packages: &[(&str, &str, &str)]) -> Result<()> {
         .collect();
     if !missing.is_empty() {
         println!("installing {}", missing.join(" "));
-        apt(&["update", "-q"])?;
+        update()?;
         // Services must not start by themselves: the tests start what they need.
         let mut args = vec!["install", "-y", "-q", "--no-install-recommends"];
         args.extend(&missing);
-        apt(&args)?;
+        apt(&args, Path::new("/"))?;
     }
     for (file, package, purpose) in packages {
         ensure!(Path::new(file).exists(), "'{package}' brought no '{file}' ({purpose})");
@@ -73,9 +111,10 @@ fn install_all(packages: &[(&str, &str, &str)]) -> Result<()> {
     Ok(())
 }
 
-fn apt(args: &[&str]) -> Result<()> {
+fn apt(args: &[&str], dir: &Path) -> Result<()> {
     let status = Command::new("apt-get")
         .args(args)
+        .current_dir(dir)
         .env("DEBIAN_FRONTEND", "noninteractive")
         // Read by invoke-rc.d: installing a package must not start its service.
         .env("RUNLEVEL", "1")

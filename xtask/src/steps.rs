@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::packages;
+use crate::{packages, vm};
 
 /// A step's name and what it does.
 type Step = (&'static str, fn() -> Result<()>);
@@ -22,6 +22,7 @@ pub fn ci() -> Result<()> {
         ("tests", test),
         ("lab", || lab(&[])),
         ("torture", || torture(&[])),
+        ("vm", || vm::run(&[])),
         ("docs", docs),
     ];
     for (name, step) in steps {
@@ -86,6 +87,16 @@ pub fn torture(rest: &[String]) -> Result<()> {
     command.args(["--mount", "--propagation", "private", "--"]);
     command.arg(me.with_file_name("shoal-torture")).args(rest);
     run(command.env("SHOAL_BIN", me.with_file_name("shoal")))
+}
+
+/// What runs in a machine with a kernel of its own. As the lab runs them: an optimised build would
+/// take longer to make than it saves.
+///
+/// # Errors
+/// If a build fails.
+pub fn programs_for_machines() -> Result<()> {
+    cargo(&["build", "--quiet", "--package", "shoal", "--package", "shoal-vm-guest"])?;
+    guest("testing/guest", "lab-guest.unikernel")
 }
 
 /// A unikernel of the lab, beside the program that the lab runs (which is beside this one), by the

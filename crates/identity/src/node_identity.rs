@@ -1,8 +1,5 @@
 //! This node's identity: kept in one file, readable by root only, replaced in one step.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -101,22 +98,15 @@ impl NodeIdentity {
             path: path.to_owned(),
             problem,
         };
-        match fs::metadata(path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(failed(error.to_string())),
-            Ok(meta) if meta.len() > FILE_LEN_MAX => {
-                return Err(failed(format!("it has {} bytes, far too many", meta.len())));
-            }
-            Ok(_) => {}
-        }
-        let text = fs::read_to_string(path).map_err(|e| failed(e.to_string()))?;
+        let bytes = shoal_durable::read(path, FILE_LEN_MAX).map_err(|e| failed(e.to_string()))?;
+        let Some(bytes) = bytes else { return Ok(None) };
         let StoredVersion { version: found } =
-            serde_json::from_str(&text).map_err(|e| failed(e.to_string()))?;
+            serde_json::from_slice(&bytes).map_err(|e| failed(e.to_string()))?;
         if found != FILE_VERSION {
             let path = path.to_owned();
             return Err(IdentityError::FileVersion { path, found, known: FILE_VERSION });
         }
-        let stored: Stored = serde_json::from_str(&text).map_err(|e| failed(e.to_string()))?;
+        let stored: Stored = serde_json::from_slice(&bytes).map_err(|e| failed(e.to_string()))?;
         Self::new(stored.cert_pem, stored.key_pem, stored.root_pem).map(Some)
     }
 
@@ -136,8 +126,7 @@ impl NodeIdentity {
             key_pem: self.key_pem.clone(),
             root_pem: self.root_pem.clone(),
         };
-        let json = serde_json::to_vec_pretty(&stored).map_err(|e| failed(e.to_string()))?;
-        write_atomically(path, &json).map_err(|e| failed(e.to_string()))
+        shoal_durable::replace_json(path, &stored).map_err(|e| failed(e.to_string()))
     }
 
     /// When to ask for a new certificate: after half of the validity. `spread` from 0 to 1 moves it
@@ -153,21 +142,5 @@ impl NodeIdentity {
     #[must_use]
     pub fn remaining(&self, now: Timestamp) -> Duration {
         self.not_after.since(now)
-    }
-}
-
-fn write_atomically(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let next = path.with_extension("next");
-    match fs::remove_file(&next) {
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&next)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&next, path)?;
-    match path.parent() {
-        Some(dir) if !dir.as_os_str().is_empty() => File::open(dir)?.sync_all(),
-        _ => File::open(".")?.sync_all(),
     }
 }

@@ -47,7 +47,7 @@ fn a_broken_or_later_file_is_named() {
         assert!(matches!(error, IdentityError::File { .. }), "{error}");
         assert!(error.to_string().contains("identity.json"), "{error}");
     }
-    std::fs::write(&path, text.replace("\"version\": 1", "\"version\": 2")).unwrap();
+    std::fs::write(&path, text.replace("\"version\":1", "\"version\":2")).unwrap();
     let error = NodeIdentity::load(&path).unwrap_err();
     assert!(matches!(error, IdentityError::FileVersion { found: 2, known: 1, .. }), "{error}");
 }

@@ -9,3 +9,6 @@
 //! tested over orders of events and failing effects, and a simulation can drive them.
 
 #![forbid(unsafe_code)]
+
+pub mod membership;
+pub mod task;

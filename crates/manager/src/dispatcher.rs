@@ -277,6 +277,7 @@ impl Run<'_> {
                     attach::detach(&shared, &node, detach.task_id).await;
                 });
             }
+            NodeMessage::AttachmentSet(_) => {}
             NodeMessage::LogChunk(chunk) => shared.logs.chunk(&self.node, chunk).await,
             NodeMessage::LogEnd(end) => shared.logs.end(&self.node, end).await,
             NodeMessage::Description(description) => {

@@ -23,5 +23,6 @@ pub mod net;
 pub mod object;
 pub mod payload;
 pub mod spec;
+pub mod sysctl;
 pub mod task_state;
 pub mod time;

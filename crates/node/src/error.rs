@@ -31,6 +31,15 @@ pub enum NodeError {
     /// Another init, join or leave is under way.
     #[error("another change of this node's membership is under way")]
     Busy,
+    /// The daemon is stopping.
+    #[error("the daemon is stopping")]
+    Stopping,
+    /// A step of an init, join or leave broke off by a fault in this program.
+    #[error("a step of this change of membership broke off: {problem}")]
+    BrokeOff {
+        /// What the panic said.
+        problem: String,
+    },
     /// Shoal does not have this yet.
     #[error("not implemented: {what}")]
     NotImplemented {
@@ -130,9 +139,11 @@ fn found(candidates: &[(String, IpAddr)]) -> String {
 impl Fault for NodeError {
     fn kind(&self) -> FaultKind {
         match self {
-            Self::AlreadyMember | Self::NotMember | Self::LastManager | Self::Busy => {
-                FaultKind::Unavailable
-            }
+            Self::AlreadyMember
+            | Self::NotMember
+            | Self::LastManager
+            | Self::Busy
+            | Self::Stopping => FaultKind::Unavailable,
             Self::NotImplemented { .. } => FaultKind::NotImplemented,
             Self::Address { .. } | Self::NoAdvertiseAddress { .. } | Self::NotOwnAddress { .. } => {
                 FaultKind::Invalid
@@ -142,7 +153,7 @@ impl Fault for NodeError {
             Self::Store { source, .. } => source.kind(),
             Self::Manager(source) => source.kind(),
             Self::Ingress(source) => source.kind(),
-            Self::File { .. } | Self::Format { .. } => FaultKind::Internal,
+            Self::File { .. } | Self::Format { .. } | Self::BrokeOff { .. } => FaultKind::Internal,
         }
     }
 

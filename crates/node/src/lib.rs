@@ -3,12 +3,15 @@
 //! [`node::Node`] owns what a membership consists of (identity, and on managers the store and the
 //! manager), keeps it on disk, and tells the agent. It decides nothing about tasks.
 //!
-//! Begin reading at [`node`]; [`address`] finds out what to advertise, [`record`] is what is kept.
+//! Begin reading at [`node`], then `owner` (who alone changes the membership, by the machine of
+//! [`shoal_life::membership`]); [`address`] finds out what to advertise, [`record`] is what is kept.
 
 #![forbid(unsafe_code)]
 
 pub mod address;
 pub mod error;
 pub mod node;
+mod owner;
 pub mod record;
 mod start;
+mod steps;

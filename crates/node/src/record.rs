@@ -1,7 +1,7 @@
 //! What is kept of a membership, beside the identity and the store.
 
 use std::fs;
-use std::io::{ErrorKind, Write};
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
@@ -12,6 +12,8 @@ use crate::error::NodeError;
 
 /// The format of the file.
 const FORMAT: u32 = 1;
+/// Longest file that is read. Ours has some hundred bytes.
+const LEN_MAX: u64 = 1024 * 1024;
 
 /// A membership. Its file is written last when a node joins and removed first when it leaves, so
 /// that a crash in between leaves no half a membership: without this file, the rest is swept away.
@@ -77,7 +79,7 @@ impl Folder {
     /// The file system refuses.
     pub fn prepare(&self) -> Result<(), NodeError> {
         self.sweep()?;
-        fs::create_dir_all(&self.0).map_err(|source| self.failed("write", source))
+        shoal_durable::make_private_dir(&self.0).map_err(|source| self.failed("write", source))
     }
 
     /// Reads the record; `None` if this node is no member.
@@ -85,13 +87,13 @@ impl Folder {
     /// # Errors
     /// The file cannot be read or has another format.
     pub fn read(&self) -> Result<Option<Record>, NodeError> {
-        let bytes = match fs::read(self.file()) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(self.failed("read", source)),
+        let read = shoal_durable::read_json::<Record>(&self.file(), LEN_MAX);
+        let Some(record) = read.map_err(|source| self.failed("read", source))? else {
+            return Ok(None);
         };
-        let record: Record =
-            serde_json::from_slice(&bytes).map_err(|error| self.failed("read", error.into()))?;
+        // Ignored because: it matters for folders of earlier versions only, which everybody could
+        // read; a file system that refuses must not keep a member out.
+        let _ = shoal_durable::make_private_dir(&self.0);
         if record.format != FORMAT {
             let (path, found) = (self.file(), record.format);
             return Err(NodeError::Format { path, found, known: FORMAT });
@@ -104,15 +106,22 @@ impl Folder {
     /// # Errors
     /// The file system refuses.
     pub fn write(&self, record: &Record) -> Result<(), NodeError> {
-        let write = || -> std::io::Result<()> {
-            let beside = self.0.join("node.new");
-            let mut file = fs::File::create(&beside)?;
-            file.write_all(&serde_json::to_vec_pretty(record)?)?;
-            file.sync_all()?;
-            fs::rename(&beside, self.file())?;
-            fs::File::open(&self.0)?.sync_all()
-        };
-        write().map_err(|source| self.failed("write", source))
+        shoal_durable::replace_json(&self.file(), record)
+            .map_err(|source| self.failed("write", source))
+    }
+
+    /// Removes the record: from now on this node is no member, and the rest is leftovers.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub fn forget(&self) -> Result<(), NodeError> {
+        match fs::remove_file(self.file()) {
+            Ok(()) => {
+                shoal_durable::sync_dir(&self.0).map_err(|source| self.failed("sync", source))
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(self.failed("remove", error)),
+        }
     }
 
     /// Removes everything: this node is no member.
@@ -120,15 +129,11 @@ impl Folder {
     /// # Errors
     /// The file system refuses.
     pub fn sweep(&self) -> Result<(), NodeError> {
-        for remove in [fs::remove_file(self.file()), fs::remove_dir_all(&self.0)] {
-            match remove {
-                Err(error) if error.kind() != ErrorKind::NotFound => {
-                    return Err(self.failed("remove", error));
-                }
-                _ => {}
-            }
+        self.forget()?;
+        match fs::remove_dir_all(&self.0) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(self.failed("remove", error)),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     fn failed(&self, action: &'static str, source: std::io::Error) -> NodeError {

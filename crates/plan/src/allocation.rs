@@ -230,7 +230,11 @@ pub(crate) fn tasks(work: &mut Work<'_>) {
         }
         match allocate(work, &task) {
             Ok((networks, ports)) => {
-                work.observe(&task.id, TaskState::Pending, "pending task scheduling");
+                let message = match task.not_before {
+                    Some(at) if at > work.now => "waits until its restart delay is over",
+                    _ => "pending task scheduling",
+                };
+                work.observe(&task.id, TaskState::Pending, message);
                 work.edit_task(&task.id, |task| {
                     task.status.err.clear();
                     task.networks = networks;

@@ -280,7 +280,7 @@ pub(crate) enum Start {
     Now,
     /// It is prepared at once and starts when its predecessor has ended.
     Held,
-    /// It is prepared at once and starts no earlier than this.
+    /// It gets its node no earlier than this.
     NotBefore(Timestamp),
 }
 

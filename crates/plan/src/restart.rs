@@ -51,7 +51,7 @@ pub(crate) fn attempts_kept(policy: Option<&RestartPolicy>) -> u64 {
 /// What follows the end of the newest task of a place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// A replacement that starts no earlier than this.
+    /// A replacement that is tried no earlier than this.
     Replace(Timestamp),
     /// Nothing: the policy says so.
     Leave,
@@ -72,19 +72,15 @@ pub(crate) fn judge(slot: &Slot, ended: &Task, now: Timestamp) -> Verdict {
     if !ended_by_itself(ended) {
         return Verdict::Replace(now);
     }
-    if attempts_used_up(slot, ended, policy, now) {
+    if attempts_used_up(slot, ended, policy) {
         return Verdict::Leave;
     }
     Verdict::Replace(ended.status.timestamp.plus(delay(policy)))
 }
 
-/// Every task of the place that ended by itself but the first was an attempt.
-fn attempts_used_up(
-    slot: &Slot,
-    ended: &Task,
-    policy: Option<&RestartPolicy>,
-    now: Timestamp,
-) -> bool {
+/// Every task of the place that ended by itself but the first was an attempt. The window is the span
+/// before the last end: what was decided then stays decided.
+fn attempts_used_up(slot: &Slot, ended: &Task, policy: Option<&RestartPolicy>) -> bool {
     let max = attempts_kept(policy);
     if max == 0 {
         return false;
@@ -94,7 +90,7 @@ fn attempts_used_up(
         t.id != ended.id
             && t.spec_version == ended.spec_version
             && ended_by_itself(t)
-            && window.is_none_or(|w| now.since(t.status.timestamp) < w)
+            && window.is_none_or(|w| ended.status.timestamp.since(t.status.timestamp) < w)
     };
     slot.tasks.iter().filter(counts).count() as u64 >= max
 }

@@ -86,7 +86,8 @@ fn a_failed_task_is_replaced_after_its_delay_and_history_is_bounded() {
     assert_eq!(failed.status.state, TaskState::Failed);
     assert_eq!(failed.desired_state, TaskState::Shutdown);
     let next = &tasks[1];
-    assert_eq!(next.desired_state, TaskState::Ready, "prepared, but held");
+    assert_eq!(next.desired_state, TaskState::Ready, "made, but held");
+    assert_eq!(next.node_id, None, "no node sees it before its time");
     let delay = next.not_before.unwrap().since(failed.status.timestamp);
     assert_eq!(delay, Duration::from_secs(5));
     assert_eq!(cluster.wake_at, next.not_before);

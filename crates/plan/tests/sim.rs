@@ -232,7 +232,8 @@ impl Run {
         }
         for task in state.tasks.values().filter(|t| t.is_live()) {
             assert_ne!(task.status.state, TaskState::New, "{task:?} waits without a reason");
-            if task.status.state == TaskState::Pending {
+            let delayed = task.not_before.is_some_and(|at| at > self.cluster.now);
+            if task.status.state == TaskState::Pending && !delayed {
                 let feasible = shoal_plan::schedule::is_feasible(state, task, self.cluster.now);
                 assert!(!feasible, "{} waits though a node could take it", task.id);
                 assert!(!task.status.err.is_empty(), "{} does not say why it waits", task.id);

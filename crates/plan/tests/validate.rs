@@ -268,3 +268,90 @@ fn cluster_settings_are_checked() {
         assert!(error.contains(part), "{error}");
     }
 }
+
+/// Kernel settings of the host are nobody's, in either spelling.
+#[test]
+fn kernel_settings_of_the_host_are_refused() {
+    let cluster = FakeCluster::new(1);
+    let set = |name: &str| {
+        let patch = container(json!({ "Sysctls": { name: "1" } }));
+        let spec = service(patch);
+        let created = validate::new_service(&cluster.state, &spec).map_err(|e| e.to_string());
+        let mut updated = FakeCluster::new(1);
+        let id = updated.add_service(service(json!({})));
+        let known = updated.service(&id).clone();
+        let changed = validate::changed_service(&updated.state, &known, &spec);
+        assert_eq!(created, changed.map_err(|e| e.to_string()), "{name}");
+        created
+    };
+    for good in ["net.core.somaxconn", "net/ipv4/ip_forward", "kernel.shmmax", "fs.mqueue.msg_max"]
+    {
+        assert_eq!(set(good), Ok(()), "{good}");
+    }
+    for bad in
+        ["vm.swappiness", "vm/swappiness", "kernel.core_pattern", "fs.file-max", "net/../vm/x"]
+    {
+        let error = set(bad).unwrap_err();
+        assert!(error.starts_with(&format!("ContainerSpec: invalid sysctl '{bad}'")), "{error}");
+    }
+}
+
+/// A port is a number from 1 to 65535 of a protocol that there is.
+#[test]
+fn ports_and_modes_that_are_none_are_refused() {
+    let port = |patch: Value| -> Result<(), String> {
+        let mut port = json!({ "TargetPort": 80 });
+        merge(&mut port, patch);
+        let whole = json!({
+            "Name": "web",
+            "TaskTemplate": { "ContainerSpec": { "Image": "nginx:1.10.1" } },
+            "EndpointSpec": { "Ports": [port] },
+        });
+        let spec: ServiceSpec = serde_json::from_value(whole).map_err(|e| e.to_string())?;
+        let cluster = FakeCluster::new(1);
+        validate::new_service(&cluster.state, &spec).map_err(|e| e.to_string())
+    };
+    assert_eq!(port(json!({ "PublishedPort": 65535, "Protocol": "udp" })), Ok(()));
+    for bad in [
+        json!({ "TargetPort": 0 }),
+        json!({ "TargetPort": 65536 }),
+        json!({ "TargetPort": -1 }),
+        json!({ "PublishedPort": 65536 }),
+        json!({ "PublishedPort": 70000 }),
+        json!({ "Protocol": "icmp" }),
+        json!({ "Protocol": "TCP " }),
+        json!({ "PublishMode": "everywhere" }),
+    ] {
+        port(bad.clone()).expect_err(&bad.to_string());
+    }
+}
+
+/// What one client sends, everybody keeps: nothing is without bound.
+#[test]
+fn specs_are_bounded() {
+    let large = "x".repeat(validate::SERVICE_BYTES_MAX);
+    let ports: Vec<Value> = (1..=257).map(|n| json!({ "TargetPort": n })).collect();
+    let env: Vec<String> = (0..=10_000).map(|n| format!("A{n}=")).collect();
+    for (patch, part) in [
+        (json!({ "Labels": { "a": large } }), "at most 1048576 are allowed"),
+        (container(json!({ "Env": [format!("A={large}")] })), "at most 1048576 are allowed"),
+        (container(json!({ "Env": env })), "10001 environment variables, at most 10000"),
+        (json!({ "EndpointSpec": { "Ports": ports } }), "257 published ports, at most 256"),
+        (json!({ "Labels": { "": "x" } }), "invalid label name"),
+    ] {
+        let cluster = FakeCluster::new(1);
+        let error = validate::new_service(&cluster.state, &service(patch)).unwrap_err();
+        assert!(error.to_string().contains(part), "{error}");
+        assert_eq!(error.kind(), FaultKind::Invalid);
+    }
+    let labels = json!({ "a": "x".repeat(validate::SPEC_BYTES_MAX) });
+    let network: NetworkSpec =
+        serde_json::from_value(json!({ "Name": "n", "Labels": labels })).unwrap();
+    let mut cluster = FakeCluster::new(1);
+    validate::new_network(&cluster.state, &network).unwrap_err();
+    let node = cluster.add_node(2);
+    let node = cluster.state.nodes.get(&node).unwrap();
+    let mut spec = node.spec.clone();
+    spec.labels.insert("a".into(), "x".repeat(validate::SPEC_BYTES_MAX));
+    validate::changed_node(node, &spec).unwrap_err();
+}

@@ -4,6 +4,7 @@
 use std::error::Error;
 use std::fs;
 use std::io;
+use std::path::Path;
 use std::thread;
 
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
@@ -12,7 +13,7 @@ use shoal_model::fault::chain;
 
 use crate::cgroup::{Cgroup, CgroupError, DevicePolicy, Layout};
 use crate::plan::Limits;
-use crate::process::sys;
+use crate::process::{exchange_root, sys};
 use crate::{caps, seccomp};
 
 type Attempt = Result<String, Box<dyn Error + Send + Sync>>;
@@ -48,7 +49,8 @@ pub fn checks() -> Vec<Box<dyn Check>> {
             "SH-DOC-201",
             "overlay file system",
             Need::Containers,
-            "load the kernel module 'overlay', or run a kernel with CONFIG_OVERLAY_FS",
+            "load the kernel module 'overlay', or run a kernel with CONFIG_OVERLAY_FS; run the \
+             daemon outside of a chroot",
             overlay,
         ),
         probe(
@@ -116,10 +118,12 @@ impl Check for Probe {
     }
 }
 
-/// In a mount namespace of this thread's own, on a file system in memory.
+/// In a mount namespace of this thread's own, on a file system in memory: a root file system as
+/// containers get it.
 fn overlay() -> Attempt {
     sys::unshare(libc::CLONE_NEWNS)?;
-    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+        .map_err(|e| io::Error::other(format!("separate the mounts: {e}")))?;
     // Any directory will do as a place; this one is always there.
     let place = "/dev";
     mount("tmpfs", place, "tmpfs", MountFlags::empty(), None)
@@ -137,7 +141,12 @@ fn overlay() -> Attempt {
     if (lower.as_slice(), upper.as_slice()) != (b"below", b"above") {
         return Err("a written file did not go to the upper layer".into());
     }
-    Ok("mounted, written and read".to_owned())
+    // As a container's start does: where this fails, none can start.
+    exchange_root(Path::new("/dev/merged"))?;
+    if fs::read("/file")?.as_slice() != b"above" {
+        return Err("the root is not the one that was mounted".into());
+    }
+    Ok("mounted, written, read, and made a root".to_owned())
 }
 
 fn controllers() -> Attempt {
@@ -181,11 +190,7 @@ fn filter() -> Attempt {
 
 /// What a tender does to itself before its guest: an empty root and a filter, on this thread.
 fn jail() -> Attempt {
-    sys::unshare(libc::CLONE_NEWNS)?;
-    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
-    let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    mount("none", "/dev", "tmpfs", flags, None)
-        .map_err(|e| io::Error::other(format!("mount an empty root: {e}")))?;
+    shoal_tender::jail::empty_root(true, Path::new("/dev"))?;
     rustix::thread::set_no_new_privs(true)?;
     let forbidden = seccomp::compile(&[])?;
     for program in &forbidden {

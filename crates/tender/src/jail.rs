@@ -7,6 +7,7 @@ use std::path::Path;
 
 use crate::config::{Config, JailChoice};
 use crate::error::TenderError;
+use crate::root::{self, RootError};
 
 /// Highest capability that is tried to be dropped; the kernel says where its own end.
 const CAPABILITIES_MAX: i32 = 63;
@@ -93,13 +94,18 @@ fn limits() -> Result<(), TenderError> {
     check(unsafe { libc::setrlimit(libc::RLIMIT_CORE, &raw const none) }, "setting limits")
 }
 
-/// An empty, read-only root in a mount namespace of its own.
-fn empty_root(root: bool, folder: &Path) -> Result<(), TenderError> {
-    let users = if root { 0 } else { libc::CLONE_NEWUSER };
+/// An empty, read-only root in a mount namespace of its own, which for ordinary users (not
+/// `privileged`) takes a user namespace.
+///
+/// # Errors
+/// [`TenderError::Jail`], with the step that failed.
+pub fn empty_root(privileged: bool, folder: &Path) -> Result<(), TenderError> {
+    let users = if privileged { 0 } else { libc::CLONE_NEWUSER };
     let nul = |error: std::ffi::NulError| TenderError::Jail {
         action: "making an empty root",
         source: error.into(),
     };
+    let place = folder;
     let folder = CString::new(folder.as_os_str().as_bytes()).map_err(nul)?;
     let none: *const libc::c_char = core::ptr::null();
     let flags = libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
@@ -113,13 +119,9 @@ fn empty_root(root: bool, folder: &Path) -> Result<(), TenderError> {
         let name = c"none".as_ptr();
         let made = libc::mount(name, folder.as_ptr(), c"tmpfs".as_ptr(), flags, none.cast());
         check(made, "mounting an empty root")?;
-        check(libc::chdir(folder.as_ptr()), "entering the empty root")?;
-        let here = c".".as_ptr();
-        let pivoted = libc::syscall(libc::SYS_pivot_root, here, here);
-        check(pivoted as i32, "changing the root")?;
-        check(libc::umount2(here, libc::MNT_DETACH), "leaving the old root")?;
-        check(libc::chdir(c"/".as_ptr()), "entering the new root")
     }
+    root::exchange(place)
+        .map_err(|RootError { action, source }| TenderError::Jail { action, source })
 }
 
 fn drop_bounding_set() {

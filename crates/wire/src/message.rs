@@ -134,6 +134,8 @@ pub enum NodeMessage {
     Attach(AttachRequest),
     /// It has left.
     Detach(Detach),
+    /// Every place of a hand-made container that this node still holds.
+    AttachmentSet(AttachmentSet),
     /// Lines of a log that the manager opened.
     LogChunk(LogChunk),
     /// The log has no more lines.
@@ -181,6 +183,7 @@ read_envelope!(NodeMessage {
     "need_full" => NeedFull,
     "attach" => Attach,
     "detach" => Detach,
+    "attachment_set" => AttachmentSet,
     "log_chunk" => LogChunk,
     "log_end" => LogEnd,
     "description" => Description,
@@ -335,6 +338,21 @@ pub struct Detach {
     pub task_id: TaskId,
 }
 
+/// Every place of a hand-made container that the node still holds: what it does not name, the
+/// manager takes back. A node states it at the beginning of each session, and again whenever it
+/// likes.
+///
+/// Two things make that safe against what is under way. The manager handles the messages of a
+/// session in order. And it never takes back what an [`AttachRequest`] *of the same session* got:
+/// its answer may not have been read when the set was stated. Such a place goes by [`Detach`], or
+/// by the set of the next session.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AttachmentSet {
+    /// The places.
+    pub tasks: Vec<TaskId>,
+}
+
 /// Send a task's log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OpenLogs {
@@ -482,6 +500,7 @@ mod tests {
             NodeMessage::Heartbeat(Heartbeat { number: 3 }),
             NodeMessage::LogChunk(LogChunk { stream: 1, lines: vec![line] }),
             NodeMessage::Leave(Leave {}),
+            NodeMessage::AttachmentSet(AttachmentSet { tasks: vec!["t1".into()] }),
         ] {
             let json = serde_json::to_string(&message).unwrap();
             assert_eq!(serde_json::from_str::<NodeMessage>(&json).unwrap(), message, "{json}");

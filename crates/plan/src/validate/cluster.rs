@@ -9,6 +9,7 @@ use shoal_model::spec::network::NetworkSpec;
 use shoal_model::spec::node::{NodeRole, NodeSpec};
 use shoal_model::time::Nanos;
 
+use super::bounds::{self, SPEC_BYTES_MAX};
 use super::{SpecError, check_name};
 use crate::allocation::find_network;
 
@@ -21,6 +22,8 @@ pub const CERT_EXPIRY_MIN: Duration = Duration::from_secs(3600);
 /// [`SpecError`] in Docker's words.
 pub fn new_network(state: &ClusterState, spec: &NetworkSpec) -> Result<(), SpecError> {
     check_name(&spec.name)?;
+    bounds::fits("network", SPEC_BYTES_MAX, spec)?;
+    bounds::labels(&spec.labels)?;
     if matches!(spec.name.as_str(), "host" | "bridge" | "none" | "default") {
         return Err(SpecError::Forbidden {
             message: format!("operation is not permitted on predefined {} network", spec.name),
@@ -155,6 +158,8 @@ pub fn removable_network(state: &ClusterState, network: &Network) -> Result<(), 
 /// # Errors
 /// [`SpecError`] in Docker's words.
 pub fn changed_node(node: &Node, spec: &NodeSpec) -> Result<(), SpecError> {
+    bounds::fits("node", SPEC_BYTES_MAX, spec)?;
+    bounds::labels(&spec.labels)?;
     let is_manager = node.manager.is_some();
     match (is_manager, spec.role) {
         (false, NodeRole::Manager) => {
@@ -172,6 +177,7 @@ pub fn changed_node(node: &Node, spec: &NodeSpec) -> Result<(), SpecError> {
 /// # Errors
 /// [`SpecError`] in Docker's words.
 pub fn changed_cluster(spec: &ClusterSpec) -> Result<(), SpecError> {
+    bounds::fits("swarm", SPEC_BYTES_MAX, spec)?;
     if !matches!(spec.name.as_str(), "" | "default") {
         return Err(SpecError::invalid("swarm spec must be named \"default\""));
     }

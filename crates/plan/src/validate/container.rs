@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use shoal_model::spec::container::{HealthConfig, Mount};
 use shoal_model::spec::task::ContainerSpec;
+use shoal_model::sysctl::{self, OwnNamespaces};
 use shoal_model::time::Nanos;
 
 use super::SpecError;
@@ -35,6 +36,11 @@ pub(super) fn check_container(container: &ContainerSpec) -> Result<(), SpecError
         if variable.is_empty() || variable.starts_with('=') {
             return Err(SpecError::invalid(format!("invalid environment variable: {variable}")));
         }
+    }
+    // A service's tasks have all their namespaces to themselves: the host's network is refused.
+    for (name, value) in container.sysctls.iter().flatten() {
+        sysctl::check(name, value, OwnNamespaces::ALL)
+            .map_err(|why| SpecError::invalid(format!("ContainerSpec: {why}")))?;
     }
     container.healthcheck.as_ref().map_or(Ok(()), check_health)
 }

@@ -10,6 +10,7 @@ use shoal_model::spec::service::ServiceSpec;
 use shoal_model::spec::task::ContainerSpec;
 
 use super::SpecError;
+use super::bounds::{self, SPEC_BYTES_MAX};
 
 /// A secret must be smaller than this, as in Docker.
 pub const SECRET_BYTES_MAX: usize = 500 * 1024;
@@ -51,6 +52,7 @@ pub fn new_config(state: &ClusterState, spec: &PayloadSpec) -> Result<(), SpecEr
 pub fn changed_payload(known: &PayloadSpec, spec: &PayloadSpec) -> Result<(), SpecError> {
     let same_data = spec.data.is_empty() || spec.data == known.data;
     let same_template = spec.templating.is_none() || spec.templating == known.templating;
+    check_labels(spec)?;
     if spec.name == known.name && same_data && same_template && spec.driver == known.driver {
         return Ok(());
     }
@@ -185,7 +187,12 @@ fn check_payload(kind: &str, bytes_max: usize, spec: &PayloadSpec) -> Result<(),
             "{kind} data must be larger than 0 and less than {bytes_max} bytes"
         )));
     }
-    Ok(())
+    check_labels(spec)
+}
+
+fn check_labels(spec: &PayloadSpec) -> Result<(), SpecError> {
+    bounds::fits("labels of the", SPEC_BYTES_MAX, &spec.labels)?;
+    bounds::labels(&spec.labels)
 }
 
 fn check_payload_name(name: &str) -> Result<(), SpecError> {

@@ -15,7 +15,7 @@ use shoal_model::time::Nanos;
 use super::container::check_container;
 use super::effective::effective;
 use super::payload::check_existence;
-use super::{SpecError, check_name};
+use super::{SpecError, bounds, check_name};
 use crate::allocation::find_network;
 use crate::constraint::Constraint;
 
@@ -77,6 +77,7 @@ pub fn outdates_tasks(old: &ServiceSpec, new: &ServiceSpec) -> bool {
 
 fn check_spec(state: &ClusterState, spec: &ServiceSpec) -> Result<(), SpecError> {
     check_name(&spec.name)?;
+    bounds::service(spec)?;
     check_mode(spec.mode.as_ref())?;
     check_template(&spec.task_template)?;
     for (what, config) in [("update", &spec.update_config), ("rollback", &spec.rollback_config)] {

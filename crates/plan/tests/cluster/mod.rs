@@ -48,6 +48,9 @@ impl Chance {
     }
 }
 
+/// A place: its number, or its node for global services.
+pub type SlotName = (u32, Option<NodeId>);
+
 pub struct FakeCluster {
     pub state: ClusterState,
     pub now: Timestamp,
@@ -55,6 +58,10 @@ pub struct FakeCluster {
     pub wake_at: Option<Timestamp>,
     /// Containers of that image fail when they should start.
     pub broken_images: Vec<String>,
+    /// Containers of that image are refused while they are prepared.
+    pub missing_images: Vec<String>,
+    /// Ends that were reported: when, of which service, which place.
+    pub failures: Vec<(Timestamp, ServiceId, SlotName)>,
     revision: u64,
 }
 
@@ -66,6 +73,8 @@ impl FakeCluster {
             ids: CountingIds::default(),
             wake_at: None,
             broken_images: Vec::new(),
+            missing_images: Vec::new(),
+            failures: Vec::new(),
             revision: 0,
         };
         let object = Cluster {
@@ -223,6 +232,11 @@ impl FakeCluster {
             let assignment = shoal_plan::assignment::for_node(&self.state, &node);
             for mut task in assignment.tasks.into_values() {
                 if let Some(next) = self.next_state(&task, chance, failure_one_in) {
+                    if matches!(next, TaskState::Failed | TaskState::Rejected) {
+                        let place = (task.slot, task.node_id.clone().filter(|_| task.slot == 0));
+                        let service = task.service_id.clone().unwrap();
+                        self.failures.push((self.now, service, place));
+                    }
                     task.status = TaskStatus::new(self.now, next, "reported");
                     let object = Object::Task(Box::new(task));
                     changes.push(Change::Put { object, expect: Expect::Any });
@@ -266,6 +280,9 @@ impl FakeCluster {
         match state {
             TaskState::Assigned => Some(TaskState::Accepted),
             TaskState::Accepted => Some(TaskState::Preparing),
+            TaskState::Preparing if self.missing_images.iter().any(|m| m == image) => {
+                Some(TaskState::Rejected)
+            }
             TaskState::Preparing => Some(TaskState::Ready),
             TaskState::Ready if task.desired_state == TaskState::Running => {
                 Some(TaskState::Starting)

@@ -68,3 +68,4 @@ fn describe(error: &io::Error) -> String {
 
 pub(crate) use devices::set_size;
 pub(crate) use enter::Entry;
+pub(crate) use mounts::exchange_root;

@@ -11,8 +11,8 @@ use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::mount::{
-    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount,
-    mount_change, move_mount, open_tree, unmount,
+    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount, mount_change,
+    move_mount, open_tree,
 };
 
 use super::{During, Step, overlay, sys};
@@ -121,12 +121,14 @@ pub(crate) fn enter_root(plan: &ContainerPlan, place: &Path) -> Step<()> {
                 .during(format!("bind the root file system '{}'", source.display()))?;
         }
     }
-    std::env::set_current_dir(place).during("enter the root file system")?;
-    rustix::process::pivot_root(".", ".").during("exchange the root")?;
-    // The old root now lies on top of the new one at the same place.
-    unmount(".", UnmountFlags::DETACH).during("leave the old root")?;
-    std::env::set_current_dir("/").during("enter the new root")?;
+    exchange_root(place)?;
     mount_change("/", private).during("make the root private")
+}
+
+/// Makes what is mounted on `place` this process's root.
+pub(crate) fn exchange_root(place: &Path) -> Step<()> {
+    let exchanged = shoal_tender::root::exchange(place);
+    exchanged.map_err(|error| super::failure(error.action, &error.source))
 }
 
 /// The file systems that every container has.

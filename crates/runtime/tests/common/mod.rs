@@ -24,12 +24,12 @@ pub struct Host {
     pub instance: String,
 }
 
-/// Puts a busybox root file system into `dir`.
-pub fn busybox_rootfs(dir: &Path) {
+/// Puts a root file system with the program `busybox` into `dir`.
+pub fn busybox_rootfs(dir: &Path, busybox: &Path) {
     for name in ["bin", "etc", "tmp", "root", "proc", "sys", "dev"] {
         fs::create_dir_all(dir.join(name)).unwrap();
     }
-    fs::copy("/bin/busybox", dir.join("bin/busybox")).expect("busybox-static is installed");
+    fs::copy(busybox, dir.join("bin/busybox")).expect("busybox-static is installed");
     for name in [
         "sh", "cat", "echo", "sleep", "id", "ls", "true", "false", "env", "pwd", "touch", "mkdir",
         "head", "tail", "stty", "hostname", "ip", "mount", "umount", "kill", "grep", "mknod", "dd",
@@ -49,14 +49,20 @@ pub fn helper() -> PathBuf {
 
 impl Host {
     pub fn new() -> Self {
+        Self::below(Path::new("/"))
+    }
+
+    /// Where the usual root file system is at `root`.
+    pub fn below(root: &Path) -> Self {
+        let inside = |path: &Path| root.join(path.strip_prefix("/").unwrap());
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let instance = format!("t{:07x}{number:04x}", std::process::id());
-        let dir = tempfile::tempdir().unwrap();
-        busybox_rootfs(&dir.path().join("layer"));
+        let dir = tempfile::tempdir_in(inside(Path::new("/tmp"))).unwrap();
+        busybox_rootfs(&dir.path().join("layer"), &inside(Path::new("/bin/busybox")));
         let runtime = ContainerRuntime::new(RuntimeConfig {
             instance: InstanceId::new(instance.clone()),
             exec_root: dir.path().join("run"),
-            helper: vec![helper().into()],
+            helper: vec![inside(&helper()).into()],
             tender: Vec::new(),
         })
         .unwrap();

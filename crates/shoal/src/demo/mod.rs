@@ -22,7 +22,7 @@ use topology::Topology;
 const DEADLINE: Duration = Duration::from_secs(180);
 
 /// Options of `shoal demo`.
-#[derive(Args, Clone, Debug, Default)]
+#[derive(Args, Clone, Debug)]
 pub struct DemoArgs {
     /// Leave the cluster running, and say how to point docker at each node.
     #[arg(long)]
@@ -33,6 +33,11 @@ pub struct DemoArgs {
     /// Print one JSON object for each step instead of text.
     #[arg(long)]
     pub json: bool,
+    /// Let everything that is claimed to be done in time take this many times as long: for machines
+    /// whose processors are emulated.
+    #[arg(long, value_name = "TIMES", hide = true, default_value_t = 1,
+          value_parser = clap::value_parser!(u32).range(1..=20))]
+    pub slower: u32,
     /// Where the nodes keep their things.
     #[arg(long, value_name = "DIR", hide = true)]
     pub dir: Option<PathBuf>,
@@ -56,6 +61,7 @@ fn demonstrate(args: &DemoArgs) -> Result<()> {
     }
     let runtime = tokio::runtime::Runtime::new().context("start the runtime")?;
     let mut topology = Topology::build(args.dir.clone())?;
+    let deadline = DEADLINE * args.slower;
     let outcome = runtime.block_on(async {
         tokio::select! {
             outcome = scenario::run(&topology, args) => outcome,
@@ -63,8 +69,8 @@ fn demonstrate(args: &DemoArgs) -> Result<()> {
                 stopped.context("watch for signals")?;
                 bail!("interrupted")
             }
-            () = tokio::time::sleep(DEADLINE) => {
-                bail!("the scenario did not end within {} s", DEADLINE.as_secs())
+            () = tokio::time::sleep(deadline) => {
+                bail!("the scenario did not end within {} s", deadline.as_secs())
             }
         }
     });

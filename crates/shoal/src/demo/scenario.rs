@@ -30,6 +30,8 @@ pub struct Stage<'a> {
     pub apis: Vec<Api>,
     /// What is printed.
     pub report: Report,
+    /// How often as long as on a machine of today things may take.
+    pub slower: u32,
 }
 
 impl Stage<'_> {
@@ -51,7 +53,8 @@ impl Stage<'_> {
 
 /// Runs all steps; fails if one could not be carried out or a claim did not hold.
 pub async fn run(topology: &Topology, args: &DemoArgs) -> Result<()> {
-    let mut stage = Stage { topology, apis: Vec::new(), report: Report::new(args.json) };
+    let report = Report::new(args.json);
+    let mut stage = Stage { topology, apis: Vec::new(), report, slower: args.slower };
     steps::start_nodes(&mut stage).await?;
     steps::load_image(&mut stage, image_archive().await?).await?;
     steps::init(&mut stage).await?;

@@ -14,14 +14,14 @@ use super::scenario::{CLIENTS, IMAGE, NETWORK, PORT, SERVICE, Stage};
 use crate::tools::request::Summary;
 
 /// How long a daemon may take until it answers.
-const START_DEADLINE: Duration = Duration::from_secs(20);
-/// How long the cluster may take to do what it was told.
-const CONVERGE_DEADLINE: Duration = Duration::from_secs(20);
+const START_DEADLINE: Duration = Duration::from_secs(60);
+/// How long the cluster may take to do what it was told, also on a slow machine.
+const CONVERGE_DEADLINE: Duration = Duration::from_secs(60);
 /// How often a condition is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// Requests in each round.
 const ROUND: u32 = 20;
-/// No new connection may wait longer when a node loses its power.
+/// No new connection may wait longer when a node loses its power, and no task be missed longer.
 const POWER_LOSS_BOUND: Duration = Duration::from_secs(5);
 
 /// Starts three daemons.
@@ -292,15 +292,19 @@ pub async fn lose_a_node(stage: &mut Stage<'_>) -> Result<()> {
     let tally = load.end().await?;
     show_tasks(stage, &tasks).await?;
     show_loss(stage, &tally, took);
-    stage.report.claim(took <= 5.0, "its tasks run elsewhere within 5 s of the power cut");
+    let bound = POWER_LOSS_BOUND * stage.slower;
+    let seconds = bound.as_secs();
     stage.report.claim(
-        tally.longest_connect <= POWER_LOSS_BOUND,
-        &format!("no new connection waited longer than {} s", POWER_LOSS_BOUND.as_secs()),
+        took <= bound.as_secs_f64(),
+        &format!("its tasks run elsewhere within {seconds} s of the power cut"),
     );
     stage.report.claim(
-        tally.longest <= POWER_LOSS_BOUND,
-        &format!("no request waited longer than {} s", POWER_LOSS_BOUND.as_secs()),
+        tally.longest_connect <= bound,
+        &format!("no new connection waited longer than {seconds} s"),
     );
+    stage
+        .report
+        .claim(tally.longest <= bound, &format!("no request waited longer than {seconds} s"));
     stage.report.claim(
         before.failed() + after.failed() == 0,
         "no request failed before the cut, nor after the replacement",

@@ -1,0 +1,191 @@
+//! A membership under every order of commands, outcomes and crashes.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use proptest::prelude::*;
+use shoal_life::membership::{
+    Consent, Effect, Event, Leftovers, Membership, Outcome, Refusal, Stage,
+};
+
+/// What happens next, as dice: the model says what of it is possible.
+#[derive(Clone, Copy, Debug)]
+enum Dice {
+    Succeed(usize),
+    Fail(usize),
+    Enter,
+    Leave(Consent),
+    Close,
+    Crash,
+}
+
+fn dice() -> impl Strategy<Value = Dice> {
+    prop_oneof![
+        8 => any::<usize>().prop_map(Dice::Succeed),
+        4 => any::<usize>().prop_map(Dice::Fail),
+        2 => Just(Dice::Enter),
+        2 => Just(Dice::Leave(Consent::Given)),
+        1 => Just(Dice::Leave(Consent::Withheld)),
+        1 => Just(Dice::Close),
+        1 => Just(Dice::Crash),
+    ]
+}
+
+/// The world outside of the machine.
+#[derive(Debug)]
+struct World {
+    life: Membership,
+    /// Effects that have not come back.
+    under_way: Vec<Effect>,
+    /// On the disk.
+    record: bool,
+    files: bool,
+    /// In memory.
+    agent_is_member: bool,
+    /// Commands that wait for an answer.
+    waiting: usize,
+}
+
+impl World {
+    fn start(record: bool, files: bool) -> Self {
+        let (life, first) = Membership::begin();
+        let under_way = vec![first];
+        Self { life, under_way, record, files, agent_is_member: false, waiting: 0 }
+    }
+
+    fn give(&mut self, event: Event) {
+        let is_command = matches!(event, Event::Enter | Event::Leave(_));
+        let (life, effects) = self.life.step(event);
+        self.life = life;
+        if is_command {
+            self.waiting += 1;
+        }
+        for effect in effects {
+            match effect {
+                Effect::Publish => self.agent_is_member = true,
+                Effect::Dismiss => self.agent_is_member = false,
+                // The opening ends like a failed entry; nobody waits for it then.
+                Effect::Answer(Outcome::Failed) => self.waiting = self.waiting.saturating_sub(1),
+                Effect::Answer(Outcome::Done) | Effect::Refuse(_) => {
+                    assert!(self.waiting > 0, "an answer to nobody: {effect:?}");
+                    self.waiting -= 1;
+                }
+                later => self.under_way.push(later),
+            }
+        }
+        self.check();
+    }
+
+    fn come_back(&mut self, which: usize, good: bool) {
+        if self.under_way.is_empty() {
+            return;
+        }
+        let effect = self.under_way.remove(which % self.under_way.len());
+        let event = match (effect, good) {
+            (Effect::Resume, _) if !self.record => Event::NothingThere,
+            (Effect::Resume, true) => Event::Resumed,
+            (Effect::Resume, false) => Event::ResumeFailed,
+            (Effect::Enter, good) => {
+                self.files = true;
+                self.record = good;
+                if good { Event::Entered } else { Event::EnterFailed }
+            }
+            (Effect::Forget, true) => {
+                self.record = false;
+                Event::Forgotten
+            }
+            (Effect::Forget, false) => Event::ForgetFailed,
+            (Effect::Sweep, true) => {
+                (self.record, self.files) = (false, false);
+                Event::Swept
+            }
+            (Effect::Sweep, false) => Event::SweepFailed,
+            (Effect::Tell, _) => Event::Told,
+            (Effect::Drain, _) => Event::Drained,
+            (Effect::CloseManager, _) => Event::ManagerClosed,
+            (Effect::Wait, _) => Event::Retry,
+            (other, _) => panic!("{other:?} takes no time"),
+        };
+        self.give(event);
+    }
+
+    fn check(&self) {
+        let stage = self.life.stage();
+        match stage {
+            Stage::In => assert!(self.record && self.agent_is_member, "{self:?}"),
+            Stage::Out(_) => assert!(!self.record && !self.agent_is_member, "{self:?}"),
+            Stage::Unusable => assert!(self.record, "{self:?}"),
+            _ => {}
+        }
+        if stage == Stage::Out(Leftovers::None) {
+            assert!(!self.files, "{self:?}");
+        }
+        // Something always leads on: an effect, or a command.
+        let rests = matches!(stage, Stage::In | Stage::Out(Leftovers::None) | Stage::Closed);
+        assert!(rests || !self.under_way.is_empty(), "a dead end: {self:?}");
+        if self.life.is_settled() {
+            assert_eq!(self.waiting, 0, "nobody was answered: {self:?}");
+        }
+    }
+
+    fn crash(&mut self) {
+        *self = Self::start(self.record, self.files);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4_000))]
+
+    #[test]
+    fn it_always_settles_in_or_out(
+        record in any::<bool>(),
+        steps in proptest::collection::vec(dice(), 0..60),
+    ) {
+        let mut world = World::start(record, true);
+        for step in steps {
+            match step {
+                Dice::Succeed(which) => world.come_back(which, true),
+                Dice::Fail(which) => world.come_back(which, false),
+                Dice::Enter => world.give(Event::Enter),
+                Dice::Leave(consent) => world.give(Event::Leave(consent)),
+                Dice::Close => world.give(Event::Close),
+                Dice::Crash => world.crash(),
+            }
+        }
+        let mut left = 100;
+        while !world.under_way.is_empty() {
+            world.come_back(0, true);
+            left -= 1;
+            prop_assert!(left > 0, "it never rests: {world:?}");
+        }
+        let rests = [Stage::In, Stage::Out(Leftovers::None), Stage::Closed];
+        prop_assert!(rests.contains(&world.life.stage()), "{world:?}");
+        prop_assert_eq!(world.waiting, 0);
+        // Whatever was cut, the next commands work.
+        world.crash();
+        while !world.under_way.is_empty() {
+            world.come_back(0, true);
+        }
+        if world.life.stage() == Stage::In {
+            world.give(Event::Leave(Consent::Given));
+        } else {
+            world.give(Event::Enter);
+        }
+        let was = world.record;
+        while !world.under_way.is_empty() {
+            world.come_back(0, true);
+        }
+        prop_assert_eq!(world.record, !was);
+    }
+}
+
+#[test]
+fn a_manager_does_not_leave_by_accident_and_a_second_command_is_refused() {
+    let (life, _) = Membership::begin();
+    let (life, _) = life.step(Event::Resumed);
+    let (life, effects) = life.step(Event::Leave(Consent::Withheld));
+    assert_eq!(effects, [Effect::Refuse(Refusal::Manager)]);
+    let (life, effects) = life.step(Event::Leave(Consent::Given));
+    assert_eq!(effects, [Effect::Forget]);
+    let (_, effects) = life.step(Event::Enter);
+    assert_eq!(effects, [Effect::Refuse(Refusal::Busy)]);
+}

@@ -1,0 +1,337 @@
+//! The owner of the membership: takes commands one at a time, runs the machine of
+//! [`shoal_life::membership`], and carries out what it says, whoever still waits for an answer.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use shoal_agent::agent::Agent;
+use shoal_life::membership::{Consent, Effect, Event, Membership, Outcome, Refusal, Stage};
+use shoal_model::fault::report;
+use shoal_model::id::NodeId;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+
+use crate::error::NodeError;
+use crate::node::{InitOptions, JoinOptions, Member, NodeConfig, Seen, View};
+use crate::record::Folder;
+use crate::{start, steps};
+
+/// Pause before what failed is tried again: files that cannot be used, leftovers.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// Where a command's answer goes; the id of the node, if it is a member then.
+pub(crate) type Answer = oneshot::Sender<Result<Option<NodeId>, NodeError>>;
+
+/// What the API asks of the membership.
+pub(crate) enum Command {
+    Init(Box<InitOptions>, Answer),
+    Join(Box<JoinOptions>, Answer),
+    Leave { force: bool, answer: Answer },
+    Close,
+}
+
+/// How the node is to enter.
+enum Way {
+    Init(Box<InitOptions>),
+    Join(Box<JoinOptions>),
+}
+
+/// What came of an effect.
+enum Came {
+    Resumed(Result<Option<Box<Member>>, NodeError>),
+    Entered(Result<Box<Member>, NodeError>),
+    Forgotten(Result<(), NodeError>),
+    Swept(Result<(), NodeError>),
+    Plain(Event),
+}
+
+/// The owner.
+pub(crate) struct Owner {
+    config: NodeConfig,
+    agent: Agent,
+    folder: Folder,
+    seen: Arc<Seen>,
+    commands: mpsc::Receiver<Command>,
+    life: Membership,
+    /// Set while [`Stage::In`], and until it is closed.
+    member: Option<Box<Member>>,
+    /// What the command that is under way asks for, until its effect begins.
+    way: Option<Way>,
+    /// Who waits for the command that is under way.
+    waiting: Option<Answer>,
+    /// Why the last effect failed.
+    failure: Option<NodeError>,
+    /// As it was last logged, so that a retry that fails alike is not logged again.
+    logged: String,
+    work: JoinSet<Came>,
+    /// What `work` is about, for an effect that panics.
+    about: Option<Effect>,
+}
+
+impl Owner {
+    pub(crate) fn new(
+        config: NodeConfig,
+        agent: Agent,
+        seen: Arc<Seen>,
+        commands: mpsc::Receiver<Command>,
+    ) -> Self {
+        let folder = Folder::new(&config.data_root);
+        let (life, first) = Membership::begin();
+        let mut this = Self {
+            config,
+            agent,
+            folder,
+            seen,
+            commands,
+            life,
+            member: None,
+            way: None,
+            waiting: None,
+            failure: None,
+            logged: String::new(),
+            work: JoinSet::new(),
+            about: None,
+        };
+        this.carry_out(first);
+        this
+    }
+
+    /// Runs until the node is closed, or nobody can give a command any more.
+    pub(crate) async fn run(mut self, opened: oneshot::Sender<()>) {
+        let mut opened = Some(opened);
+        let mut inbox = Inbox::Open;
+        loop {
+            if self.life.is_settled()
+                && let Some(opened) = opened.take()
+            {
+                // Ignored because: whoever opened the node may have gone.
+                let _ = opened.send(());
+            }
+            if self.life.stage() == Stage::Closed {
+                return;
+            }
+            tokio::select! {
+                command = self.commands.recv(), if inbox == Inbox::Open => match command {
+                    Some(command) => self.command(command),
+                    None => {
+                        inbox = Inbox::Gone;
+                        self.follow(Event::Close);
+                    }
+                },
+                Some(came) = self.work.join_next() => {
+                    let event = match came {
+                        Ok(came) => self.came(came),
+                        Err(error) => self.broke_off(&error),
+                    };
+                    self.follow(event);
+                }
+            }
+        }
+    }
+
+    fn command(&mut self, command: Command) {
+        let (event, answer, way) = match command {
+            Command::Init(options, answer) => (Event::Enter, answer, Some(Way::Init(options))),
+            Command::Join(options, answer) => (Event::Enter, answer, Some(Way::Join(options))),
+            Command::Leave { force, answer } => (Event::Leave(self.consent(force)), answer, None),
+            Command::Close => return self.follow(Event::Close),
+        };
+        let (life, effects) = self.life.step(event);
+        if let Some(Effect::Refuse(refusal)) = effects.first() {
+            // Ignored because: a client that has gone needs no answer.
+            let _ = answer.send(Err(refused(*refusal)));
+            return;
+        }
+        self.way = way;
+        self.waiting = Some(answer);
+        self.apply(life, effects);
+    }
+
+    fn consent(&self, force: bool) -> Consent {
+        let manages = self.member.as_ref().is_some_and(|member| member.manager.is_some());
+        if manages && !force { Consent::Withheld } else { Consent::Given }
+    }
+
+    fn follow(&mut self, event: Event) {
+        let (life, effects) = self.life.step(event);
+        self.apply(life, effects);
+    }
+
+    fn apply(&mut self, life: Membership, effects: Vec<Effect>) {
+        tracing::debug!(from = ?self.life.stage(), to = ?life.stage(), ?effects, "membership");
+        self.life = life;
+        let (answers, work): (Vec<_>, Vec<_>) =
+            effects.into_iter().partition(|effect| matches!(effect, Effect::Answer(_)));
+        for effect in work {
+            self.carry_out(effect);
+        }
+        // Whoever is answered sees what was done.
+        self.show();
+        for answer in answers {
+            self.answer(answer);
+        }
+    }
+
+    fn carry_out(&mut self, effect: Effect) {
+        if effect != Effect::Wait {
+            self.about = Some(effect);
+        }
+        let (config, folder, agent) =
+            (self.config.clone(), self.folder.clone(), self.agent.clone());
+        match effect {
+            Effect::Resume => {
+                self.work
+                    .spawn(async move { Came::Resumed(steps::resume(&config, &folder).await) });
+            }
+            Effect::Enter => {
+                let Some(way) = self.way.take() else { return };
+                self.work.spawn(async move {
+                    let member = match way {
+                        Way::Init(options) => start::init(&config, &folder, *options).await,
+                        Way::Join(options) => steps::join(&config, &folder, *options).await,
+                    };
+                    Came::Entered(member.map(Box::new))
+                });
+            }
+            Effect::Forget => {
+                self.work.spawn_blocking(move || Came::Forgotten(folder.forget()));
+            }
+            Effect::Tell => {
+                self.work.spawn(async move {
+                    agent.say_leave().await;
+                    Came::Plain(Event::Told)
+                });
+            }
+            Effect::Drain => {
+                self.work.spawn(async move {
+                    steps::drain(&agent).await;
+                    Came::Plain(Event::Drained)
+                });
+            }
+            Effect::CloseManager => {
+                let member = self.member.take();
+                self.work.spawn(async move {
+                    steps::close(member).await;
+                    Came::Plain(Event::ManagerClosed)
+                });
+            }
+            Effect::Sweep => {
+                self.work.spawn_blocking(move || Came::Swept(folder.sweep()));
+            }
+            Effect::Wait => {
+                self.work.spawn(async {
+                    tokio::time::sleep(RETRY).await;
+                    Came::Plain(Event::Retry)
+                });
+            }
+            Effect::Publish => {
+                let membership = self.member.as_ref().map(|member| start::membership(member));
+                agent.set_membership(membership);
+            }
+            Effect::Dismiss => agent.set_membership(None),
+            Effect::Answer(_) | Effect::Refuse(_) => {}
+        }
+    }
+
+    /// Keeps what an effect brought, and says which event that is.
+    fn came(&mut self, came: Came) -> Event {
+        match came {
+            Came::Resumed(Ok(None)) => Event::NothingThere,
+            Came::Resumed(Ok(Some(member))) => {
+                self.member = Some(member);
+                self.logged.clear();
+                Event::Resumed
+            }
+            Came::Resumed(Err(error)) => {
+                self.unusable(&error);
+                Event::ResumeFailed
+            }
+            Came::Entered(Ok(member)) => {
+                self.member = Some(member);
+                Event::Entered
+            }
+            Came::Entered(Err(error)) => {
+                self.failure = Some(error);
+                Event::EnterFailed
+            }
+            Came::Forgotten(Ok(())) => Event::Forgotten,
+            Came::Forgotten(Err(error)) => {
+                self.failure = Some(error);
+                Event::ForgetFailed
+            }
+            Came::Swept(Ok(())) => Event::Swept,
+            Came::Swept(Err(error)) => {
+                tracing::warn!(cause = report(&error), "leftovers of a membership stay for now");
+                Event::SweepFailed
+            }
+            Came::Plain(event) => event,
+        }
+    }
+
+    /// A step that broke off, by a fault in this program, has failed like any other.
+    fn broke_off(&mut self, error: &tokio::task::JoinError) -> Event {
+        tracing::error!(cause = %error, step = ?self.about, "a step of the membership broke off");
+        let failure = || NodeError::BrokeOff { problem: error.to_string() };
+        match self.about {
+            Some(Effect::Resume) => self.came(Came::Resumed(Err(failure()))),
+            Some(Effect::Enter) => self.came(Came::Entered(Err(failure()))),
+            Some(Effect::Forget) => self.came(Came::Forgotten(Err(failure()))),
+            Some(Effect::Sweep) => self.came(Came::Swept(Err(failure()))),
+            Some(Effect::Tell) => Event::Told,
+            Some(Effect::Drain) => Event::Drained,
+            Some(Effect::CloseManager) => Event::ManagerClosed,
+            _ => Event::Retry,
+        }
+    }
+
+    fn unusable(&mut self, error: &NodeError) {
+        let text = report(error);
+        if self.logged != text {
+            tracing::error!(cause = text, "this node is a member whose files cannot be used");
+            self.logged = text;
+        }
+    }
+
+    fn answer(&mut self, effect: Effect) {
+        let failure = self.failure.take();
+        let Some(waiting) = self.waiting.take() else { return };
+        let id = self.member.as_ref().map(|member| member.identity.node_id.clone());
+        let answer = match (effect, failure) {
+            (Effect::Answer(Outcome::Failed), Some(error)) => Err(error),
+            _ => Ok(id),
+        };
+        // Ignored because: a client that has gone needs no answer.
+        let _ = waiting.send(answer);
+    }
+
+    fn show(&self) {
+        let view = match (self.life.stage(), &self.member) {
+            (Stage::Out(_) | Stage::Closed, _) => View::Out,
+            (Stage::In, Some(member)) => View::In {
+                node_id: member.identity.node_id.clone(),
+                role: member.record.role,
+                addr: member.record.advertise.ip(),
+                control: member.manager.as_ref().map(|(manager, _)| manager.control()),
+            },
+            (Stage::Unusable | Stage::Retrying, _) => View::Broken(self.logged.clone()),
+            _ => View::Pending,
+        };
+        self.seen.show(view);
+    }
+}
+
+/// Whether commands can still come.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Inbox {
+    Open,
+    Gone,
+}
+
+fn refused(refusal: Refusal) -> NodeError {
+    match refusal {
+        Refusal::AlreadyMember => NodeError::AlreadyMember,
+        Refusal::NotMember => NodeError::NotMember,
+        Refusal::Manager => NodeError::LastManager,
+        Refusal::Busy => NodeError::Busy,
+    }
+}

@@ -1,0 +1,135 @@
+//! The steps of a membership that take time: what its owner carries out.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use shoal_agent::agent::Agent;
+use shoal_identity::authority::KeyAndCsr;
+use shoal_identity::node_identity::NodeIdentity;
+use shoal_identity::token::JoinToken;
+use shoal_model::fault::report;
+use shoal_model::spec::node::NodeRole;
+use shoal_wire::client;
+use shoal_wire::error::WireError;
+use shoal_wire::message::NodeFacts;
+
+use crate::error::NodeError;
+use crate::node::{JoinOptions, Member, NodeConfig};
+use crate::record::{Folder, Record};
+use crate::{address, start};
+
+/// How long leaving waits for this node's tasks to end. A task's own grace period counts within it;
+/// what is left is killed with the containers.
+const LEAVE_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Starts what the files say; `None` if this node is no member.
+///
+/// # Errors
+/// They cannot be used.
+pub(crate) async fn resume(
+    config: &NodeConfig,
+    folder: &Folder,
+) -> Result<Option<Box<Member>>, NodeError> {
+    let Some(record) = folder.read()? else { return Ok(None) };
+    let path = folder.identity();
+    let failed = |source| NodeError::Identity { action: "read this node's identity", source };
+    let identity = NodeIdentity::load(&path).map_err(failed)?.ok_or_else(|| {
+        let source = std::io::Error::from(std::io::ErrorKind::NotFound);
+        NodeError::File { action: "read", path, source }
+    })?;
+    let manager = match record.role {
+        NodeRole::Manager => Some(start::reopen(config, folder, &identity, &record).await?),
+        NodeRole::Worker => None,
+    };
+    Ok(Some(Box::new(Member { identity, record, manager })))
+}
+
+/// Joins a swarm: asks its managers for a certificate, and keeps it.
+///
+/// # Errors
+/// The token is broken, an address makes no sense, no manager lets the node in, or a file cannot
+/// be written.
+pub(crate) async fn join(
+    config: &NodeConfig,
+    folder: &Folder,
+    options: JoinOptions,
+) -> Result<Member, NodeError> {
+    let failed = |action| move |source| NodeError::Identity { action, source };
+    let token = JoinToken::parse(&options.join_token).map_err(failed("read the join token"))?;
+    let own = address::own_addresses();
+    let listen = address::listen(&options.listen_addr, &own)?;
+    let default = config.default_advertise.as_deref();
+    let advertise = address::advertise(&options.advertise_addr, default, listen, &own)?;
+    let data_path = address::data_path(&options.data_path_addr, advertise.ip(), &own)?;
+    folder.prepare()?;
+    let key = KeyAndCsr::generate().map_err(failed("make a key"))?;
+    let describe = Arc::clone(&config.describe);
+    let description = tokio::task::spawn_blocking(move || describe()).await.unwrap_or_default();
+    let facts = NodeFacts {
+        description,
+        advertise_addr: Some(advertise.ip()),
+        data_path_addr: Some(data_path),
+        availability: options.availability,
+        ..NodeFacts::default()
+    };
+    let joined = ask_all(&options.remote_addrs, &token, &key.csr_pem, &facts).await?;
+    let identity = NodeIdentity::new(joined.reply.cert_pem, key.key_pem, joined.root_pem)
+        .map_err(failed("use the certificate that the manager issued"))?;
+    identity.save(&folder.identity()).map_err(failed("keep the certificate"))?;
+    let mut managers: Vec<String> = joined.reply.managers.into_iter().map(|m| m.addr).collect();
+    if managers.is_empty() {
+        managers = with_port(&options.remote_addrs);
+    }
+    let record = Record::new(identity.role, listen, advertise, data_path, managers);
+    folder.write(&record)?;
+    Ok(Member { identity, record, manager: None })
+}
+
+/// Waits for the tasks to end.
+pub(crate) async fn drain(agent: &Agent) {
+    if let Err(error) = agent.drained(LEAVE_DEADLINE).await {
+        tracing::warn!(cause = report(&error), "left with tasks that had not ended");
+    }
+}
+
+/// Ends the node's own manager, if it has one.
+pub(crate) async fn close(member: Option<Box<Member>>) {
+    if let Some(member) = member
+        && let Some((manager, store)) = member.manager
+    {
+        manager.shutdown().await;
+        store.shutdown().await;
+    }
+}
+
+fn with_port(addrs: &[String]) -> Vec<String> {
+    let full = |addr: &String| {
+        let has_port = addr.rsplit_once(':').is_some_and(|(_, p)| p.parse::<u16>().is_ok());
+        if has_port { addr.clone() } else { format!("{addr}:{}", address::MANAGER_PORT) }
+    };
+    addrs.iter().map(full).collect()
+}
+
+/// Tries one manager after the other.
+async fn ask_all(
+    addrs: &[String],
+    token: &JoinToken,
+    csr_pem: &str,
+    facts: &NodeFacts,
+) -> Result<client::Joined, NodeError> {
+    let mut last: Option<(String, WireError)> = None;
+    for addr in with_port(addrs) {
+        match client::join(&addr, token, csr_pem, facts.clone()).await {
+            Ok(joined) => return Ok(joined),
+            Err(error) => last = Some((addr, error)),
+        }
+    }
+    Err(match last {
+        Some((addr, source)) => NodeError::Join { addr, source },
+        None => NodeError::Address {
+            what: "manager",
+            text: String::new(),
+            problem: "at least one is needed to join".to_owned(),
+        },
+    })
+}
