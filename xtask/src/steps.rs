@@ -25,13 +25,27 @@ pub fn ci() -> Result<()> {
         ("vm", || vm::run(&[])),
         ("docs", docs),
     ];
+    let before = tree()?;
     for (name, step) in steps {
         println!("\n=== {name}");
         let began = Instant::now();
         step().with_context(|| format!("step '{name}'"))?;
         println!("=== {name}: passed in {} s", began.elapsed().as_secs());
     }
+    let after = tree()?;
+    ensure!(after == before, "the steps changed the tree: it was\n{before}\nand is\n{after}");
     Ok(())
+}
+
+/// What git says of files that are changed or that it does not track. A build or a test leaves its
+/// products below the target directory or in directories that it removes.
+fn tree() -> Result<String> {
+    let mut status = Command::new("git");
+    status.args(["status", "--porcelain", "--untracked-files=all"]);
+    let output = status.output().with_context(|| format!("start {status:?}"))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{status:?} ended with {}: {said}", output.status);
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// Checks the format.

@@ -6,7 +6,9 @@ mod docs;
 mod faults;
 mod layers;
 mod licences;
+mod sleeps;
 mod sources;
+mod tree;
 
 use std::path::{Path, PathBuf};
 

@@ -188,7 +188,7 @@ impl Controller {
         let Some(images) = self.agent.inner.images.get() else {
             return Err(Failure::plain("agent is not started"));
         };
-        if images.resolve(image).is_ok() {
+        if images.ready(image).is_ok() {
             return Ok(());
         }
         let header = task.spec.container_spec.as_ref().and_then(|spec| spec.registry_auth());
