@@ -68,6 +68,9 @@ pub async fn info(call: Call) -> ApiResult<Answer> {
             out.extend(members);
         }
     }
+    if let Some(Value::Array(warnings)) = out.get_mut("Warnings") {
+        warnings.extend(state.diagnostics.warnings().await.into_iter().map(Value::from));
+    }
     out.insert("Swarm".into(), swarm_part(state));
     // Shoal's own addition: changes that go on, whether or not somebody waits for them.
     out.insert("RunningChanges".into(), json!(state.changes.running()));

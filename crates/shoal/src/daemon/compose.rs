@@ -25,6 +25,7 @@ use shoal_runtime::{ContainerRuntime, RuntimeConfig};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use super::health::Health;
 use super::networks::Networks;
 use super::settings::Settings;
 use super::swarm::Membership;
@@ -161,6 +162,12 @@ fn api_state(settings: &Settings, parts: &Parts) -> ApiState {
         agent: parts.agent.clone(),
         instance: parts.instance.clone(),
         checkup: parts.checkup.clone(),
+        health: Health {
+            engine: parts.engine.clone(),
+            images: parts.images.clone(),
+            agent: parts.agent.clone(),
+            node: parts.node.clone(),
+        },
     });
     ApiState {
         facts: facts::facts(settings, &parts.instance, parts.started_at, &parts.found),
