@@ -87,6 +87,7 @@ pub(crate) fn check(body: &ContainerCreate) -> Result<(), EngineError> {
     check_security(host.security_opt.as_deref().unwrap_or(&[]))?;
     check_network_mode(host)?;
     check_health(body)?;
+    crate::ports::check(body)?;
     if let Some(signal) = body.config.stop_signal.as_deref().filter(|s| !s.is_empty()) {
         crate::signal::parse(signal)?;
     }

@@ -73,9 +73,8 @@ impl Engine {
         let (ready, streams) = oneshot::channel();
         let (stdin, stdout, stderr) = (manner.stdin, manner.stdout, manner.stderr);
         let before = manner.before.take();
-        // Under the gate, so that a start is either over or has not taken the waiting clients yet.
-        let gate = Arc::clone(&container.gate);
-        let turn = gate.lock().await;
+        // In a turn, so that a start is either over or has not taken the waiting clients yet.
+        let turn = container.turn().await?;
         match container.running_shim() {
             Ok(shim) => {
                 let joined = shim.attach(stdin, stdout, stderr).await;

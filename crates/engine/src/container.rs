@@ -1,15 +1,18 @@
 //! One container in memory: its record, its shim, and everybody who waits for it.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use shoal_life::container::{Event, Work};
 use shoal_model::id::ContainerId;
 use shoal_runtime::{Shim, Streams};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::change::{ContainerChange, HealthStatus, Phase};
 use crate::error::EngineError;
+use crate::owner::{INBOX, Message, Turn};
 use crate::record::{self, Files, Record};
 use crate::request::{InjectedFile, WaitCondition, WaitOutcome};
 
@@ -17,20 +20,17 @@ use crate::request::{InjectedFile, WaitCondition, WaitOutcome};
 /// bytes; more is a client that loops.
 const WAITERS_MAX: usize = 4_096;
 
-/// One container. Shared by everything that works on it.
+/// One container. Shared by everything that looks at it; its life is its owner's alone.
 pub(crate) struct Container {
     pub id: ContainerId,
     pub dir: PathBuf,
-    /// Starts, ends and removals happen one after the other: whoever holds the gate owns the
-    /// container's shim, network and directories. Never held while waiting for its process to end.
-    pub gate: Arc<tokio::sync::Mutex<()>>,
+    /// Its owner's, see [`crate::owner`].
+    inbox: mpsc::Sender<Message>,
     record: Mutex<Record>,
     /// Orders writers of the record's file: the last one writes the newest record.
     writing: Mutex<()>,
     live: Mutex<Live>,
     waiters: Mutex<Vec<Waiter>>,
-    /// Counts ends whose clean-up is complete.
-    ends: watch::Sender<u64>,
 }
 
 /// What exists only while this daemon runs.
@@ -42,12 +42,10 @@ pub(crate) struct Live {
     pub run: CancellationToken,
     /// Clients that attached before the start.
     pub pending: Vec<PendingAttach>,
-    /// Cancels a planned restart.
-    pub restart: Option<CancellationToken>,
-    /// A user's restart is under way: its end does not remove the container.
-    pub bouncing: bool,
     /// Files for its memory file system.
     pub files: Vec<InjectedFile>,
+    /// Why work that is owed failed the last time.
+    pub problems: BTreeMap<Work, String>,
     /// It is gone; whoever still has the handle stops.
     pub gone: bool,
 }
@@ -72,17 +70,60 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Container {
-    pub fn new(dir: PathBuf, record: Record, files: Vec<InjectedFile>) -> Self {
-        Self {
+    /// A container, and the inbox of the owner that it must get.
+    pub fn new(
+        dir: PathBuf,
+        record: Record,
+        files: Vec<InjectedFile>,
+    ) -> (Self, mpsc::Receiver<Message>) {
+        let (inbox, messages) = mpsc::channel(INBOX);
+        let container = Self {
             id: record.id.clone(),
             dir,
-            gate: Arc::default(),
+            inbox,
             record: Mutex::new(record),
             writing: Mutex::default(),
             live: Mutex::new(Live { files, ..Live::default() }),
             waiters: Mutex::default(),
-            ends: watch::Sender::new(0),
+        };
+        (container, messages)
+    }
+
+    /// Tells the owner; says whether there still is one.
+    pub async fn send(&self, message: Message) -> bool {
+        self.inbox.send(message).await.is_ok()
+    }
+
+    /// Tells the owner that something happened, and waits until it has taken note.
+    pub async fn report(&self, event: Event) {
+        let (noted, note) = oneshot::channel();
+        if self.send(Message::Event(event, noted)).await {
+            // Ignored because: an owner that just went away needs no news.
+            let _ = note.await;
         }
+    }
+
+    /// Waits until nothing of the container's life is under way, and keeps it so.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub async fn turn(&self) -> Result<Turn, EngineError> {
+        let (turn, taken) = oneshot::channel();
+        let gone = || EngineError::NoSuchContainer { word: self.id.to_string() };
+        if !self.send(Message::Turn(turn)).await {
+            return Err(gone());
+        }
+        taken.await.map_err(|_| gone())
+    }
+
+    /// What is owed, and why it failed the last time.
+    pub fn problems(&self) -> Vec<(Work, String)> {
+        let owed = self.read(|record| record.run.life.owed());
+        self.live(|live| {
+            owed.into_iter()
+                .filter_map(|work| Some((work, live.problems.get(&work)?.clone())))
+                .collect()
+        })
     }
 
     /// Looks at the record.
@@ -152,16 +193,6 @@ impl Container {
         })
     }
 
-    /// Counts a completed end; gives the counter to wait on.
-    pub fn ends(&self) -> watch::Receiver<u64> {
-        self.ends.subscribe()
-    }
-
-    /// Says that an end is complete.
-    pub fn ended(&self) {
-        self.ends.send_modify(|count| *count += 1);
-    }
-
     /// Registers a wait; answers at once if the condition holds already.
     pub fn wait(
         &self,
@@ -171,9 +202,9 @@ impl Container {
         let mut waiters = lock(&self.waiters);
         let holds = condition == WaitCondition::NotRunning
             && self.read(|record| {
-                // Until its network is gone the end is not complete.
+                // Until it is cleaned up the end is not complete.
                 let over = !record.run.phase.is_alive() && record.run.phase != Phase::Restarting;
-                over && record.run.attachment.is_none()
+                over && !record.run.life.is_cleaning() && !record.run.life.is_starting()
             });
         if holds || self.live(|live| live.gone) {
             // Ignored because: the receiver is in our hands.

@@ -8,6 +8,8 @@ use shoal_image::config::{ImageConfig, Platform};
 use shoal_image::digest::ImageId;
 use shoal_image::error::ImageError;
 use shoal_image::reference::Reference;
+use shoal_life::container::Event;
+use shoal_life::container::policy::Past;
 use shoal_model::fault::Fault;
 use shoal_model::id::ContainerId;
 use shoal_model::spec::StringMap;
@@ -17,6 +19,7 @@ use crate::container::Container;
 use crate::engine::{Engine, blocking};
 use crate::error::EngineError;
 use crate::mounts::{self, MountRecord, MountSource};
+use crate::owner::{Message, Owner};
 use crate::record::{RECORD_VERSION, Record, RunRecord};
 use crate::request::CreateOptions;
 use crate::unikernel::devices::{Declaration, Given};
@@ -40,8 +43,25 @@ impl Engine {
         body: ContainerCreate,
         options: CreateOptions,
     ) -> Result<Created, EngineError> {
-        self.check_wishes(&body)?;
-        admission::check(&body)?;
+        let engine = self.clone();
+        self.owned(async move { engine.create_here(body, options).await }).await
+    }
+
+    async fn create_here(
+        &self,
+        body: ContainerCreate,
+        options: CreateOptions,
+    ) -> Result<Created, EngineError> {
+        if self.inner.stopping.is_cancelled() {
+            return Err(EngineError::ShuttingDown);
+        }
+        let engine = self.clone();
+        let body = blocking("check a container", move || {
+            engine.check_wishes(&body)?;
+            admission::check(&body)?;
+            Ok(body)
+        })
+        .await?;
         let id = names::container_id();
         let name = match &options.name {
             Some(name) => {
@@ -51,12 +71,10 @@ impl Engine {
             }
             None => self.reserve_random(&id)?,
         };
-        let made = self.create_named(id.clone(), name.clone(), body, options).await;
-        if made.is_err() {
-            self.release_name(&name, &id);
-            self.inner.images.release(&id);
-        }
-        made
+        let reservation = Reservation { engine: self.clone(), name: name.clone(), id: id.clone() };
+        let created = self.create_named(id, name, body, options).await?;
+        reservation.keep();
+        Ok(created)
     }
 
     /// What a unikernel makes no sense of is said before what no container can have: it says what
@@ -88,37 +106,38 @@ impl Engine {
         body: ContainerCreate,
         options: CreateOptions,
     ) -> Result<Created, EngineError> {
-        let (record, image) = self.resolve_record(id.clone(), name, body, &options).await?;
+        let (record, image, options) = self.resolve_record(id.clone(), name, body, options).await?;
         self.hold(&id, &image, &record.image)?;
         self.make_volumes(&record.mounts).await?;
         let dir = self.inner.config.data_root.join("containers").join(id.as_str());
-        let files = options.files;
-        let container = {
-            let dir = dir.clone();
-            let made = blocking("make a container", move || {
-                make_directory(&dir, &record)?;
-                Ok(Arc::new(Container::new(dir, record, files)))
-            });
-            made.await
+        let (container, inbox) = Container::new(dir.clone(), record, options.files);
+        let container = Arc::new(container);
+        let subject = Arc::clone(&container);
+        let made = blocking("make a container", move || make_directory(&subject.dir)).await;
+        Owner::new(self, &container, inbox).spawn();
+        let filled = match made {
+            Ok(()) => populate::copy_up(self, &container).await,
+            Err(error) => Err(error),
         };
-        let copied = match &container {
-            Ok(container) => populate::copy_up(self, container).await,
-            Err(_) => Ok(()),
+        // The record comes last: without one the next start removes what is there.
+        let made = match filled {
+            Ok(()) => self.save(&container).await,
+            Err(error) => Err(error),
         };
-        let container = match (container, copied) {
-            (Ok(container), Ok(())) => container,
-            (Err(error), _) | (Ok(_), Err(error)) => {
-                // Ignored because: the first error says more, and what is left without a record is
-                // removed at the next start.
-                let _ = blocking("remove", move || {
-                    fs::remove_dir_all(&dir).map_err(EngineError::io("remove", &dir))
-                })
-                .await;
-                return Err(error);
-            }
-        };
-        self.save(&container).await?;
+        if let Err(error) = made {
+            container.send(Message::Quit).await;
+            // Ignored because: the first error says more, and what is left without a record is
+            // removed at the next start.
+            let _ = blocking("remove", move || {
+                fs::remove_dir_all(&dir).map_err(EngineError::io("remove", &dir))
+            })
+            .await;
+            return Err(error);
+        }
         self.insert(Arc::clone(&container));
+        if *self.inner.resumed.borrow() {
+            container.report(Event::Resumed(Past::Fresh)).await;
+        }
         self.note(&container, "create", &[]);
         self.publish(&container, false);
         Ok(Created { id: id.to_string(), warnings: Vec::new() })
@@ -126,6 +145,25 @@ impl Engine {
 
     /// Everything that can be known before anything is made.
     async fn resolve_record(
+        &self,
+        id: ContainerId,
+        name: String,
+        body: ContainerCreate,
+        options: CreateOptions,
+    ) -> Result<(Record, ImageId, CreateOptions), EngineError> {
+        let engine = self.clone();
+        // A client decides how much there is to merge: not on a thread that others need.
+        let (record, image, options) = blocking("resolve a container", move || {
+            let (record, image) = engine.build_record(id, name, body, &options)?;
+            Ok((record, image, options))
+        })
+        .await?;
+        self.check_networks(&record).await?;
+        Ok((record, image, options))
+    }
+
+    /// The record of a container that may be made. Blocks.
+    fn build_record(
         &self,
         id: ContainerId,
         name: String,
@@ -171,7 +209,6 @@ impl Engine {
             workload,
             run: RunRecord::default(),
         };
-        self.check_networks(&record).await?;
         // What the plan refuses (capabilities, users) is better said now than at the start.
         crate::plan::process(&record)?;
         Ok((record, image))
@@ -319,7 +356,30 @@ fn check_sources(mounts: &[MountRecord]) -> Result<(), EngineError> {
     Ok(())
 }
 
-fn make_directory(dir: &Path, record: &Record) -> Result<(), EngineError> {
+/// A name that is taken for a container that is being made; dropping it gives the name back.
+struct Reservation {
+    engine: Engine,
+    name: String,
+    id: ContainerId,
+}
+
+impl Reservation {
+    /// The container is made, and the name its own.
+    fn keep(mut self) {
+        self.name.clear();
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if !self.name.is_empty() {
+            self.engine.release_name(&self.name, &self.id);
+            self.engine.inner.images.release(&self.id);
+        }
+    }
+}
+
+fn make_directory(dir: &Path) -> Result<(), EngineError> {
     use std::os::unix::fs::DirBuilderExt;
     let make = |path: &Path, mode: u32| {
         fs::DirBuilder::new()
@@ -329,9 +389,8 @@ fn make_directory(dir: &Path, record: &Record) -> Result<(), EngineError> {
             .map_err(EngineError::io("create the directory", path))
     };
     // Only root looks into a container from outside; its own root is open to its users.
-    make(dir, 0o710)?;
+    make(dir, 0o700)?;
     let files = crate::record::Files(dir);
     make(&files.upper(), 0o755)?;
-    make(&files.work(), 0o700)?;
-    crate::record::write(dir, record)
+    make(&files.work(), 0o700)
 }

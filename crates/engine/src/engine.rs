@@ -2,8 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use shoal_image::store::ImageStore;
+use shoal_life::container::{Command, Stopper};
+use shoal_model::fault;
 use shoal_model::id::ContainerId;
 use shoal_model::name::{Lookup, resolve};
 use shoal_model::time::Timestamp;
@@ -20,6 +23,8 @@ use crate::error::EngineError;
 use crate::events::EventHub;
 use crate::exec::Execs;
 use crate::filter::Filters;
+use crate::owner::Message;
+use crate::recover::Damage;
 use crate::request::WaitOutcome;
 use crate::volumes::Volumes;
 
@@ -51,8 +56,10 @@ pub(crate) struct Inner {
     pub resumed: watch::Sender<bool>,
     /// Bounds threads that read or write containers' roots.
     pub roots: Arc<tokio::sync::Semaphore>,
-    /// What could not be read at the start, for `info`.
-    pub damaged: Vec<EngineError>,
+    /// What could not be read at the start.
+    pub damage: Damage,
+    /// When the engine was opened, by both clocks.
+    opened: (Timestamp, Instant),
     table: Mutex<Table>,
 }
 
@@ -100,13 +107,15 @@ pub(crate) struct Parts {
     pub runtime: ContainerRuntime,
     pub attacher: Arc<dyn Attacher>,
     pub volumes: Volumes,
-    pub damaged: Vec<EngineError>,
+    pub damage: Damage,
 }
 
 impl Engine {
     pub(crate) fn new(parts: Parts) -> Self {
+        let opened = ((parts.clock)(), Instant::now());
         Self {
             inner: Arc::new(Inner {
+                opened,
                 events: EventHub::new(Arc::clone(&parts.clock)),
                 config: parts.config,
                 clock: parts.clock,
@@ -121,7 +130,7 @@ impl Engine {
                 stopping: CancellationToken::new(),
                 resumed: watch::Sender::new(false),
                 roots: Arc::new(tokio::sync::Semaphore::new(crate::root::ROOTS_MAX)),
-                damaged: parts.damaged,
+                damage: parts.damage,
                 table: Mutex::default(),
             }),
         }
@@ -156,11 +165,85 @@ impl Engine {
     /// What could not be read when the engine was opened: each names the file and the reason.
     #[must_use]
     pub fn damaged(&self) -> &[EngineError] {
-        &self.inner.damaged
+        &self.inner.damage.errors
+    }
+
+    /// What is wrong now: damage that was found when the engine was opened, and work for containers
+    /// that failed and is tried again. One line each, for `info`.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        let mut lines: Vec<String> = self
+            .inner
+            .damage
+            .errors
+            .iter()
+            .map(|e| format!("DAMAGED: {}", fault::report(e)))
+            .collect();
+        for container in self.all() {
+            for (_, text) in container.problems() {
+                lines.push(format!("OWED: container {}: {text}", container.name()));
+            }
+        }
+        lines
+    }
+
+    /// Whether the last end of a container was the daemon's own stop: neither its program's nor
+    /// anybody's wish, so no completion of what it is for.
+    ///
+    /// # Errors
+    /// No such container.
+    pub fn stopped_by_daemon(&self, word: &str) -> Result<bool, EngineError> {
+        let stopper = self.find(word)?.read(|record| record.run.life.stopper);
+        Ok(stopper == Stopper::Daemon)
     }
 
     pub(crate) fn now(&self) -> Timestamp {
         (self.inner.clock)()
+    }
+
+    /// The wall clock as it was when the engine was opened, and the time since: never goes back.
+    pub(crate) fn steady(&self) -> Timestamp {
+        let (wall, instant) = self.inner.opened;
+        wall.plus(instant.elapsed())
+    }
+
+    /// Does something that its caller cannot cut off: a client that goes away, and with it the
+    /// future that waits here, changes nothing.
+    pub(crate) async fn owned<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, EngineError>> + Send + 'static,
+    ) -> Result<T, EngineError> {
+        let (answer, answered) = oneshot::channel();
+        self.spawn(async move {
+            // Ignored because: who went away does not need to know.
+            let _ = answer.send(work.await);
+        });
+        answered.await.unwrap_or_else(|_| Err(self.cut_off()))
+    }
+
+    /// Sends a command to a container's owner, and waits for the answer.
+    pub(crate) async fn command(
+        &self,
+        container: &Container,
+        command: Command,
+    ) -> Result<(), EngineError> {
+        let (answer, answered) = oneshot::channel();
+        if container.send(Message::Command(command, answer)).await
+            && let Ok(answer) = answered.await
+        {
+            return answer;
+        }
+        if self.inner.closing.is_cancelled() {
+            return Err(EngineError::ShuttingDown);
+        }
+        Err(EngineError::NoSuchContainer { word: container.id.to_string() })
+    }
+
+    fn cut_off(&self) -> EngineError {
+        if self.inner.closing.is_cancelled() {
+            return EngineError::ShuttingDown;
+        }
+        EngineError::Worker { action: "work for a container" }
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -176,6 +259,14 @@ impl Engine {
     pub(crate) fn find(&self, word: &str) -> Result<Arc<Container>, EngineError> {
         let word = word.strip_prefix('/').unwrap_or(word);
         let table = self.table();
+        // What is whole is found at once; only a beginning of an id takes a look at all.
+        let exact = table.by_id.get(&ContainerId::new(word)).or_else(|| {
+            let id = table.names.get(word)?;
+            table.by_id.get(id)
+        });
+        if let Some(container) = exact {
+            return Ok(Arc::clone(container));
+        }
         let pairs = table.names.iter().filter_map(|(name, id)| {
             let container = table.by_id.get(id)?;
             Some((id.as_str(), name.as_str(), container))
@@ -218,7 +309,7 @@ impl Engine {
         table.names.retain(|_, id| *id != container.id);
     }
 
-    /// Writes a container's record.
+    /// Writes a container's record. Its owner does so whenever something has changed.
     pub(crate) async fn save(&self, container: &Arc<Container>) -> Result<(), EngineError> {
         let container = Arc::clone(container);
         blocking("write a record", move || container.persist()).await

@@ -168,7 +168,18 @@ impl Engine {
         let exec = self.inner.execs.get(id)?;
         let container = self.find(exec.container.as_str())?;
         check_running(&container)?;
+        let engine = self.clone();
+        self.owned(async move { engine.exec_start_here(exec, container, body).await }).await
+    }
+
+    async fn exec_start_here(
+        &self,
+        exec: Arc<Exec>,
+        container: Arc<Container>,
+        body: ExecStart,
+    ) -> Result<Option<StdioSession>, EngineError> {
         let shim = container.running_shim()?;
+        let keys = DetachKeys::parse(exec.body.detach_keys.as_deref())?;
         {
             let mut state = exec.state();
             if *state != ExecState::Created {
@@ -177,7 +188,6 @@ impl Engine {
             }
             *state = ExecState::Running { pid: 0 };
         }
-        let keys = DetachKeys::parse(exec.body.detach_keys.as_deref())?;
         let plan = exec_plan(&exec, &container, &body);
         let tty = exec.body.tty;
         let handle = match shim.exec(plan).await {

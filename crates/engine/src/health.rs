@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use shoal_life::container::Event;
 use shoal_model::fault;
 use shoal_model::spec::container::HealthConfig;
 use shoal_model::time::{Nanos, Timestamp};
@@ -150,9 +151,7 @@ async fn check_on(engine: &Engine, container: &Arc<Container>, shim: &Shim, prob
             let health = record.run.health.get_or_insert_default();
             judge(health, probe, started, result)
         });
-        if let Err(error) = engine.save(container).await {
-            container.change(|record| record.run.error = fault::report(&error));
-        }
+        container.report(Event::Changed).await;
         if changed {
             let status = container.facts(false).health.as_str();
             engine.note(container, &format!("health_status: {status}"), &[]);

@@ -7,7 +7,11 @@
 //! Every container has one durable record; a daemon that starts reads them all, finds the shims
 //! that still run and goes on where the one before stopped.
 //!
-//! Begin reading at [`engine`], then `create`, `start` and `exit`: a container's life.
+//! A container's life is one owner's, which runs a pure machine: `shoal_life::container` decides,
+//! `owner` listens and answers, `work` carries out. Callers send a command and wait; one that goes
+//! away changes nothing.
+//!
+//! Begin reading at [`engine`], then `create`, `owner` and `work`.
 
 #![forbid(unsafe_code)]
 
@@ -38,8 +42,10 @@ mod mounts;
 pub mod names;
 mod networks;
 mod notes;
+mod owner;
 mod plan;
 mod populate;
+mod ports;
 mod record;
 mod recover;
 mod remove;
@@ -58,3 +64,4 @@ mod update;
 pub mod view;
 mod volume_api;
 mod volumes;
+mod work;

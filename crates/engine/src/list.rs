@@ -11,8 +11,8 @@ use crate::container::{Container, health_status};
 use crate::engine::{Engine, ListOptions, blocking};
 use crate::error::EngineError;
 use crate::filter::Filters;
+use crate::ports::parse_port;
 use crate::record::Record;
-use crate::start::parse_port;
 use crate::view::summary::{ContainerSummary, PortSummary, SummaryHostConfig, SummaryNetworks};
 use crate::volumes::size_of;
 
@@ -55,20 +55,20 @@ impl Engine {
     pub async fn list(&self, options: ListOptions) -> Result<Vec<ContainerSummary>, EngineError> {
         let wanted = self.wanted(options.filters)?;
         let all = options.all || options.limit.is_some() || wanted.filters.has("status");
-        let mut chosen: Vec<(Arc<Container>, Record)> = self
-            .all()
-            .into_iter()
-            .map(|container| {
-                let record = container.read(Record::clone);
-                (container, record)
-            })
-            .filter(|(_, record)| all || shows(record.run.phase))
-            .filter(|(_, record)| wanted.matches(record))
-            .collect();
-        chosen.sort_by(|(_, a), (_, b)| b.created.cmp(&a.created).then(a.id.cmp(&b.id)));
+        // Only those that are listed are copied: an environment may be great.
+        let mut chosen: Vec<(Timestamp, Arc<Container>)> = Vec::new();
+        for container in self.all() {
+            let created = container.read(|record| {
+                let shown = (all || shows(record.run.phase)) && wanted.matches(record);
+                shown.then_some(record.created)
+            });
+            chosen.extend(created.map(|created| (created, container)));
+        }
+        chosen.sort_by(|(one, a), (other, b)| other.cmp(one).then(a.id.cmp(&b.id)));
         chosen.truncate(options.limit.unwrap_or(usize::MAX));
         let mut list = Vec::with_capacity(chosen.len());
-        for (container, record) in chosen {
+        for (_, container) in chosen {
+            let record = container.read(Record::clone);
             let sizes = match options.size {
                 true => Some(self.sizes(&container).await?),
                 false => None,

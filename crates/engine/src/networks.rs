@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use shoal_life::container::Event;
 use shoal_model::id::NetworkId;
 use shoal_model::spec::container::EndpointSettings;
 
-use crate::attacher::{Attachment, EndpointInfo};
+use crate::attacher::{Attachment, EndpointInfo, NetworkName};
 use crate::change::ContainerChange;
+use crate::container::Container;
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::start::network_error;
@@ -36,16 +38,27 @@ impl Engine {
         }
         let found = self.inner.attacher.check_network(network).await;
         let found = found.map_err(|e| network_error("find the network", &container, e))?;
-        let gate = Arc::clone(&container.gate);
-        let _turn = gate.lock().await;
+        let engine = self.clone();
+        self.owned(async move { engine.connect_here(&container, found, mode, settings).await })
+            .await
+    }
+
+    async fn connect_here(
+        &self,
+        container: &Arc<Container>,
+        found: NetworkName,
+        mode: String,
+        settings: EndpointSettings,
+    ) -> Result<(), EngineError> {
+        let _turn = container.turn().await?;
         if container.phase().is_alive() {
             container.needs_container(CHANGE, RESTART)?;
             let before = container.read(|record| record.run.attachment.clone());
             let word = found.id.as_str();
             let connected =
                 self.inner.attacher.connect(&container.id, word, settings.clone()).await;
-            let after = connected.map_err(|e| network_error("connect", &container, e))?;
-            self.note_networks(&container, "connect", &difference(&after, before.as_ref()));
+            let after = connected.map_err(|e| network_error("connect", container, e))?;
+            self.note_networks(container, "connect", &difference(&after, before.as_ref()));
             container.change(|record| record.run.attachment = Some(after));
         }
         container.change(|record| {
@@ -56,7 +69,9 @@ impl Engine {
             }
             wanted.insert(found.name, Some(settings));
         });
-        self.save(&container).await
+        // What was done is so, whether it can be written down now or later.
+        container.report(Event::Changed).await;
+        Ok(())
     }
 
     /// Takes a network from a container.
@@ -70,21 +85,30 @@ impl Engine {
         force: bool,
     ) -> Result<(), EngineError> {
         let container = self.find(word)?;
-        let gate = Arc::clone(&container.gate);
-        let _turn = gate.lock().await;
+        let (engine, network) = (self.clone(), network.to_owned());
+        self.owned(async move { engine.disconnect_here(&container, &network, force).await }).await
+    }
+
+    async fn disconnect_here(
+        &self,
+        container: &Arc<Container>,
+        network: &str,
+        force: bool,
+    ) -> Result<(), EngineError> {
+        let _turn = container.turn().await?;
         let found = match self.inner.attacher.check_network(network).await {
             Ok(found) => found.name,
             // A network that is gone can still be taken out of the wishes.
             Err(_) if force => network.to_owned(),
-            Err(error) => return Err(network_error("find the network", &container, error)),
+            Err(error) => return Err(network_error("find the network", container, error)),
         };
         if container.phase().is_alive() {
             container.needs_container(CHANGE, RESTART)?;
             let before = container.read(|record| record.run.attachment.clone());
             let disconnected = self.inner.attacher.disconnect(&container.id, network).await;
-            let after = disconnected.map_err(|e| network_error("disconnect", &container, e))?;
+            let after = disconnected.map_err(|e| network_error("disconnect", container, e))?;
             if let Some(before) = before {
-                self.note_networks(&container, "disconnect", &difference(&before, Some(&after)));
+                self.note_networks(container, "disconnect", &difference(&before, Some(&after)));
             }
             container.change(|record| record.run.attachment = Some(after));
         }
@@ -99,7 +123,9 @@ impl Engine {
                 record.host.network_mode = Some(next.unwrap_or_else(|| "none".into()));
             }
         });
-        self.save(&container).await
+        // What was done is so, whether it can be written down now or later.
+        container.report(Event::Changed).await;
+        Ok(())
     }
 
     /// Containers that are attached to a network now: for `network inspect` and for the check

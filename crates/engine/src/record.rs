@@ -1,10 +1,13 @@
 //! The durable record of a container: one JSON file, replaced atomically.
 
-use std::fs;
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
+use shoal_life::container::policy::{AtEnd, Policy, Rules};
+use shoal_life::container::{
+    Holding, Intent, Process, Retry, Stage, Starter, State, Stopper, Volumes,
+};
 use shoal_model::id::ContainerId;
 use shoal_model::spec::container::{ContainerConfig, HostConfig, NetworkingConfig};
 use shoal_model::time::Timestamp;
@@ -21,6 +24,9 @@ pub(crate) const RECORD_VERSION: u32 = 1;
 
 /// The record's file in the container's directory.
 pub(crate) const RECORD_FILE: &str = "record.json";
+
+/// The longest record that is read: an environment has at most 2 MiB, and everything else is small.
+const RECORD_BYTES_MAX: u64 = 16 << 20;
 
 /// Everything that must survive a daemon.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -60,11 +66,15 @@ pub(crate) struct RunRecord {
     pub oom_killed: bool,
     pub started_at: Timestamp,
     pub finished_at: Timestamp,
-    /// How often the engine started it again.
+    /// How far its life has come, and what is owed; `phase` is what others see of it.
+    pub life: State,
+    /// How often the engine started it again; a copy of what is in `life`.
     pub restarts: i64,
-    /// Ends in a row that came too soon; decides the pause before the next start.
+    /// As earlier versions write it; read only where there is no `life`.
+    #[serde(skip_serializing)]
     pub quick_ends: u32,
-    /// A user stopped it, so `unless-stopped` does not start it again.
+    /// As earlier versions write it; read only where there is no `life`.
+    #[serde(skip_serializing)]
     pub stopped_by_user: bool,
     pub health: Option<Health>,
     pub attachment: Option<Attachment>,
@@ -105,47 +115,110 @@ impl Record {
     }
 }
 
+impl RunRecord {
+    /// Takes a new state of its life, and shows it.
+    pub fn adopt(&mut self, life: State) {
+        let ran = self.started_at != Timestamp::ZERO;
+        let resting = if ran { Phase::Exited } else { Phase::Created };
+        self.phase = match (life.stage, life.intent) {
+            (Stage::Running(Process::Alive), _) => Phase::Running,
+            (Stage::Running(Process::Frozen), _) => Phase::Paused,
+            (Stage::Remove(_) | Stage::Gone, _) => Phase::Removing,
+            (Stage::Dead(_), _) => Phase::Dead,
+            (_, Intent::Again(_)) => Phase::Restarting,
+            (Stage::Start(_), _) if life.starter == Starter::Policy => Phase::Restarting,
+            (Stage::Rest | Stage::Start(_) | Stage::Clean(_), _) => resting,
+        };
+        self.restarts = life.restarts;
+        self.life = life;
+    }
+
+    /// The life of a container as far as records of earlier versions tell.
+    fn earlier_life(&self) -> State {
+        let held = |there: bool| if there { Holding::Held } else { Holding::Free };
+        let alive = self.phase.is_alive();
+        let (stage, intent) = match self.phase {
+            Phase::Running if self.stopped_by_user => {
+                (Stage::Running(Process::Alive), Intent::Rest)
+            }
+            Phase::Running => (Stage::Running(Process::Alive), Intent::Run),
+            Phase::Paused => (Stage::Running(Process::Frozen), Intent::Run),
+            Phase::Restarting => (Stage::Rest, Intent::Again(Timestamp::ZERO)),
+            Phase::Removing | Phase::Dead => {
+                (Stage::Remove(Retry::default()), Intent::Remove(Volumes::Keep))
+            }
+            Phase::Created | Phase::Exited => (Stage::Rest, Intent::Rest),
+        };
+        State {
+            stage,
+            intent,
+            stopper: if self.stopped_by_user { Stopper::User } else { Stopper::Nobody },
+            network: held(alive || self.attachment.is_some()),
+            shim: held(alive),
+            files: held(alive),
+            restarts: self.restarts,
+            quick_ends: self.quick_ends,
+            ..State::default()
+        }
+    }
+}
+
+impl Record {
+    /// What its configuration says about ends.
+    pub fn rules(&self) -> Rules {
+        let policy = self.host.restart_policy.as_ref();
+        let policy = policy.map_or(Policy::No, |policy| match policy.name.as_str() {
+            "always" => Policy::Always,
+            "unless-stopped" => Policy::UnlessStopped,
+            "on-failure" => Policy::OnFailure(policy.maximum_retry_count),
+            _ => Policy::No,
+        });
+        let at_end = if self.auto_remove() { AtEnd::Remove } else { AtEnd::Keep };
+        Rules { policy, at_end }
+    }
+}
+
 /// Reads the record in `dir`.
 pub(crate) fn read(dir: &Path) -> Result<Record, EngineError> {
     let path = dir.join(RECORD_FILE);
-    let bytes = fs::read(&path).map_err(EngineError::io("read", &path))?;
+    let bytes = shoal_durable::read(&path, RECORD_BYTES_MAX)
+        .map_err(EngineError::io("read", &path))?
+        .ok_or_else(|| EngineError::io("read", &path)(std::io::ErrorKind::NotFound.into()))?;
     let bad = |source: crate::error::Cause| EngineError::Record { path: path.clone(), source };
-    let version: VersionOnly = serde_json::from_slice(&bytes).map_err(|e| bad(Box::new(e)))?;
-    if version.version > RECORD_VERSION {
+    let outline: Outline = serde_json::from_slice(&bytes).map_err(|e| bad(Box::new(e)))?;
+    if outline.version > RECORD_VERSION {
         let text = format!(
             "it has format version {}, this daemon knows {RECORD_VERSION}",
-            version.version
+            outline.version
         );
         return Err(bad(text.into()));
     }
-    serde_json::from_slice(&bytes).map_err(|e| bad(Box::new(e)))
+    let mut record: Record = serde_json::from_slice(&bytes).map_err(|e| bad(Box::new(e)))?;
+    if outline.run.life.is_none() {
+        record.run.life = record.run.earlier_life();
+    }
+    if dir.file_name().is_none_or(|name| name != record.id.as_str()) {
+        return Err(bad(format!("it is the record of container {}", record.id).into()));
+    }
+    Ok(record)
+}
+
+/// What decides how the rest of a record is read.
+#[derive(Deserialize)]
+struct Outline {
+    version: u32,
+    run: RunOutline,
 }
 
 #[derive(Deserialize)]
-struct VersionOnly {
-    version: u32,
-}
-
-/// Replaces the file `name` in `dir` by `bytes`: after a crash there is the old one or the new one.
-/// Blocks.
-pub(crate) fn replace_file(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), EngineError> {
-    let path = dir.join(name);
-    let scratch = dir.join(format!(".{name}.new"));
-    let write = || -> io::Result<()> {
-        let mut file = fs::File::create(&scratch)?;
-        file.write_all(bytes)?;
-        file.sync_data()?;
-        fs::rename(&scratch, &path)
-    };
-    write().map_err(EngineError::io("write", path.clone()))
+struct RunOutline {
+    life: Option<IgnoredAny>,
 }
 
 /// Writes `record` into `dir`. Blocks.
 pub(crate) fn write(dir: &Path, record: &Record) -> Result<(), EngineError> {
-    let path = || dir.join(RECORD_FILE);
-    let bytes = serde_json::to_vec_pretty(record)
-        .map_err(|e| EngineError::Record { path: path(), source: Box::new(e) })?;
-    replace_file(dir, RECORD_FILE, &bytes)
+    let path = dir.join(RECORD_FILE);
+    shoal_durable::replace_json(&path, record).map_err(EngineError::io("write", path))
 }
 
 /// Where a container's things are below its directory.

@@ -113,7 +113,7 @@ impl Engine {
     }
 
     /// Starts a thread that has the container's root, or the reason why not. While the container
-    /// does not run, the thread holds its gate, so that nobody starts or removes it meanwhile.
+    /// does not run, the thread has a turn, so that nobody starts or removes it meanwhile.
     pub(crate) async fn enter_root(
         &self,
         container: &Arc<Container>,
@@ -122,7 +122,7 @@ impl Engine {
     ) -> Result<(), EngineError> {
         let limit = Arc::clone(&self.inner.roots).acquire_owned().await;
         let permit = limit.map_err(|_| EngineError::ShuttingDown)?;
-        let turn = Arc::clone(&container.gate).lock_owned().await;
+        let turn = container.turn().await?;
         let (way, turn) = match container.running_shim() {
             Ok(shim) => {
                 let path = shim.rootfs_path().await;

@@ -23,8 +23,14 @@ pub(crate) fn parse(word: &str) -> Result<i32, EngineError> {
     let upper = word.to_ascii_uppercase();
     let name = upper.strip_prefix("SIG").unwrap_or(&upper);
     let realtime = |rest: &str, base: i32, sign: i32| {
-        let offset = if rest.is_empty() { Some(0) } else { rest.get(1..)?.parse::<i32>().ok() };
-        let number = base + sign * offset?;
+        let offset = match rest {
+            "" => 0,
+            // Away from the other end, as a number without a further sign.
+            _ => {
+                i32::from(rest.strip_prefix(if sign > 0 { '+' } else { '-' })?.parse::<u8>().ok()?)
+            }
+        };
+        let number = base + sign * offset;
         (RT_MIN..=RT_MAX).contains(&number).then_some(number)
     };
     if let Some(rest) = name.strip_prefix("RTMIN") {
@@ -43,11 +49,22 @@ mod tests {
 
     #[test]
     fn names_and_numbers_are_read() {
-        let cases = [("KILL", 9), ("SIGTERM", 15), ("hup", 1), ("3", 3), ("RTMIN+3", 37)];
+        let cases = [
+            ("KILL", 9),
+            ("SIGTERM", 15),
+            ("hup", 1),
+            ("3", 3),
+            ("RTMIN+3", 37),
+            ("SIGRTMIN+3", 37),
+            ("sigrtmax-1", 63),
+            ("RTMIN", 34),
+            ("SIGRTMAX", 64),
+            ("64", 64),
+        ];
         for (word, number) in cases {
             assert_eq!(parse(word).unwrap(), number, "{word}");
         }
-        for bad in ["", "0", "65", "SIGNAL", "RTMIN+99", "-1"] {
+        for bad in ["", "0", "65", "SIGNAL", "RTMIN+99", "-1", "RTMIN-1", "RTMAX+1", "RTMIN3"] {
             assert!(parse(bad).is_err(), "{bad}");
         }
     }

@@ -3,23 +3,20 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use shoal_life::container::{Ask, Command, Event, Stopper};
 
 use crate::change::Phase;
 use crate::container::Container;
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::record::Record;
-use crate::request::{Grace, StopOptions, WaitCondition};
+use crate::request::{Grace, StopOptions};
 use crate::signal;
 use crate::start::runtime_error;
 use crate::unikernel::refuse;
 
 /// How long a container may take to stop if nobody says, as Docker's.
 const GRACE: Duration = Duration::from_secs(10);
-
-/// How long the kernel may take to end killed processes: one of them may sit in a device's driver.
-const KILL_DEADLINE: Duration = Duration::from_secs(30);
 
 impl Engine {
     /// Asks a container to stop, and kills it after its grace.
@@ -28,16 +25,14 @@ impl Engine {
     /// It does not run ([`EngineError::NotModified`]), or its processes do not end.
     pub async fn stop(&self, word: &str, options: StopOptions) -> Result<(), EngineError> {
         let container = self.find(word)?;
-        if self.cancel_restart(&container).await? {
-            self.note(&container, "stop", &[]);
-            return Ok(());
-        }
-        if !container.phase().is_alive() {
-            return Err(EngineError::NotModified { message: "Container already stopped".into() });
-        }
-        self.stop_running(&container, &options).await?;
-        self.note(&container, "stop", &[]);
-        Ok(())
+        let ask = ask(&container, &options)?;
+        let engine = self.clone();
+        self.owned(async move {
+            engine.command(&container, Command::Stop(ask, Stopper::User)).await?;
+            engine.note(&container, "stop", &[]);
+            Ok(())
+        })
+        .await
     }
 
     /// Stops a container if it runs, and starts it.
@@ -46,28 +41,14 @@ impl Engine {
     /// As [`Self::stop`] and [`Self::start`].
     pub async fn restart(&self, word: &str, options: StopOptions) -> Result<(), EngineError> {
         let container = self.find(word)?;
-        container.live(|live| live.bouncing = true);
-        let bounced = self.bounce(&container, &options).await;
-        container.live(|live| live.bouncing = false);
-        bounced?;
-        self.note(&container, "restart", &[]);
-        Ok(())
-    }
-
-    async fn bounce(
-        &self,
-        container: &Arc<Container>,
-        options: &StopOptions,
-    ) -> Result<(), EngineError> {
-        if !self.cancel_restart(container).await? && container.phase().is_alive() {
-            self.stop_running(container, options).await?;
-            self.note(container, "stop", &[]);
-        }
-        match self.start(container.id.as_str()).await {
-            // Somebody else was faster.
-            Err(EngineError::NotModified { .. }) => Ok(()),
-            other => other,
-        }
+        let ask = ask(&container, &options)?;
+        let engine = self.clone();
+        self.owned(async move {
+            engine.command(&container, Command::Restart(ask)).await?;
+            engine.note(&container, "restart", &[]);
+            Ok(())
+        })
+        .await
     }
 
     /// Sends a signal, by name or number; `None` kills.
@@ -81,77 +62,48 @@ impl Engine {
             None => signal::KILL,
         };
         check_signal(&container, number)?;
-        if self.cancel_restart(&container).await? {
-            return Ok(());
-        }
-        if !container.phase().is_alive() {
-            let text = format!("cannot kill container: {word}: {}", container.not_running());
-            return Err(EngineError::conflict(text));
-        }
-        let ends = container.ends();
-        // A user who kills does not want it back; other signals are messages to the program.
-        if number == signal::KILL || number == stop_signal(&container, None)? {
-            self.stopped_by_user(&container).await?;
-        }
-        self.send(&container, number).await?;
-        if number == signal::KILL {
-            self.await_end_of(&container, ends, Some(KILL_DEADLINE)).await;
-        }
-        Ok(())
-    }
-
-    /// Stops a container that lives, without a `stop` event. Returns when the end is cleaned up.
-    pub(crate) async fn stop_running(
-        &self,
-        container: &Arc<Container>,
-        options: &StopOptions,
-    ) -> Result<(), EngineError> {
-        let number = stop_signal(container, options.signal.as_deref())?;
-        check_signal(container, number)?;
-        let grace = options.grace.or_else(|| {
-            let secs = container.read(|record| record.config.stop_timeout)?;
-            Some(Grace::from_secs(secs))
-        });
-        let limit = match grace {
-            None => Some(GRACE),
-            Some(Grace::Limit(limit)) => Some(limit),
-            Some(Grace::Forever) => None,
-        };
-        let ends = container.ends();
-        self.stopped_by_user(container).await?;
-        self.send(container, number).await?;
-        if self.await_end_of(container, ends.clone(), limit).await {
-            return Ok(());
-        }
-        self.kill_running(container, ends).await
-    }
-
-    /// Kills a container that lives, and waits for the end.
-    pub(crate) async fn kill_running(
-        &self,
-        container: &Arc<Container>,
-        ends: watch::Receiver<u64>,
-    ) -> Result<(), EngineError> {
-        self.send(container, signal::KILL).await?;
-        if self.await_end_of(container, ends.clone(), Some(KILL_DEADLINE)).await {
-            return Ok(());
-        }
-        // The shim may be stuck: taking the whole cgroup down ends it and everything below.
-        if let Some(shim) = container.live(|live| live.shim.clone()) {
-            shim.delete().await.map_err(|e| runtime_error("kill", container, e))?;
-        }
-        if self.await_end_of(container, ends, Some(KILL_DEADLINE)).await {
-            return Ok(());
-        }
-        Err(EngineError::conflict(format!(
-            "container {} did not end within {} s after it was killed",
-            container.id,
-            KILL_DEADLINE.as_secs()
-        )))
+        let (engine, word) = (self.clone(), word.to_owned());
+        self.owned(async move {
+            let not_running = || {
+                let text = format!("cannot kill container: {word}: {}", container.not_running());
+                EngineError::conflict(text)
+            };
+            // A user who kills does not want it back; other signals are messages to the program.
+            let planned = container.phase() == Phase::Restarting;
+            let command = if number == signal::KILL || planned {
+                Some(Command::Stop(Ask::KILL, Stopper::User))
+            } else if Some(number) == stop_signal(&container, None).ok() {
+                Some(Command::Disown)
+            } else {
+                None
+            };
+            if let Some(command) = command {
+                match engine.command(&container, command).await {
+                    Err(EngineError::NotModified { .. } | EngineError::Conflict { .. })
+                        if !container.phase().is_alive() =>
+                    {
+                        return Err(not_running());
+                    }
+                    other => other?,
+                }
+            }
+            if matches!(command, Some(Command::Stop(..))) {
+                return Ok(());
+            }
+            container.running_shim().map_err(|_| not_running())?;
+            engine.send_signal(&container, number).await?;
+            container.report(Event::Signalled).await;
+            Ok(())
+        })
+        .await
     }
 
     /// Sends a signal, thaws the container if it is frozen, and says so.
-    async fn send(&self, container: &Arc<Container>, number: i32) -> Result<(), EngineError> {
+    pub(crate) async fn send_signal(
+        &self,
+        container: &Arc<Container>,
+        number: i32,
+    ) -> Result<(), EngineError> {
         let Ok(shim) = container.running_shim() else { return Ok(()) };
         let sent = shim.signal(number).await;
         if let Err(error) = sent {
@@ -161,72 +113,11 @@ impl Engine {
             }
         }
         self.note(container, "kill", &[("signal", number.to_string())]);
-        if container.phase() == Phase::Paused {
-            // What is killed is thawed by its shim: frozen, it could not even die.
-            if number != signal::KILL {
-                shim.resume().await.map_err(|e| runtime_error("unpause", container, e))?;
-            }
-            container.change(|record| {
-                if record.run.phase == Phase::Paused {
-                    record.run.phase = Phase::Running;
-                }
-            });
+        // What is killed is thawed by its shim: frozen, it could not even die.
+        if container.phase() == Phase::Paused && number != signal::KILL {
+            shim.resume().await.map_err(|e| runtime_error("unpause", container, e))?;
         }
         Ok(())
-    }
-
-    /// Waits until an end is complete; says whether it was within `limit`.
-    async fn await_end_of(
-        &self,
-        container: &Container,
-        mut ends: watch::Receiver<u64>,
-        limit: Option<Duration>,
-    ) -> bool {
-        let end = async {
-            // Ignored because: the sender lives as long as the container.
-            let _ = ends.changed().await;
-        };
-        if !container.phase().is_alive() && container.live(|live| live.shim.is_none()) {
-            // The end is under way or over; its clean-up holds the gate.
-            let gate = Arc::clone(&container.gate);
-            let _turn = gate.lock().await;
-            return true;
-        }
-        match limit {
-            Some(limit) => tokio::time::timeout(limit, end).await.is_ok(),
-            None => {
-                end.await;
-                true
-            }
-        }
-    }
-
-    async fn stopped_by_user(&self, container: &Arc<Container>) -> Result<(), EngineError> {
-        container.change(|record| record.run.stopped_by_user = true);
-        self.save(container).await
-    }
-
-    /// Takes a planned restart back; says whether there was one.
-    pub(crate) async fn cancel_restart(
-        &self,
-        container: &Arc<Container>,
-    ) -> Result<bool, EngineError> {
-        let gate = Arc::clone(&container.gate);
-        let _turn = gate.lock().await;
-        if container.phase() != Phase::Restarting {
-            return Ok(false);
-        }
-        if let Some(restart) = container.live(|live| live.restart.take()) {
-            restart.cancel();
-        }
-        container.change(|record| {
-            record.run.phase = Phase::Exited;
-            record.run.stopped_by_user = true;
-        });
-        self.save(container).await?;
-        self.publish(container, false);
-        container.answer(|condition| condition != WaitCondition::Removed);
-        Ok(true)
     }
 
     /// Freezes a container.
@@ -235,21 +126,24 @@ impl Engine {
     /// It does not run or is frozen already.
     pub async fn pause(&self, word: &str) -> Result<(), EngineError> {
         let container = self.find(word)?;
-        let gate = Arc::clone(&container.gate);
-        let _turn = gate.lock().await;
-        match container.phase() {
-            Phase::Paused => {
-                let text = format!("container {} is already paused", container.id);
-                return Err(EngineError::conflict(text));
+        let engine = self.clone();
+        self.owned(async move {
+            let _turn = container.turn().await?;
+            match container.phase() {
+                Phase::Paused => {
+                    let text = format!("container {} is already paused", container.id);
+                    return Err(EngineError::conflict(text));
+                }
+                Phase::Running => {}
+                _ => return Err(container.not_running()),
             }
-            Phase::Running => {}
-            _ => return Err(container.not_running()),
-        }
-        let shim = container.running_shim()?;
-        shim.pause().await.map_err(|e| runtime_error("pause", &container, e))?;
-        self.set_phase(&container, Phase::Paused).await?;
-        self.note(&container, "pause", &[]);
-        Ok(())
+            let shim = container.running_shim()?;
+            shim.pause().await.map_err(|e| runtime_error("pause", &container, e))?;
+            container.report(Event::Frozen).await;
+            engine.note(&container, "pause", &[]);
+            Ok(())
+        })
+        .await
     }
 
     /// Lets a frozen container run on.
@@ -258,25 +152,37 @@ impl Engine {
     /// It is not frozen.
     pub async fn unpause(&self, word: &str) -> Result<(), EngineError> {
         let container = self.find(word)?;
-        let gate = Arc::clone(&container.gate);
-        let _turn = gate.lock().await;
-        if container.phase() != Phase::Paused {
-            let text = format!("Container {} is not paused", container.id);
-            return Err(EngineError::conflict(text));
-        }
-        let shim = container.running_shim()?;
-        shim.resume().await.map_err(|e| runtime_error("unpause", &container, e))?;
-        self.set_phase(&container, Phase::Running).await?;
-        self.note(&container, "unpause", &[]);
-        Ok(())
+        let engine = self.clone();
+        self.owned(async move {
+            let _turn = container.turn().await?;
+            if container.phase() != Phase::Paused {
+                let text = format!("Container {} is not paused", container.id);
+                return Err(EngineError::conflict(text));
+            }
+            let shim = container.running_shim()?;
+            shim.resume().await.map_err(|e| runtime_error("unpause", &container, e))?;
+            container.report(Event::Thawed).await;
+            engine.note(&container, "unpause", &[]);
+            Ok(())
+        })
+        .await
     }
+}
 
-    async fn set_phase(&self, container: &Arc<Container>, phase: Phase) -> Result<(), EngineError> {
-        container.change(|record| record.run.phase = phase);
-        self.save(container).await?;
-        self.publish(container, false);
-        Ok(())
-    }
+/// How a container is asked to end.
+pub(crate) fn ask(container: &Container, options: &StopOptions) -> Result<Ask, EngineError> {
+    let signal = stop_signal(container, options.signal.as_deref())?;
+    check_signal(container, signal)?;
+    let grace = options.grace.or_else(|| {
+        let secs = container.read(|record| record.config.stop_timeout)?;
+        Some(Grace::from_secs(secs))
+    });
+    let grace = match grace {
+        None => Some(GRACE),
+        Some(Grace::Limit(limit)) => Some(limit),
+        Some(Grace::Forever) => None,
+    };
+    Ok(Ask { signal, grace })
 }
 
 /// A unikernel's tender knows two signals; another one would end it without a word to the guest.

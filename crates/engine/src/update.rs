@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
+use shoal_life::container::Event;
 use shoal_model::spec::StringMap;
 
 use crate::admission::{check_limits, check_restart, is_unset};
 use crate::change::Phase;
+use crate::container::Container;
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::request::UpdateRequest;
@@ -26,8 +28,16 @@ impl Engine {
             return Err(EngineError::invalid("Neither old nor new names may be empty"));
         }
         let name = names::check(name)?;
-        let gate = Arc::clone(&container.gate);
-        let _turn = gate.lock().await;
+        let engine = self.clone();
+        self.owned(async move { engine.rename_here(&container, name).await }).await
+    }
+
+    async fn rename_here(
+        &self,
+        container: &Arc<Container>,
+        name: String,
+    ) -> Result<(), EngineError> {
+        let _turn = container.turn().await?;
         let old = container.name();
         if old == name {
             return Err(EngineError::invalid(
@@ -36,14 +46,14 @@ impl Engine {
         }
         self.reserve(&name, &container.id)?;
         container.change(|record| record.name.clone_from(&name));
-        if let Err(error) = self.save(&container).await {
+        if let Err(error) = self.save(container).await {
             container.change(|record| record.name.clone_from(&old));
             self.release_name(&name, &container.id);
             return Err(error);
         }
         self.release_name(&old, &container.id);
-        self.note(&container, "rename", &[("oldName", format!("/{old}"))]);
-        self.publish(&container, false);
+        self.note(container, "rename", &[("oldName", format!("/{old}"))]);
+        self.publish(container, false);
         Ok(())
     }
 
@@ -60,8 +70,16 @@ impl Engine {
         if let Some((name, _)) = request.extra.iter().find(|(_, value)| !is_unset(value)) {
             return Err(EngineError::missing(format!("update of {name}")));
         }
-        let gate = Arc::clone(&container.gate);
-        let _turn = gate.lock().await;
+        let engine = self.clone();
+        self.owned(async move { engine.update_here(&container, request).await }).await
+    }
+
+    async fn update_here(
+        &self,
+        container: &Arc<Container>,
+        request: UpdateRequest,
+    ) -> Result<Vec<String>, EngineError> {
+        let _turn = container.turn().await?;
         if matches!(container.phase(), Phase::Removing | Phase::Dead) {
             return Err(EngineError::conflict(
                 "container is marked for removal and cannot be updated",
@@ -90,11 +108,12 @@ impl Engine {
         if let Ok(shim) = container.running_shim() {
             let limits = plan::limits(&host);
             let updated = shim.update(limits).await;
-            updated.map_err(|e| runtime_error("change the limits of", &container, e))?;
+            updated.map_err(|e| runtime_error("change the limits of", container, e))?;
         }
         container.change(|record| record.host = host);
-        self.save(&container).await?;
-        self.note(&container, "update", &[]);
+        // What was done is so, whether it can be written down now or later.
+        container.report(Event::Changed).await;
+        self.note(container, "update", &[]);
         Ok(if heap_stays { vec![HEAP_STAYS.to_owned()] } else { Vec::new() })
     }
 

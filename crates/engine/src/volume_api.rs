@@ -1,5 +1,6 @@
 //! `docker volume`.
 
+use shoal_model::id::ContainerId;
 use shoal_model::spec::StringMap;
 
 use crate::engine::{Engine, blocking};
@@ -31,6 +32,7 @@ impl Engine {
             labels.insert(ANONYMOUS.into(), String::new());
         }
         let engine = self.clone();
+        // A thread's work is done to its end, whoever waits for it.
         blocking("make a volume", move || {
             let volumes = &engine.inner.volumes;
             if volumes.create(&name, labels, None, engine.now())? {
@@ -92,18 +94,35 @@ impl Engine {
     /// # Errors
     /// A container uses it, or (without `force`) there is none.
     pub async fn remove_volume(&self, name: &str, force: bool) -> Result<(), EngineError> {
-        let volume = match self.inner.volumes.get(name) {
-            Ok(volume) => volume,
-            Err(EngineError::NoSuchVolume { .. }) if force => return Ok(()),
-            Err(error) => return Err(error),
-        };
-        let users = self.volume_users(&volume.name);
+        match self.inner.volumes.get(name) {
+            Ok(volume) => {
+                let engine = self.clone();
+                self.owned(async move { engine.remove_unused(&volume, &[]).await }).await
+            }
+            Err(EngineError::NoSuchVolume { .. }) if force => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Removes a volume that only the container `id` uses.
+    pub(crate) async fn remove_volume_of(
+        &self,
+        name: &str,
+        id: &ContainerId,
+    ) -> Result<(), EngineError> {
+        let volume = self.inner.volumes.get(name)?;
+        self.remove_unused(&volume, &[id.as_str()]).await
+    }
+
+    async fn remove_unused(&self, volume: &Volume, but: &[&str]) -> Result<(), EngineError> {
+        let name = &volume.name;
+        let mut users = self.volume_users(name);
+        users.retain(|user| !but.contains(&user.as_str()));
         if !users.is_empty() {
             let text = format!("remove {name}: volume is in use - [{}]", users.join(", "));
             return Err(EngineError::conflict(text));
         }
-        let engine = self.clone();
-        let name = volume.name.clone();
+        let (engine, name) = (self.clone(), name.clone());
         blocking("remove a volume", move || engine.inner.volumes.remove(&name)).await?;
         self.note_volume(&volume.name, "destroy", &[]);
         Ok(())

@@ -10,13 +10,16 @@ use shoal_model::spec::StringMap;
 use shoal_model::time::Timestamp;
 
 use crate::error::EngineError;
-use crate::record::replace_file;
+use crate::recover::stray;
+use crate::remove::REMOVING;
 use crate::view::volume::Volume;
 
 /// The format of a volume's record.
 const VOLUME_VERSION: u32 = 1;
 const RECORD: &str = "volume.json";
 const DATA: &str = "_data";
+/// The longest record that is read: a name and labels.
+const RECORD_BYTES_MAX: u64 = 4 << 20;
 
 /// The label of volumes that nobody named.
 pub(crate) const ANONYMOUS: &str = "com.docker.volume.anonymous";
@@ -55,14 +58,23 @@ pub(crate) fn check_name(name: &str) -> Result<(), EngineError> {
 impl Volumes {
     /// Reads what is there; makes the directory. Blocks.
     pub fn open(root: PathBuf) -> Result<(Self, Vec<EngineError>), EngineError> {
-        fs::create_dir_all(&root).map_err(EngineError::io("create the directory", &root))?;
+        shoal_durable::make_private_dir(&root)
+            .map_err(EngineError::io("create the directory", &root))?;
         let (mut known, mut damaged) = (BTreeMap::new(), Vec::new());
         let entries = fs::read_dir(&root).map_err(EngineError::io("read", &root))?;
         for entry in entries {
             let dir = entry.map_err(EngineError::io("read", &root))?.path();
-            if !dir.join(RECORD).exists() {
-                // A creation or removal that was cut off: nothing refers to it.
-                fs::remove_dir_all(&dir).map_err(EngineError::io("remove", &dir))?;
+            if !dir.is_dir() {
+                damaged.push(stray(&dir, "it is no volume; move it away"));
+                continue;
+            }
+            let removing =
+                dir.file_name().is_some_and(|name| name.to_string_lossy().starts_with(REMOVING));
+            if removing || (!dir.join(RECORD).exists() && is_unused(&dir)) {
+                // A removal that was cut off, or a creation: nothing refers to it.
+                if let Err(error) = fs::remove_dir_all(&dir) {
+                    damaged.push(EngineError::io("remove", &dir)(error));
+                }
                 continue;
             }
             match read(&dir) {
@@ -107,7 +119,9 @@ impl Volumes {
         };
         let bytes = serde_json::to_vec_pretty(&record)
             .map_err(|e| EngineError::Record { path: dir.clone(), source: Box::new(e) })?;
-        replace_file(&dir, RECORD, &bytes)?;
+        let path = dir.join(RECORD);
+        shoal_durable::replace(&path, &bytes, shoal_durable::PRIVATE_FILE)
+            .map_err(EngineError::io("write", path))?;
         known.insert(name.to_owned(), record);
         Ok(true)
     }
@@ -133,14 +147,19 @@ impl Volumes {
 
     /// Removes a volume and what is in it; the caller has made sure that nobody uses it. Blocks.
     pub fn remove(&self, name: &str) -> Result<(), EngineError> {
-        if self.known().remove(name).is_none() {
-            return Err(EngineError::NoSuchVolume { name: name.to_owned() });
-        }
-        let dir = self.root.join(name);
-        // The record goes first: without it the next start finishes the removal.
-        let record = dir.join(RECORD);
-        fs::remove_file(&record).map_err(EngineError::io("remove", &record))?;
-        fs::remove_dir_all(&dir).map_err(EngineError::io("remove", &dir))
+        let aside = {
+            let mut known = self.known();
+            if !known.contains_key(name) {
+                return Err(EngineError::NoSuchVolume { name: name.to_owned() });
+            }
+            let dir = self.root.join(name);
+            // A name that no volume can have; the next start finishes what is cut off here.
+            let aside = self.root.join(format!("{REMOVING}{}", crate::names::random_hex()));
+            fs::rename(&dir, &aside).map_err(EngineError::io("move aside", &dir))?;
+            known.remove(name);
+            aside
+        };
+        fs::remove_dir_all(&aside).map_err(EngineError::io("remove", &aside))
     }
 
     /// Whether nothing is in it. Blocks.
@@ -164,10 +183,24 @@ impl Volumes {
     }
 }
 
+/// Whether nobody has put anything into a directory without a record.
+fn is_unused(dir: &Path) -> bool {
+    match fs::read_dir(dir.join(DATA)) {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+    }
+}
+
 fn read(dir: &Path) -> Result<VolumeRecord, EngineError> {
     let path = dir.join(RECORD);
-    let bytes = fs::read(&path).map_err(EngineError::io("read", &path))?;
-    serde_json::from_slice(&bytes).map_err(|e| EngineError::Record { path, source: Box::new(e) })
+    let record = shoal_durable::read_json::<VolumeRecord>(&path, RECORD_BYTES_MAX);
+    let record = record
+        .map_err(|e| EngineError::Record { path: path.clone(), source: Box::new(e) })?
+        .ok_or_else(|| stray(dir, "its record is gone; what is in it is left alone"))?;
+    if dir.file_name().is_none_or(|name| name != record.name.as_str()) {
+        return Err(stray(&path, "it is the record of another volume"));
+    }
+    Ok(record)
 }
 
 /// Bytes below `path`, each file with several names once. Blocks.

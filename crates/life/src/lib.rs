@@ -12,3 +12,4 @@
 
 pub mod membership;
 pub mod task;
+pub mod container;
