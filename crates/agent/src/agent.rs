@@ -1,6 +1,5 @@
 //! The agent's handle and what it holds.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -11,7 +10,7 @@ use shoal_identity::node_identity::NodeIdentity;
 use shoal_image::store::ImageStore;
 use shoal_model::assignment::Assignment;
 use shoal_model::event::{Event, Scope};
-use shoal_model::id::{ContainerId, NetworkId};
+use shoal_model::id::NetworkId;
 use shoal_model::net::Port;
 use shoal_model::object::{NodeDescription, Subnet};
 use shoal_model::spec::StringMap;
@@ -23,9 +22,11 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::apply::{Applier, Generation};
+use crate::assigned::Assigned;
+use crate::damage::Damage;
 use crate::desired::{Attached, Place, desired};
 use crate::error::AgentError;
-use crate::file;
+use crate::held::Attachments;
 use crate::local::{LocalNetwork, LocalNetworks, MTU_DEFAULT};
 use crate::report::Reporter;
 use crate::session::SessionHub;
@@ -36,6 +37,8 @@ use crate::{places, session, tasks};
 const HAND_OVER_MAX: Duration = Duration::from_secs(15);
 /// How long the agent's loops may take to end.
 const STOP_DEADLINE: Duration = Duration::from_secs(3);
+/// Pause before local networks that could not be written are tried again.
+const SETTLE_PAUSE: Duration = Duration::from_secs(2);
 
 /// What the composition root passes in.
 #[derive(Clone)]
@@ -67,49 +70,55 @@ pub struct Agent {
     pub(crate) inner: Arc<Inner>,
 }
 
+/// The parts of an agent. Each keeps its own state; nothing here is changed by two of them.
 pub(crate) struct Inner {
     pub(crate) config: AgentConfig,
     pub(crate) network: NodeNetwork,
     pub(crate) local: LocalNetworks,
     pub(crate) engine: OnceLock<Engine>,
     pub(crate) images: OnceLock<ImageStore>,
-    pub(crate) attached: Mutex<BTreeMap<ContainerId, Attached>>,
-    pub(crate) assignment: watch::Sender<Arc<Assignment>>,
+    pub(crate) attachments: Attachments,
+    pub(crate) assigned: Assigned,
     pub(crate) membership: watch::Sender<Option<Membership>>,
     pub(crate) applier: Applier,
     pub(crate) reporter: Reporter,
     pub(crate) hub: SessionHub,
-    /// Tasks that still have a controller.
-    pub(crate) task_count: watch::Sender<usize>,
+    pub(crate) tasks: tasks::Table,
+    /// This node as templates and placeholders may name it: it does not change while it runs.
+    description: tokio::sync::OnceCell<NodeDescription>,
+    damage: Damage,
     stop: CancellationToken,
     loops: Mutex<JoinSet<()>>,
 }
 
 impl Agent {
-    /// Reads what an agent of this data root left: local networks and the last assignment.
+    /// Reads what an agent of this data root left: local networks and the last assignment. What
+    /// cannot be used is kept aside and named in [`Self::damaged`]; the agent does without.
     ///
     /// # Errors
-    /// A file cannot be read, or has an unknown format.
+    /// None today.
     pub fn open(config: AgentConfig, network: NodeNetwork) -> Result<Self, AgentError> {
         let dir = config.data_root.join("agent");
-        std::fs::create_dir_all(&dir)
-            .map_err(|source| AgentError::WriteFile { path: dir.clone(), source })?;
-        let local = LocalNetworks::open(&dir, (config.clock)())?;
-        let assignment: Assignment =
-            file::read_json(&dir.join("assignment.json"))?.unwrap_or_default();
+        let damage = Damage::default();
+        if let Err(error) = shoal_durable::make_private_dir(&dir) {
+            damage.note(format!("cannot make '{}': {error}", dir.display()));
+        }
+        let local = LocalNetworks::open(&dir, (config.clock)(), &damage);
         Ok(Self {
             inner: Arc::new(Inner {
                 network,
                 local,
                 engine: OnceLock::new(),
                 images: OnceLock::new(),
-                attached: Mutex::new(BTreeMap::new()),
-                assignment: watch::Sender::new(Arc::new(assignment)),
+                attachments: Attachments::default(),
+                assigned: Assigned::open(&dir, &damage),
                 membership: watch::Sender::new(None),
                 applier: Applier::default(),
                 reporter: Reporter::default(),
                 hub: SessionHub::default(),
-                task_count: watch::Sender::new(0),
+                tasks: tasks::Table::open(&dir, &damage),
+                description: tokio::sync::OnceCell::new(),
+                damage,
                 stop: CancellationToken::new(),
                 loops: Mutex::new(JoinSet::new()),
                 config,
@@ -117,43 +126,51 @@ impl Agent {
         })
     }
 
+    /// What of the agent's state could not be used or written, for `docker info`.
+    #[must_use]
+    pub fn damaged(&self) -> Vec<String> {
+        let mut found = self.inner.damage.list();
+        let owed = [self.inner.assigned.problem(), self.inner.local.problem()];
+        found.extend(owed.into_iter().filter(|problem| !problem.is_empty()));
+        found
+    }
+
     /// Starts the loops. `engine` must have been opened with this agent as its attacher.
     pub fn start(&self, engine: Engine, images: ImageStore) {
         if self.inner.images.set(images).is_err() || self.inner.engine.set(engine).is_err() {
             return;
         }
-        let mut loops = lock(&self.inner.loops);
         let inner = Arc::clone(&self.inner);
-        let stop = self.inner.stop.clone();
-        loops.spawn(async move {
-            tokio::select! {
-                () = stop.cancelled() => {}
-                () = inner.applier.run(&inner) => {}
-            }
-        });
-        let (agent, stop) = (self.clone(), self.inner.stop.clone());
-        loops.spawn(async move {
-            tokio::select! {
-                () = stop.cancelled() => {}
-                () = tasks::run(&agent) => {}
-            }
-        });
-        let (agent, stop) = (self.clone(), self.inner.stop.clone());
-        loops.spawn(async move {
-            tokio::select! {
-                () = stop.cancelled() => {}
-                () = session::run(&agent) => {}
-            }
-        });
-        let (agent, stop) = (self.clone(), self.inner.stop.clone());
-        loops.spawn(async move {
-            tokio::select! {
-                () = stop.cancelled() => {}
-                () = places::watch_exits(&agent) => {}
-            }
-        });
-        drop(loops);
+        self.spawn(async move { inner.applier.run(&inner).await });
+        let inner = Arc::clone(&self.inner);
+        self.spawn(async move { inner.assigned.keep().await });
+        let inner = Arc::clone(&self.inner);
+        self.spawn(async move { keep_local(&inner).await });
+        let agent = self.clone();
+        self.spawn(async move { tasks::run(&agent).await });
+        let agent = self.clone();
+        self.spawn(async move { session::run(&agent).await });
+        let agent = self.clone();
+        self.spawn(async move { places::watch_exits(&agent).await });
         self.changed();
+    }
+
+    /// Runs a loop until the agent stops.
+    fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.inner.stop.clone();
+        lock(&self.inner.loops).spawn(async move {
+            stop.run_until_cancelled(work).await;
+        });
+    }
+
+    /// The daemon stops and its containers with it: from now on their ends say nothing of the
+    /// tasks. Kept for the next daemon, which says of them that they were stopped.
+    pub async fn daemon_stops(&self) {
+        let agent = self.clone();
+        let stopped = tokio::task::spawn_blocking(move || agent.inner.tasks.freeze()).await;
+        if let Err(error) = stopped {
+            tracing::error!(cause = %error, "what the daemon stops was not kept");
+        }
     }
 
     /// Ends the loops; containers and data plane stay as they are.
@@ -229,7 +246,7 @@ impl Agent {
     /// The last assignment.
     #[must_use]
     pub fn assignment(&self) -> Arc<Assignment> {
-        Arc::clone(&self.inner.assignment.borrow())
+        self.inner.assigned.get()
     }
 
     /// Makes a local network. Its subnet overlaps none that this node knows of.
@@ -265,18 +282,22 @@ impl Agent {
     /// Containers with a place on `network`, with their addresses.
     #[must_use]
     pub fn on_network(&self, network: &NetworkId) -> Vec<(Attached, Place)> {
-        let attached = lock(&self.inner.attached);
         let on = |a: &Attached| {
             let place = a.places.iter().find(|p| p.network_id == *network)?.clone();
             Some((a.clone(), place))
         };
-        attached.values().filter_map(on).collect()
+        self.inner.attachments.with(|all| all.values().filter_map(on).collect())
     }
 
     /// Describes this node, without blocking the runtime.
     pub(crate) async fn description(&self) -> NodeDescription {
         let describe = Arc::clone(&self.inner.config.describe);
         tokio::task::spawn_blocking(move || describe()).await.unwrap_or_default()
+    }
+
+    /// As [`Self::description`], asked once: for what does not change while the node runs.
+    pub(crate) async fn fixed_description(&self) -> NodeDescription {
+        self.inner.description.get_or_init(|| self.description()).await.clone()
     }
 
     pub(crate) fn engine(&self) -> Option<&Engine> {
@@ -289,41 +310,33 @@ impl Agent {
     }
 
     pub(crate) fn set_assignment(&self, assignment: Assignment) {
-        let path = self.inner.config.data_root.join("agent").join("assignment.json");
-        self.inner.assignment.send_replace(Arc::new(assignment));
+        self.inner.assigned.set(assignment);
         self.changed();
-        // Written after it is in force: it only matters to the next daemon. A failed write leaves
-        // the older one, which the next session corrects; the disk's state is doctor's business.
-        // Secrets and configs never get there: the next session sends them again.
-        if let Err(error) = file::write_json(&path, &self.assignment().durable()) {
-            self.inner.hub.set_error(shoal_model::fault::report(&error));
-        }
-    }
-
-    pub(crate) fn attached(&self, container: &ContainerId) -> Option<Attached> {
-        lock(&self.inner.attached).get(container).cloned()
-    }
-
-    pub(crate) fn insert(&self, attached: Attached) {
-        lock(&self.inner.attached).insert(attached.container_id.clone(), attached);
     }
 
     /// The ports that Shoal itself has given out on this host, and to whom.
     pub(crate) fn published_ports(&self) -> Vec<(Port, String)> {
-        let attached = lock(&self.inner.attached);
-        let own = attached.values().flat_map(|a| {
-            let holder = format!("container '{}'", a.name);
-            a.published.iter().map(move |p| {
-                let port = Port { protocol: p.container.protocol, number: p.host_port };
-                (port, holder.clone())
-            })
-        });
+        let mut ports = self.container_ports();
         let assignment = self.assignment();
         let mesh = assignment
             .ingress_ports
             .iter()
             .filter_map(|p| Some((p.port.published()?, format!("service '{}'", p.service_name))));
-        own.chain(mesh).collect()
+        ports.extend(mesh);
+        ports
+    }
+
+    /// The ports of this host that containers have, and which.
+    pub(crate) fn container_ports(&self) -> Vec<(Port, String)> {
+        let of = |a: &Attached| {
+            let holder = format!("container '{}'", a.name);
+            let port = |p: &shoal_engine::attacher::PublishedPort| {
+                let port = Port { protocol: p.container.protocol, number: p.host_port };
+                (port, holder.clone())
+            };
+            a.published.iter().map(port).collect::<Vec<_>>()
+        };
+        self.inner.attachments.with(|all| all.values().flat_map(of).collect())
     }
 
     /// Name and subnets of a network that this node knows.
@@ -356,9 +369,9 @@ impl Agent {
 
 impl Inner {
     pub(crate) fn desired(&self) -> DesiredNetwork {
-        let assignment = Arc::clone(&self.assignment.borrow());
+        let assignment = self.assigned.get();
         let local = self.local.list();
-        desired(&assignment, &local, &lock(&self.attached))
+        self.attachments.with(|attached| desired(&assignment, &local, attached))
     }
 
     /// Publishes a repair of the kernel's state as an event.
@@ -389,6 +402,18 @@ impl Inner {
                 scope: Scope::Local,
                 time: (self.config.clock)(),
             });
+        }
+    }
+}
+
+/// Writes what of the local networks is owed to the disk, for ever.
+async fn keep_local(inner: &Arc<Inner>) {
+    loop {
+        tokio::time::sleep(SETTLE_PAUSE).await;
+        if !inner.local.problem().is_empty() {
+            let inner = Arc::clone(inner);
+            // Ignored because: a write that broke off is owed as before.
+            let _ = tokio::task::spawn_blocking(move || inner.local.settle()).await;
         }
     }
 }

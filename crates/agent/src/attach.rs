@@ -35,7 +35,7 @@ impl Attacher for Agent {
         }
         let container = request.container_id.clone();
         let attached = self.place(&request).await.map_err(refuse)?;
-        self.insert(attached);
+        self.inner.attachments.insert(attached);
         match self.settle(&container).await {
             Ok(()) => {}
             Err(error) => {
@@ -60,6 +60,9 @@ impl Attacher for Agent {
         if attachment.netns.is_none() && attachment.tap.is_none() {
             return Ok(attachment);
         }
+        for endpoint in &attachment.endpoints {
+            self.local().restore(endpoint, (self.inner.config.clock)());
+        }
         let tasks = self.remembered_places(&request.container_id);
         let attached = readopted(&request, &attachment, &tasks);
         for place in &attached.places {
@@ -69,7 +72,7 @@ impl Attacher for Agent {
                 let _ = self.local().lease(&place.network_id, Some(address.addr()));
             }
         }
-        self.insert(attached);
+        self.inner.attachments.insert(attached);
         self.changed();
         Ok(attachment)
     }
@@ -84,11 +87,20 @@ impl Attacher for Agent {
         network: &str,
         settings: EndpointSettings,
     ) -> Result<Attachment, AttachError> {
-        let mut attached = self.attached(container).ok_or_else(|| not_running(container))?;
+        let mut attached =
+            self.inner.attachments.get(container).ok_or_else(|| not_running(container))?;
         let place = self.join(&attached.container_id, &attached.name, network, &settings).await;
-        attached.places.push(place.map_err(refuse)?);
-        self.insert(attached);
-        self.settle(container).await.map_err(refuse)?;
+        let place = place.map_err(refuse)?;
+        let before = attached.clone();
+        attached.places.push(place.clone());
+        self.inner.attachments.insert(attached);
+        if let Err(error) = self.settle(container).await {
+            // A failed connect leaves the container as it was.
+            self.inner.attachments.insert(before);
+            self.changed();
+            self.leave(&place).await;
+            return Err(refuse(error));
+        }
         self.attachment_of(container, &DnsRequest::default(), &BTreeMap::new()).map_err(refuse)
     }
 
@@ -97,14 +109,15 @@ impl Attacher for Agent {
         container: &ContainerId,
         network: &str,
     ) -> Result<Attachment, AttachError> {
-        let mut attached = self.attached(container).ok_or_else(|| not_running(container))?;
+        let mut attached =
+            self.inner.attachments.get(container).ok_or_else(|| not_running(container))?;
         let name = self.find_network(network).map_err(refuse)?;
         let Some(at) = attached.places.iter().position(|p| p.network_id == name.id) else {
             let word = format!("{network} (container {} is not on it)", attached.name);
             return Err(refuse(AgentError::NoNetwork { word }));
         };
         let place = attached.places.remove(at);
-        self.insert(attached);
+        self.inner.attachments.insert(attached);
         self.settle(container).await.map_err(refuse)?;
         self.leave(&place).await;
         self.attachment_of(container, &DnsRequest::default(), &BTreeMap::new()).map_err(refuse)
@@ -116,7 +129,7 @@ impl Attacher for Agent {
         port: u16,
         limit: Duration,
     ) -> Result<TcpStream, AttachError> {
-        let attached = self.attached(container);
+        let attached = self.inner.attachments.get(container);
         let tap = attached.and_then(|attached| self.tap_place(&attached));
         let missing = || AttachError::new(FaultKind::Unavailable, "it is on no network");
         let tap = tap.ok_or_else(missing)?;
@@ -212,7 +225,7 @@ impl Agent {
             .and_then(|ipam| ipam.ipv4_address.as_deref())
             .filter(|text| !text.is_empty())
             .map(|text| {
-                let invalid = || AgentError::Ipam { what: "address", text: text.to_owned() };
+                let invalid = || AgentError::Option { what: "address", text: text.to_owned() };
                 text.parse().map_err(|_| invalid())
             })
             .transpose()?;
@@ -287,7 +300,9 @@ impl Agent {
         asked: &BTreeMap<String, EndpointSettings>,
     ) -> Result<Attachment, AgentError> {
         let attached = self
-            .attached(container)
+            .inner
+            .attachments
+            .get(container)
             .ok_or_else(|| AgentError::NoNetwork { word: container.to_string() })?;
         let sandbox = SandboxId::from(container);
         let endpoints = attached

@@ -1,7 +1,7 @@
 //! The one desired network state of this node: what the manager assigned, merged with what this
 //! node's own containers have joined. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -64,10 +64,10 @@ pub fn desired(
     for table in assignment.networks.values() {
         networks.insert(table.network.id.clone(), overlay(table));
     }
+    let on = by_network(attached);
     for network in local {
-        let used = attached.values().any(|a| a.places.iter().any(|p| p.network_id == network.id));
-        if used {
-            networks.insert(network.id.clone(), bridge(network, attached));
+        if let Some(members) = on.get(&network.id) {
+            networks.insert(network.id.clone(), bridge(network, members));
         }
     }
     let internal = |id: &NetworkId| networks.get(id).is_some_and(|n: &DesiredNet| n.info.internal);
@@ -150,24 +150,36 @@ fn overlay(table: &NetworkTable) -> DesiredNet {
     }
 }
 
-fn bridge(network: &LocalNetwork, attached: &BTreeMap<ContainerId, Attached>) -> DesiredNet {
+/// A container, and its place on a network.
+type Member<'a> = (&'a Attached, &'a Place);
+
+/// Who is on which network: found in one pass, however many of both there are.
+fn by_network(attached: &BTreeMap<ContainerId, Attached>) -> BTreeMap<&NetworkId, Vec<Member<'_>>> {
+    let mut on: BTreeMap<&NetworkId, Vec<Member<'_>>> = BTreeMap::new();
+    for container in attached.values() {
+        for place in &container.places {
+            on.entry(&place.network_id).or_default().push((container, place));
+        }
+    }
+    on
+}
+
+fn bridge(network: &LocalNetwork, members: &[Member<'_>]) -> DesiredNet {
     // Docker's default network has no names; users rely on it when they run clashing ones.
     let has_names = network.name() != DEFAULT_NETWORK;
     let mut endpoints = Vec::new();
-    for container in attached.values() {
-        for place in container.places.iter().filter(|p| p.network_id == network.id) {
-            let mut names = Vec::new();
-            if has_names {
-                names.clone_from(&container.sandbox.names);
-                names.extend(place.aliases.iter().cloned());
-            }
-            endpoints.extend(place.addresses.iter().map(|address| EndpointEntry {
-                task_id: TaskId::new(container.container_id.as_str()),
-                node_id: NodeId::new(""),
-                address: address.addr(),
-                names: names.clone(),
-            }));
+    for (container, place) in members {
+        let mut names = Vec::new();
+        if has_names {
+            names.clone_from(&container.sandbox.names);
+            names.extend(place.aliases.iter().cloned());
         }
+        endpoints.extend(place.addresses.iter().map(|address| EndpointEntry {
+            task_id: TaskId::new(container.container_id.as_str()),
+            node_id: NodeId::new(""),
+            address: address.addr(),
+            names: names.clone(),
+        }));
     }
     DesiredNet {
         info: NetInfo {
@@ -219,14 +231,10 @@ fn published(
             })
         })
     });
-    // IPv4 and IPv6 wildcards of one port are one entry here.
-    let mut all: Vec<Published> = Vec::new();
-    for entry in mesh.chain(own) {
-        if !all.iter().any(|e| e.port == entry.port && e.host_ip == entry.host_ip) {
-            all.push(entry);
-        }
-    }
-    all
+    // IPv4 and IPv6 wildcards of one port are one entry here. A container that has a port keeps it:
+    // none gets one that the mesh has, so it was there first. The service's tasks say so.
+    let mut seen = BTreeSet::new();
+    own.chain(mesh).filter(|entry| seen.insert((entry.port, entry.host_ip))).collect()
 }
 
 /// The place through which a published port reaches a container: one with a way out.

@@ -73,9 +73,12 @@ pub enum AgentError {
         /// Its name.
         name: String,
     },
-    /// Part of the address settings makes no sense.
+    /// The address settings make no sense.
+    #[error(transparent)]
+    Ipam(#[from] shoal_model::ipam::IpamError),
+    /// An option makes no sense.
     #[error("{what} '{text}' is not valid")]
-    Ipam {
+    Option {
         /// Which part.
         what: &'static str,
         /// What was given.
@@ -187,7 +190,8 @@ impl Fault for AgentError {
             Self::NoNetwork { .. } => FaultKind::NotFound,
             Self::AmbiguousNetwork { .. }
             | Self::NetworkName(_)
-            | Self::Ipam { .. }
+            | Self::Ipam(_)
+            | Self::Option { .. }
             | Self::AddressOutside { .. } => FaultKind::Invalid,
             Self::NetworkExists { .. } | Self::AddressInUse { .. } | Self::PortTaken { .. } => {
                 FaultKind::Conflict

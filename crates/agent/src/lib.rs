@@ -7,17 +7,19 @@
 //!
 //! It never decides what should run, and never imports the manager.
 //!
-//! Begin reading at [`agent`], then [`session`] (what managers say), `tasks` (the life of one
-//! task) and [`desired`] (the merge).
+//! Begin reading at [`agent`], then [`session`] (what managers say), `tasks` (one owner for each
+//! task, over the machine of [`shoal_life::task`]) and [`desired`] (the merge).
 
 #![forbid(unsafe_code)]
 
 pub mod agent;
 pub mod apply;
+mod assigned;
 mod attach;
+mod damage;
 pub mod desired;
 pub mod error;
-mod file;
+mod held;
 pub mod local;
 mod logs;
 mod places;

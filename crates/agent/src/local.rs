@@ -1,6 +1,7 @@
 //! Networks of this node alone: the default `bridge` and what users make with
 //! `docker network create`. One JSON file holds them; addresses are leased in memory and leased
-//! again from the containers that run when the daemon restarts.
+//! again from the containers that run when the daemon restarts. So are networks that a damaged file
+//! has lost.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
@@ -9,14 +10,16 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ipnet::{IpNet, Ipv4Net};
 use serde::{Deserialize, Serialize};
+use shoal_engine::attacher::EndpointInfo;
 use shoal_model::id::NetworkId;
+use shoal_model::ipam::{self, overlaps};
 use shoal_model::name::{Lookup, check_name, resolve};
 use shoal_model::object::Subnet;
 use shoal_model::spec::network::{NetworkSpec, OPTION_MTU};
 use shoal_model::time::Timestamp;
 
+use crate::damage::Damage;
 use crate::error::AgentError;
-use crate::file;
 
 /// The network of containers that name none.
 pub const DEFAULT_NETWORK: &str = "bridge";
@@ -26,6 +29,8 @@ const FORMAT: u32 = 1;
 pub(crate) const MTU_DEFAULT: u32 = 1500;
 /// Smallest MTU that IPv6 allows (RFC 8200); fewer make no sense for IPv4 either.
 const MTU_MIN: u32 = 1280;
+/// Longest file that is read: far above what anybody makes by hand.
+const LEN_MAX: u64 = 64 * 1024 * 1024;
 
 /// A network of this node alone.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -65,7 +70,9 @@ struct Stored {
 #[derive(Debug, Default)]
 struct Inner {
     networks: BTreeMap<NetworkId, LocalNetwork>,
-    leases: BTreeSet<(NetworkId, IpAddr)>,
+    leases: BTreeMap<NetworkId, BTreeSet<IpAddr>>,
+    /// Why the file does not have what is here; empty if it has.
+    problem: String,
 }
 
 /// The networks of this node.
@@ -76,29 +83,102 @@ pub struct LocalNetworks {
 }
 
 impl LocalNetworks {
-    /// Reads them from `dir`; makes the default one if there is none.
-    ///
-    /// # Errors
-    /// The file cannot be read or written, or has another format.
-    pub fn open(dir: &Path, now: Timestamp) -> Result<Self, AgentError> {
+    /// Reads them from `dir`; makes the default one if there is none. A file that cannot be used is
+    /// kept aside, and a disk that takes none is tried again by [`Self::settle`].
+    pub(crate) fn open(dir: &Path, now: Timestamp, damage: &Damage) -> Self {
         let path = dir.join("networks.json");
-        let mut inner = Inner::default();
-        if let Some(stored) = file::read_json::<Stored>(&path)? {
-            if stored.format != FORMAT {
-                return Err(AgentError::Format { path, found: stored.format, known: FORMAT });
+        let known = |stored: &Stored| {
+            let (found, known) = (stored.format, FORMAT);
+            if found == known {
+                return Ok(());
             }
-            inner.networks = stored.networks.into_iter().map(|n| (n.id.clone(), n)).collect();
-        }
-        let this = Self { path, inner: Mutex::new(inner) };
-        if this.find(DEFAULT_NETWORK).is_err() {
+            let path = path.clone();
+            Err(shoal_model::fault::report(&AgentError::Format { path, found, known }))
+        };
+        let stored: Option<Stored> = damage.read(&path, LEN_MAX, known);
+        let networks = stored.into_iter().flat_map(|stored| stored.networks);
+        let mut inner =
+            Inner { networks: networks.map(|n| (n.id.clone(), n)).collect(), ..Inner::default() };
+        let has_default = inner.networks.values().any(|n| n.name() == DEFAULT_NETWORK);
+        if !has_default {
             let spec = NetworkSpec {
                 name: DEFAULT_NETWORK.to_owned(),
                 driver: Some("bridge".to_owned()),
                 ..NetworkSpec::default()
             };
-            this.create(spec, &[], now)?;
+            match make(&inner.networks, spec, &[], now) {
+                Ok(network) => {
+                    inner.networks.insert(network.id.clone(), network);
+                    inner.problem = "not written yet".to_owned();
+                }
+                Err(error) => damage.note(shoal_model::fault::report(&error)),
+            }
         }
-        Ok(this)
+        let this = Self { path, inner: Mutex::new(inner) };
+        this.settle();
+        this
+    }
+
+    /// Why the file does not have what is here; empty if it has.
+    pub(crate) fn problem(&self) -> String {
+        self.lock().problem.clone()
+    }
+
+    /// Writes what could not be written before, if there is something.
+    pub(crate) fn settle(&self) {
+        let mut inner = self.lock();
+        if inner.problem.is_empty() {
+            return;
+        }
+        let problem = match self.save(&inner.networks) {
+            Ok(()) => String::new(),
+            Err(error) => shoal_model::fault::chain(&error),
+        };
+        if inner.problem != problem && !problem.is_empty() {
+            tracing::error!(problem, "local networks could not be written");
+        }
+        inner.problem = problem;
+    }
+
+    /// A running container is on a network that is not here: its file was lost, and this is what
+    /// the container's record knows of it.
+    pub(crate) fn restore(&self, endpoint: &EndpointInfo, now: Timestamp) {
+        let mut inner = self.lock();
+        let id = &endpoint.network_id;
+        let (Some((address, len)), Some(gateway)) = (endpoint.ipv4, endpoint.gateway) else {
+            return;
+        };
+        if endpoint.driver != "bridge" || inner.networks.contains_key(id) {
+            return;
+        }
+        let Ok(subnet) = Ipv4Net::new(address, len) else { return };
+        // One that was made anew meanwhile under this name has no container yet: it gives way.
+        let namesake = inner.networks.values().find(|n| n.name() == endpoint.network_name);
+        if let Some(namesake) = namesake.map(|n| n.id.clone()) {
+            if inner.leases.get(&namesake).is_some_and(|leases| !leases.is_empty()) {
+                return;
+            }
+            inner.networks.remove(&namesake);
+        }
+        let network = LocalNetwork {
+            id: id.clone(),
+            spec: NetworkSpec {
+                name: endpoint.network_name.clone(),
+                driver: Some("bridge".to_owned()),
+                ..NetworkSpec::default()
+            },
+            created_at: now,
+            subnets: vec![Subnet {
+                subnet: IpNet::V4(subnet.trunc()),
+                gateway: IpAddr::V4(gateway),
+                range: None,
+                reserved: Vec::new(),
+            }],
+            mtu: MTU_DEFAULT,
+        };
+        tracing::warn!(network = network.name(), "a network was taken from a container's record");
+        inner.networks.insert(id.clone(), network);
+        inner.problem = "not written yet".to_owned();
     }
 
     /// All of them.
@@ -133,28 +213,13 @@ impl LocalNetworks {
         taken: &[IpNet],
         now: Timestamp,
     ) -> Result<LocalNetwork, AgentError> {
-        check_name(&spec.name).map_err(AgentError::NetworkName)?;
         let mut inner = self.lock();
-        if inner.networks.values().any(|n| n.name() == spec.name) {
-            return Err(AgentError::NetworkExists { name: spec.name });
-        }
-        let used: Vec<IpNet> = inner
-            .networks
-            .values()
-            .flat_map(|n| n.subnets.iter().map(|s| s.subnet))
-            .chain(taken.iter().copied())
-            .collect();
-        let network = LocalNetwork {
-            id: NetworkId::new(hex_id()),
-            subnets: subnets_of(&spec, &used)?,
-            mtu: mtu_of(&spec)?,
-            created_at: now,
-            spec,
-        };
+        let network = make(&inner.networks, spec, taken, now)?;
         let mut networks = inner.networks.clone();
         networks.insert(network.id.clone(), network.clone());
         self.save(&networks)?;
         inner.networks = networks;
+        inner.problem.clear();
         Ok(network)
     }
 
@@ -171,13 +236,14 @@ impl LocalNetworks {
         if name == DEFAULT_NETWORK {
             return Err(AgentError::Predefined { name });
         }
-        if inner.leases.iter().any(|(network, _)| network == id) {
+        if inner.leases.get(id).is_some_and(|leases| !leases.is_empty()) {
             return Err(AgentError::NetworkInUse { name });
         }
         let mut networks = inner.networks.clone();
         networks.remove(id);
         self.save(&networks)?;
         inner.networks = networks;
+        inner.problem.clear();
         Ok(())
     }
 
@@ -191,10 +257,11 @@ impl LocalNetworks {
             return Err(AgentError::NoNetwork { word: id.to_string() });
         };
         let name = network.name().to_owned();
+        let leases = inner.leases.get(id);
         let taken = |subnet: &Subnet, address: IpAddr| {
             subnet.gateway == address
                 || subnet.reserved.contains(&address)
-                || inner.leases.contains(&(id.clone(), address))
+                || leases.is_some_and(|leases| leases.contains(&address))
         };
         let found = match wanted {
             Some(address) => network
@@ -219,23 +286,51 @@ impl LocalNetworks {
                 .ok_or(AgentError::NoAddress { name })?,
         };
         let (address, prefix) = found;
-        inner.leases.insert((id.clone(), address));
+        inner.leases.entry(id.clone()).or_default().insert(address);
         IpNet::new(address, prefix).map_err(|_| AgentError::NoNetwork { word: id.to_string() })
     }
 
     /// Gives an address back.
     pub fn release(&self, id: &NetworkId, address: IpAddr) {
-        self.lock().leases.remove(&(id.clone(), address));
+        if let Some(leases) = self.lock().leases.get_mut(id) {
+            leases.remove(&address);
+        }
     }
 
     fn save(&self, networks: &BTreeMap<NetworkId, LocalNetwork>) -> Result<(), AgentError> {
         let stored = Stored { format: FORMAT, networks: networks.values().cloned().collect() };
-        file::write_json(&self.path, &stored)
+        shoal_durable::replace_json(&self.path, &stored)
+            .map_err(|source| AgentError::WriteFile { path: self.path.clone(), source })
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A new network beside those that there are; its subnet overlaps neither theirs nor `taken`.
+fn make(
+    networks: &BTreeMap<NetworkId, LocalNetwork>,
+    spec: NetworkSpec,
+    taken: &[IpNet],
+    now: Timestamp,
+) -> Result<LocalNetwork, AgentError> {
+    check_name(&spec.name).map_err(AgentError::NetworkName)?;
+    if networks.values().any(|n| n.name() == spec.name) {
+        return Err(AgentError::NetworkExists { name: spec.name });
+    }
+    let used: Vec<IpNet> = networks
+        .values()
+        .flat_map(|n| n.subnets.iter().map(|s| s.subnet))
+        .chain(taken.iter().copied())
+        .collect();
+    Ok(LocalNetwork {
+        id: NetworkId::new(hex_id()),
+        subnets: subnets_of(&spec, &used)?,
+        mtu: mtu_of(&spec)?,
+        created_at: now,
+        spec,
+    })
 }
 
 /// 32 random bytes in hex.
@@ -252,63 +347,29 @@ fn pools() -> impl Iterator<Item = Ipv4Net> {
     wide.chain(narrow).filter_map(|(address, len)| Ipv4Net::new(address, len).ok())
 }
 
-fn overlaps(a: &IpNet, b: &IpNet) -> bool {
-    a.contains(&b.network()) || b.contains(&a.network())
-}
-
 fn subnets_of(spec: &NetworkSpec, used: &[IpNet]) -> Result<Vec<Subnet>, AgentError> {
     let wanted = spec.ipam.as_ref().and_then(|ipam| ipam.config.as_deref()).unwrap_or_default();
     let mut subnets = Vec::new();
     for config in wanted {
-        let Some(text) = config.subnet.as_deref().filter(|t| !t.is_empty()) else { continue };
-        let subnet: IpNet = parse(text, "subnet")?;
-        let subnet = subnet.trunc();
-        if let Some(other) = used.iter().find(|other| overlaps(&subnet, other)) {
-            return Err(AgentError::Overlap { subnet, other: *other });
+        let Some(subnet) = ipam::subnet_of(config).map_err(AgentError::Ipam)? else { continue };
+        if let Some(other) = used.iter().find(|other| overlaps(&subnet.subnet, other)) {
+            return Err(AgentError::Overlap { subnet: subnet.subnet, other: *other });
         }
-        let gateway = match config.gateway.as_deref().filter(|t| !t.is_empty()) {
-            Some(text) => parse(text, "gateway")?,
-            None => first_host(subnet)?,
-        };
-        let range = match config.ip_range.as_deref().filter(|t| !t.is_empty()) {
-            Some(text) => Some(parse::<IpNet>(text, "ip-range")?.trunc()),
-            None => None,
-        };
-        let mut reserved = Vec::new();
-        for text in config.auxiliary_addresses.iter().flat_map(|map| map.values()) {
-            reserved.push(parse(text, "aux-address")?);
-        }
-        if !subnet.contains(&gateway) || range.is_some_and(|r| !subnet.contains(&r)) {
-            return Err(AgentError::Ipam { what: "gateway or range", text: text.to_owned() });
-        }
-        subnets.push(Subnet { subnet, gateway, range, reserved });
+        subnets.push(subnet);
     }
     if subnets.is_empty() {
         let free = pools().map(IpNet::V4).find(|p| !used.iter().any(|u| overlaps(p, u)));
         let subnet = free.ok_or(AgentError::NoSubnet)?;
-        let gateway = first_host(subnet)?;
+        let gateway = ipam::first_usable(&subnet);
         subnets.push(Subnet { subnet, gateway, range: None, reserved: Vec::new() });
     }
     Ok(subnets)
 }
 
-fn parse<T: std::str::FromStr>(text: &str, what: &'static str) -> Result<T, AgentError> {
-    text.parse().map_err(|_| AgentError::Ipam { what, text: text.to_owned() })
-}
-
-fn first_host(subnet: IpNet) -> Result<IpAddr, AgentError> {
-    let text = || subnet.to_string();
-    subnet.hosts().next().ok_or_else(|| AgentError::Ipam { what: "subnet", text: text() })
-}
-
 fn mtu_of(spec: &NetworkSpec) -> Result<u32, AgentError> {
     let Some(text) = spec.options.get(OPTION_MTU) else { return Ok(MTU_DEFAULT) };
-    let mtu: u32 = parse(text, "mtu")?;
-    if (MTU_MIN..=65535).contains(&mtu) {
-        Ok(mtu)
-    } else {
-        Err(AgentError::Ipam { what: "mtu", text: text.clone() })
-    }
+    let mtu = text.parse().ok().filter(|mtu| (MTU_MIN..=65535).contains(mtu));
+    mtu.ok_or_else(|| AgentError::Option { what: "mtu", text: text.clone() })
 }
 
 #[cfg(test)]
@@ -318,7 +379,59 @@ mod tests {
     use super::*;
 
     fn open(dir: &tempfile::TempDir) -> LocalNetworks {
-        LocalNetworks::open(dir.path(), Timestamp(1)).unwrap()
+        LocalNetworks::open(dir.path(), Timestamp(1), &Damage::default())
+    }
+
+    #[test]
+    fn a_damaged_file_is_kept_aside_and_running_containers_bring_their_networks_back() {
+        for text in ["", "{\"format\":1,\"networks\":[", "{\"format\":9,\"networks\":[]}", "x"] {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("networks.json");
+            std::fs::write(&path, text).unwrap();
+            let damage = Damage::default();
+            let networks = LocalNetworks::open(dir.path(), Timestamp(1), &damage);
+            assert!(damage.list()[0].contains("networks.json"), "{:?}", damage.list());
+            let kept = std::fs::read_to_string(dir.path().join("networks.json.damaged")).unwrap();
+            assert_eq!(kept, text);
+            for (id, name, address, gateway) in [
+                ("old", DEFAULT_NETWORK, [172, 17, 0, 9], [172, 17, 0, 1]),
+                ("mine", "mine", [10, 9, 0, 2], [10, 9, 0, 1]),
+            ] {
+                let endpoint = EndpointInfo {
+                    network_id: NetworkId::new(id),
+                    network_name: name.to_owned(),
+                    driver: "bridge".to_owned(),
+                    endpoint_id: String::new(),
+                    ipv4: Some((address.into(), 16)),
+                    ipv6: None,
+                    gateway: Some(gateway.into()),
+                    gateway6: None,
+                    mac: None,
+                    aliases: Vec::new(),
+                    dns_names: Vec::new(),
+                    ipam: None,
+                };
+                networks.restore(&endpoint, Timestamp(2));
+                assert_eq!(networks.find(name).unwrap().id, NetworkId::new(id));
+                networks.lease(&NetworkId::new(id), Some(IpAddr::from(address))).unwrap();
+            }
+            networks.settle();
+            assert_eq!(open(&dir).list(), networks.list());
+        }
+    }
+
+    #[test]
+    fn a_disk_that_takes_no_file_does_not_keep_the_networks_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let missing = dir.path().join("missing");
+        let networks = LocalNetworks::open(&missing, Timestamp(1), &Damage::default());
+        let id = networks.find(DEFAULT_NETWORK).unwrap().id;
+        assert!(networks.problem().contains("networks.json"), "{}", networks.problem());
+        std::fs::create_dir(&missing).unwrap();
+        networks.settle();
+        assert_eq!(networks.problem(), "");
+        let again = LocalNetworks::open(&missing, Timestamp(1), &Damage::default());
+        assert_eq!(again.find(DEFAULT_NETWORK).unwrap().id, id);
     }
 
     fn named(name: &str) -> NetworkSpec {

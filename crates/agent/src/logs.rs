@@ -14,7 +14,6 @@ use shoal_wire::session::SessionSender;
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::agent::Agent;
-use crate::tasks;
 
 /// Lines in one message at most.
 const LINES_MAX: usize = 200;
@@ -66,7 +65,7 @@ async fn send(
     sender: &SessionSender<NodeMessage>,
 ) -> Result<(), RemoteFault> {
     let Some(engine) = agent.engine() else { return Ok(()) };
-    let Some(container) = tasks::container_of(agent, &open.task_id).await else {
+    let Some(container) = agent.inner.tasks.container_of(&open.task_id) else {
         // A task without a container has no log: nothing to send is the truth.
         return Ok(());
     };

@@ -1,20 +1,23 @@
 //! Joining and leaving networks, and what happens to a place when its container ends.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use shoal_engine::attacher::NetworkName;
 use shoal_engine::change::Phase;
-use shoal_model::id::{ContainerId, NetworkId};
+use shoal_model::id::{ContainerId, NetworkId, TaskId};
 use shoal_network::desired::SandboxId;
 use shoal_wire::message::{AttachOutcome, AttachRequest, Detach, NodeMessage};
 use tokio::sync::broadcast::error::RecvError;
 
-use crate::agent::{Agent, lock};
+use crate::agent::Agent;
 use crate::desired::Place;
 use crate::error::AgentError;
 
 /// How long a manager may take to give a container a place.
 const MANAGER_DEADLINE: Duration = Duration::from_secs(10);
+/// How long telling it that a container has left may hold up the container's end.
+const TELL_DEADLINE: Duration = Duration::from_secs(1);
 
 impl Agent {
     /// Asks the manager for a place on a swarm network, and waits until its table is here.
@@ -50,12 +53,13 @@ impl Agent {
                 return Err(AgentError::Refused { word: word.to_owned(), source });
             }
         };
-        let mut assignment = self.inner.assignment.subscribe();
+        let mut assignment = self.inner.assigned.follow();
         let here = assignment.wait_for(|a| a.networks.contains_key(&network_id));
-        tokio::time::timeout(MANAGER_DEADLINE, here)
-            .await
-            .map_err(|_| silent())?
-            .map_err(|_| silent())?;
+        let here = tokio::time::timeout(MANAGER_DEADLINE, here).await.is_ok_and(|h| h.is_ok());
+        if !here {
+            self.give_back(&task.id).await;
+            return Err(silent());
+        }
         let addresses = task
             .networks
             .iter()
@@ -68,14 +72,24 @@ impl Agent {
     /// Gives a place back.
     pub(crate) async fn leave(&self, place: &Place) {
         match &place.task_id {
-            Some(task_id) => {
-                self.inner.hub.tell(NodeMessage::Detach(Detach { task_id: task_id.clone() })).await;
-            }
+            Some(task_id) => self.give_back(task_id).await,
             None => {
                 for address in &place.addresses {
                     self.local().release(&place.network_id, address.addr());
                 }
             }
+        }
+    }
+
+    /// Gives a place of the swarm back. A manager that cannot be told hears it with the whole set of
+    /// this node's places, in the next session at the latest.
+    async fn give_back(&self, task_id: &TaskId) {
+        let attachments = &self.inner.attachments;
+        attachments.given_up(task_id);
+        let detach = NodeMessage::Detach(Detach { task_id: task_id.clone() });
+        let told = tokio::time::timeout(TELL_DEADLINE, self.inner.hub.tell(detach)).await;
+        if told != Ok(true) {
+            attachments.restate();
         }
     }
 
@@ -88,7 +102,7 @@ impl Agent {
         if let Some(cause) = applied.sandbox_error(&SandboxId::from(container)) {
             return Err(failed(cause));
         }
-        let Some(attached) = self.attached(container) else { return Ok(()) };
+        let Some(attached) = self.inner.attachments.get(container) else { return Ok(()) };
         for place in &attached.places {
             if let Some(cause) = applied.networks.get(&place.network_id) {
                 return Err(failed(cause));
@@ -107,7 +121,7 @@ impl Agent {
 
     /// Takes a container's network away.
     pub(crate) async fn drop_attached(&self, container: &ContainerId) {
-        let Some(attached) = lock(&self.inner.attached).remove(container) else { return };
+        let Some(attached) = self.inner.attachments.remove(container) else { return };
         let generation = self.changed();
         // Ignored because: a kernel that cannot remove it now is asked again by every verification.
         let _ = self.inner.applier.applied(generation).await;
@@ -139,6 +153,18 @@ impl Agent {
                 })
             })
             .collect()
+    }
+
+    /// The tasks of all places of hand-made containers that the last assignment knows of.
+    pub(crate) fn remembered_tasks(&self) -> BTreeMap<(ContainerId, NetworkId), TaskId> {
+        let assignment = self.assignment();
+        let of = |task: &shoal_model::object::Task| {
+            let spec = task.spec.network_attachment_spec.as_ref()?;
+            let container = ContainerId::new(spec.container_id.as_str());
+            let place = task.networks.first()?;
+            Some(((container, place.network_id.clone()), task.id.clone()))
+        };
+        assignment.tasks.values().filter_map(of).collect()
     }
 
     /// Finds a network by what a user calls it. A member cannot know every network of the cluster:
@@ -190,15 +216,10 @@ fn has_ended(phase: Phase) -> bool {
 }
 
 async fn ended(agent: &Agent, container: &ContainerId) {
-    let places = {
-        let mut attached = lock(&agent.inner.attached);
-        let Some(attached) = attached.get_mut(container) else { return };
-        if attached.ended {
-            return;
-        }
-        attached.ended = true;
-        attached.places.clone()
-    };
+    let places = agent.inner.attachments.mark_ended(container);
+    if places.is_empty() {
+        return;
+    }
     for place in places {
         for address in &place.addresses {
             let lost = agent.network().backend_lost(&place.network_id, address.addr()).await;

@@ -11,8 +11,8 @@ use shoal_model::id::{NodeId, Revision, SessionId};
 use shoal_wire::client;
 use shoal_wire::error::WireError;
 use shoal_wire::message::{
-    AckRevision, AttachOutcome, AttachRequest, ByeReason, Hello, Leave, ManagerAddr,
-    ManagerMessage, NeedFull, NodeMessage, PROTOCOL_VERSION, TaskReport, TaskStatuses,
+    AckRevision, AttachOutcome, AttachReply, AttachRequest, AttachmentSet, ByeReason, Hello, Leave,
+    ManagerAddr, ManagerMessage, NeedFull, NodeMessage, PROTOCOL_VERSION, TaskStatuses,
 };
 use shoal_wire::session::{ClientSession, SessionSender};
 use tokio::sync::{oneshot, watch};
@@ -20,13 +20,15 @@ use tokio::task::JoinSet;
 
 use crate::agent::{Agent, Membership, lock};
 use crate::logs;
+use crate::report::batches;
 
 /// First pause before a session is opened again; doubled after each failure.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 /// Longest pause: a manager that comes back finds its nodes within this time.
 const RETRY_MAX: Duration = Duration::from_secs(2);
-/// Statuses in one message at most, to stay far below the bound on messages.
-const REPORTS_MAX: usize = 100;
+/// Pause before the whole set of this node's places is stated again, so that its cost is bounded
+/// however many change.
+const RESTATE_PAUSE: Duration = Duration::from_secs(1);
 /// How long saying good-bye may take.
 const LEAVE_DEADLINE: Duration = Duration::from_secs(1);
 
@@ -61,13 +63,22 @@ enum Leaving {
 impl SessionHub {
     /// Asks for a place on a network; `None` if there is no session or it ends before the answer.
     pub(crate) async fn ask_attach(&self, mut request: AttachRequest) -> Option<AttachOutcome> {
-        request.request = self.next.fetch_add(1, Ordering::Relaxed);
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        request.request = number;
         let (answer, hear) = oneshot::channel();
-        lock(&self.asked).insert(request.request, answer);
+        lock(&self.asked).insert(number, answer);
+        // Whoever gives up asking leaves nothing here.
+        let _asked = Asked { hub: self, number };
         if !self.tell(NodeMessage::Attach(request)).await {
             return None;
         }
         hear.await.ok()
+    }
+
+    /// Hears a manager's answer: `false` if nobody waits for it any more.
+    fn answered(&self, number: u64, outcome: AttachOutcome) -> bool {
+        let asked = lock(&self.asked).remove(&number);
+        asked.is_some_and(|asked| asked.send(outcome).is_ok())
     }
 
     /// Sends `message` if there is a session; what matters is told again in the next one.
@@ -133,6 +144,18 @@ impl SessionHub {
         *lock(&self.sender) = None;
         lock(&self.asked).clear();
         self.set_error(why);
+    }
+}
+
+/// A question to the manager, for as long as somebody waits for its answer.
+struct Asked<'a> {
+    hub: &'a SessionHub,
+    number: u64,
+}
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        lock(&self.hub.asked).remove(&self.number);
     }
 }
 
@@ -248,6 +271,7 @@ async fn serve(agent: &Agent, mut session: ClientSession) -> End {
     let mut tasks = JoinSet::new();
     tasks.spawn(send_statuses(agent.clone(), sender.clone()));
     tasks.spawn(send_acks(agent.clone(), sender.clone()));
+    tasks.spawn(send_attachments(agent.clone(), sender.clone()));
     loop {
         let message = match session.next().await {
             Ok(message) => message,
@@ -256,12 +280,7 @@ async fn serve(agent: &Agent, mut session: ClientSession) -> End {
         match message {
             ManagerMessage::Assignment(update) => take(agent, *update, &sender).await,
             ManagerMessage::AttachReply(reply) => {
-                let asked = lock(&hub.asked).remove(&reply.request);
-                if let Some(asked) = asked {
-                    // Ignored because: whoever asked has given up; the manager's place is left
-                    // with the container's detach.
-                    let _ = asked.send(reply.outcome);
-                }
+                attached(agent, *reply);
             }
             ManagerMessage::OpenLogs(open) => logs.open(agent, open, sender.clone()),
             ManagerMessage::CloseLogs(close) => logs.close(close.stream),
@@ -283,14 +302,55 @@ async fn serve(agent: &Agent, mut session: ClientSession) -> End {
 }
 
 async fn take(agent: &Agent, update: AssignmentUpdate, sender: &SessionSender<NodeMessage>) {
-    let mut next = agent.assignment().as_ref().clone();
-    let have = next.revision;
-    if next.apply(update) {
-        agent.set_assignment(next);
-    } else {
-        // Ignored because: a session that cannot take this ends by itself, and the next one begins
-        // with everything.
-        let _ = sender.send(NodeMessage::NeedFull(NeedFull { have })).await;
+    match agent.inner.assigned.take(update) {
+        Ok(()) => {
+            agent.changed();
+        }
+        Err(have) => {
+            // Ignored because: a session that cannot take this ends by itself, and the next one
+            // begins with everything.
+            let _ = sender.send(NodeMessage::NeedFull(NeedFull { have })).await;
+        }
+    }
+}
+
+/// A manager's answer about a place: it counts as this node's before anything else is said.
+fn attached(agent: &Agent, reply: AttachReply) {
+    let attachments = &agent.inner.attachments;
+    let id = match &reply.outcome {
+        AttachOutcome::Attached { task, .. } => Some(task.id.clone()),
+        AttachOutcome::Refused(_) => None,
+    };
+    if let Some(id) = &id {
+        attachments.given(id.clone());
+    }
+    if !agent.inner.hub.answered(reply.request, reply.outcome)
+        && let Some(id) = id
+    {
+        // Whoever asked has given up.
+        attachments.given_up(&id);
+        attachments.restate();
+    }
+}
+
+/// States the whole set of places that hand-made containers of this node hold: what else a manager
+/// has of it is a ghost, of a container that died with its daemon, or of a message that was lost.
+async fn send_attachments(agent: Agent, sender: SessionSender<NodeMessage>) {
+    let attachments = &agent.inner.attachments;
+    let mut changes = attachments.follow();
+    let mut assignment = agent.inner.assigned.follow();
+    // Without one, it is not known which places the running containers have.
+    if assignment.wait_for(|known| known.revision != Revision(0)).await.is_err() {
+        return;
+    }
+    loop {
+        changes.borrow_and_update();
+        let tasks = attachments.held(&agent.remembered_tasks()).into_iter().collect();
+        let set = NodeMessage::AttachmentSet(AttachmentSet { tasks });
+        if sender.send(set).await.is_err() || changes.changed().await.is_err() {
+            return;
+        }
+        tokio::time::sleep(RESTATE_PAUSE).await;
     }
 }
 
@@ -298,9 +358,8 @@ async fn take(agent: &Agent, update: AssignmentUpdate, sender: &SessionSender<No
 async fn send_statuses(agent: Agent, sender: SessionSender<NodeMessage>) {
     let mut pending = agent.inner.reporter.follow();
     loop {
-        let reports: Vec<TaskReport> = pending.next().await;
-        for chunk in reports.chunks(REPORTS_MAX) {
-            let statuses = TaskStatuses { statuses: chunk.to_vec() };
+        for statuses in batches(pending.next().await) {
+            let statuses = TaskStatuses { statuses };
             if sender.send(NodeMessage::TaskStatuses(statuses)).await.is_err() {
                 return;
             }

@@ -18,6 +18,7 @@ pub mod cluster_state;
 pub mod event;
 pub mod fault;
 pub mod id;
+pub mod ipam;
 pub mod name;
 pub mod net;
 pub mod object;

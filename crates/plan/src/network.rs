@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use shoal_model::cluster_state::ClusterState;
+use shoal_model::ipam::{self, overlaps};
 use shoal_model::net::Vni;
 use shoal_model::object::Subnet;
 use shoal_model::spec::network::{IpamConfig, NetworkSpec, OPTION_MTU, OPTION_VNI_LIST};
@@ -102,15 +103,10 @@ fn taken(state: &ClusterState) -> impl Iterator<Item = (&IpNet, &str)> {
     networks.flat_map(|n| n.subnets.iter().map(|s| (&s.subnet, n.spec.name.as_str())))
 }
 
-fn overlaps(a: &IpNet, b: &IpNet) -> bool {
-    a.contains(&b.network()) || b.contains(&a.network())
-}
-
 fn user_subnet(state: &ClusterState, config: &IpamConfig) -> Result<Subnet, SpecError> {
-    let text = config.subnet.as_deref().unwrap_or_default();
-    let subnet: IpNet =
-        text.parse().map_err(|_| SpecError::invalid(format!("invalid CIDR address: {text}")))?;
-    let subnet = subnet.trunc();
+    let found = ipam::subnet_of(config).map_err(|error| SpecError::invalid(error.to_string()))?;
+    let found = found.ok_or_else(|| SpecError::invalid("invalid CIDR address: "))?;
+    let subnet = found.subnet;
     if let Some((other, name)) = taken(state).find(|(other, _)| overlaps(other, &subnet)) {
         return Err(SpecError::Forbidden {
             message: format!(
@@ -119,29 +115,7 @@ fn user_subnet(state: &ClusterState, config: &IpamConfig) -> Result<Subnet, Spec
             ),
         });
     }
-    let inside = |what: &str, text: &str| {
-        let address = text.parse::<IpAddr>().ok().filter(|a| subnet.contains(a));
-        address.ok_or_else(|| {
-            SpecError::invalid(format!("{what} '{text}' is not an address of subnet {subnet}"))
-        })
-    };
-    let gateway = match config.gateway.as_deref().filter(|g| !g.is_empty()) {
-        Some(text) => inside("gateway", text)?,
-        None => first_usable(&subnet),
-    };
-    let range = match config.ip_range.as_deref().filter(|r| !r.is_empty()) {
-        Some(text) => {
-            let range = text.parse::<IpNet>().ok().filter(|r| subnet.contains(r));
-            Some(range.map(|r| r.trunc()).ok_or_else(|| {
-                SpecError::invalid(format!("ip-range '{text}' is not a part of subnet {subnet}"))
-            })?)
-        }
-        None => None,
-    };
-    let named = config.auxiliary_addresses.iter().flatten();
-    let reserved = named.map(|(_, text)| inside("auxiliary address", text));
-    let reserved = reserved.collect::<Result<Vec<_>, _>>()?;
-    Ok(Subnet { subnet, gateway, range, reserved })
+    Ok(found)
 }
 
 /// Cuts the next subnet from the cluster's pools. Users get them from the front; the ingress

@@ -4,22 +4,12 @@
 use shoal_engine::change::ContainerChange;
 use shoal_engine::error::EngineError;
 use shoal_image::error::ImageError;
+pub(crate) use shoal_life::task::Failure;
 use shoal_model::fault::{Fault, FaultId, chain};
 
-/// Why a task failed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Failure {
-    /// The step that failed, for `Status.Message`.
-    pub step: &'static str,
-    /// Cause first, then everything else, for `Status.Err`.
-    pub text: String,
-}
-
-impl Failure {
-    /// A cause that needs no more words.
-    pub(crate) fn plain(text: &str) -> Self {
-        Self { step: "failed", text: text.to_owned() }
-    }
+/// A failure of the kind that docs/errors explains.
+pub(crate) fn of(step: &'static str, error: &impl Fault) -> Failure {
+    Failure { step, text: finish(chain(error), error) }
 }
 
 /// A failure of the engine.
@@ -39,9 +29,13 @@ pub(crate) fn of_pull(image: &str, error: &ImageError) -> Failure {
     Failure { step: "preparing", text: finish(text, error) }
 }
 
-/// How a process ended; empty if it ended well.
+/// The exit status of a process that was killed (128 + SIGKILL).
+const KILLED: i64 = 137;
+
+/// How a process ended; empty if it ended well. That the kernel killed one of its children for lack
+/// of memory, some time, is no end: only if it was killed itself is that why.
 pub(crate) fn of_exit(change: &ContainerChange) -> String {
-    if change.oom_killed {
+    if change.oom_killed && change.exit_code == KILLED {
         return format!(
             "out of memory: killed at its memory limit (exit status {}) [SH-AGT-007]",
             change.exit_code
@@ -68,4 +62,34 @@ fn finish(mut text: String, fault: &impl Fault) -> String {
         text.push_str(&format!(" [{id}]"));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use shoal_engine::change::{HealthStatus, Phase};
+    use shoal_model::id::ContainerId;
+
+    use super::*;
+
+    #[test]
+    fn an_earlier_lack_of_memory_is_no_end() {
+        let exit = |exit_code, oom_killed| {
+            of_exit(&ContainerChange {
+                id: ContainerId::new("c"),
+                name: String::new(),
+                task_id: None,
+                phase: Phase::Exited,
+                removed: false,
+                pid: 0,
+                exit_code,
+                error: String::new(),
+                oom_killed,
+                health: HealthStatus::None,
+            })
+        };
+        assert_eq!(exit(0, true), "");
+        assert_eq!(exit(3, true), "task: non-zero exit (3)");
+        assert!(exit(137, true).starts_with("out of memory"), "{}", exit(137, true));
+        assert_eq!(exit(137, false), "task: non-zero exit (137)");
+    }
 }

@@ -19,8 +19,11 @@ const PUBLISHED_MAX: Duration = Duration::from_secs(5);
 /// How long a task on a network may take until it listens anywhere. Many never do (clients, jobs
 /// of all kinds), and those wait it out.
 const ANYWHERE_MAX: Duration = Duration::from_millis(500);
-/// How often the tables are read.
-const INTERVAL: Duration = Duration::from_millis(10);
+/// First pause between two looks at the tables. It grows with each, so that many tasks that never
+/// listen cost little.
+const PAUSE_FIRST: Duration = Duration::from_millis(5);
+/// Longest pause.
+const PAUSE_MAX: Duration = Duration::from_millis(100);
 /// Column of a socket's state, and the state of one that listens (`TCP_LISTEN`).
 const STATE_COLUMN: usize = 3;
 const STATE_LISTEN: &str = "0A";
@@ -40,13 +43,15 @@ pub(super) async fn until_listening(task: &Task, pid: u32) -> bool {
     }
     let limit = if published.is_empty() { ANYWHERE_MAX } else { PUBLISHED_MAX };
     let deadline = Instant::now() + limit;
+    let mut pause = PAUSE_FIRST;
     while let Some(open) = listening_ports(pid) {
         let ready =
             if published.is_empty() { !open.is_empty() } else { published.is_subset(&open) };
         if ready || Instant::now() >= deadline {
             return true;
         }
-        tokio::time::sleep(INTERVAL).await;
+        tokio::time::sleep(pause).await;
+        pause = (pause * 3 / 2).min(PAUSE_MAX);
     }
     false
 }

@@ -30,14 +30,14 @@ pub(crate) async fn all(agent: &Agent, task: &Task) -> Result<Vec<InjectedFile>,
         return Ok(Vec::new());
     }
     let facts = NodeFacts::of(agent).await;
-    let mut assignment = agent.inner.assignment.subscribe();
+    let mut assignment = agent.inner.assigned.follow();
     loop {
         let found = files(task, &assignment.borrow_and_update().payloads, &facts)?;
         if let Found::All(files) = found {
             return Ok(files);
         }
         if assignment.changed().await.is_err() {
-            // The agent is stopping, and this task's controller with it.
+            // The agent is stopping, and this task's owner with it.
             std::future::pending::<()>().await;
         }
     }
@@ -53,7 +53,7 @@ pub(crate) enum Found {
 }
 
 /// Something that a task refers to.
-struct Wanted<'a> {
+struct Needed<'a> {
     kind: &'static str,
     name: &'a str,
     path: String,
@@ -69,32 +69,32 @@ struct Wanted<'a> {
 pub(crate) fn files(task: &Task, payloads: &Payloads, node: &NodeFacts) -> Result<Found, Failure> {
     let Some(container) = &task.spec.container_spec else { return Ok(Found::All(Vec::new())) };
     let mut there = Vec::new();
-    for wanted in wanted(container, payloads) {
-        match wanted.payload {
+    for needed in needed(container, payloads) {
+        match needed.payload {
             None => return Ok(Found::Waiting),
-            Some(None) => return Err(gone(&wanted)),
-            Some(Some(payload)) => there.push((wanted, payload)),
+            Some(None) => return Err(gone(&needed)),
+            Some(Some(payload)) => there.push((needed, payload)),
         }
     }
     let sources = Sources { fields: fields(task, node), container, files: &there };
     let mut files = Vec::new();
-    for (wanted, payload) in &there {
+    for (needed, payload) in &there {
         let data = if payload.template {
-            Bytes::from(sources.fill(wanted, payload)?)
+            Bytes::from(sources.fill(needed, payload)?)
         } else {
             Bytes::copy_from_slice(payload.data.bytes())
         };
         // Cannot fail: the manager has checked it.
-        let (uid, gid) = wanted.file.owner().unwrap_or_default();
-        let (target, mode) = (wanted.path.clone(), wanted.file.mode);
+        let (uid, gid) = needed.file.owner().unwrap_or_default();
+        let (target, mode) = (needed.path.clone(), needed.file.mode);
         files.push(InjectedFile { target, data, uid, gid, mode });
     }
     Ok(Found::All(files))
 }
 
-fn wanted<'a>(container: &'a ContainerSpec, payloads: &'a Payloads) -> Vec<Wanted<'a>> {
+fn needed<'a>(container: &'a ContainerSpec, payloads: &'a Payloads) -> Vec<Needed<'a>> {
     let secrets = container.secrets.iter().flatten().filter_map(|reference| {
-        Some(Wanted {
+        Some(Needed {
             kind: "secret",
             name: &reference.secret_name,
             path: reference.path()?,
@@ -103,7 +103,7 @@ fn wanted<'a>(container: &'a ContainerSpec, payloads: &'a Payloads) -> Vec<Wante
         })
     });
     let configs = container.configs.iter().flatten().filter_map(|reference| {
-        Some(Wanted {
+        Some(Needed {
             kind: "config",
             name: &reference.config_name,
             path: reference.path()?,
@@ -118,17 +118,17 @@ fn wanted<'a>(container: &'a ContainerSpec, payloads: &'a Payloads) -> Vec<Wante
 struct Sources<'a> {
     fields: Fields,
     container: &'a ContainerSpec,
-    files: &'a [(Wanted<'a>, &'a Payload)],
+    files: &'a [(Needed<'a>, &'a Payload)],
 }
 
 impl Sources<'_> {
-    fn fill(&self, wanted: &Wanted<'_>, payload: &Payload) -> Result<String, Failure> {
+    fn fill(&self, needed: &Needed<'_>, payload: &Payload) -> Result<String, Failure> {
         let failed = |why: String| Failure {
             step: "preparing",
             text: format!(
                 "bad template: {} '{}': {why}; correct it and store it under a new name \
                  [SH-AGT-010]",
-                wanted.kind, wanted.name
+                needed.kind, needed.name
             ),
         };
         let text = std::str::from_utf8(payload.data.bytes());
@@ -175,8 +175,8 @@ fn quoted(text: &str) -> Option<&str> {
     between('"').or_else(|| between('`')).filter(|text| !text.contains(['"', '`', '\\']))
 }
 
-fn gone(wanted: &Wanted<'_>) -> Failure {
-    let (kind, name) = (wanted.kind, wanted.name);
+fn gone(needed: &Needed<'_>) -> Failure {
+    let (kind, name) = (needed.kind, needed.name);
     Failure {
         step: "preparing",
         text: format!(

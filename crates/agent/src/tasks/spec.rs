@@ -29,7 +29,7 @@ impl NodeFacts {
     pub(crate) async fn of(agent: &Agent) -> Self {
         Self {
             id: agent.assignment().own.as_ref().map(|own| own.node_id.to_string()),
-            description: agent.description().await,
+            description: agent.fixed_description().await,
         }
     }
 }

@@ -14,6 +14,7 @@ use shoal_model::spec::node::{Availability, NodeSpec};
 use shoal_model::spec::payload::PayloadSpec;
 use shoal_model::spec::service::ServiceSpec;
 use shoal_model::time::Timestamp;
+use tokio::sync::watch;
 
 use crate::error::ApiResult;
 
@@ -22,6 +23,9 @@ use crate::error::ApiResult;
 pub trait SwarmMembership: Send + Sync {
     /// Where this node stands right now. Must not block.
     fn status(&self) -> SwarmStatus;
+
+    /// Counts what may have changed [`Self::status`] or [`Self::control`].
+    fn changes(&self) -> watch::Receiver<u64>;
 
     /// The cluster's control, if this node is a manager that can answer.
     fn control(&self) -> Option<Arc<dyn SwarmControl>>;

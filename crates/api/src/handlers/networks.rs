@@ -11,6 +11,7 @@ use shoal_model::spec::container::EndpointSettings;
 use shoal_model::spec::network::NetworkSpec;
 
 use crate::backend::ApiState;
+use crate::backend::swarm::LocalState;
 use crate::decode::networks::{CONNECT, DISCONNECT, NETWORK};
 use crate::error::{ApiError, ApiResult};
 use crate::http::Call;
@@ -260,9 +261,16 @@ struct Connection {
 /// 404, or 501 if that is not possible yet.
 pub async fn connect(mut call: Call) -> ApiResult<Answer> {
     let body: Connection = call.json(&CONNECT).await?;
-    let found = Known::of(&call.state).find(call.param("id"), None)?;
-    let backend = &call.state.containers;
-    backend.connect(&body.container, found.id.as_str(), body.endpoint_config).await?;
+    let word = call.param("id");
+    let found = Known::of(&call.state).find(word, None);
+    // A worker does not know every network of the cluster: its manager answers for the others.
+    let asks = call.state.swarm.status().state == LocalState::Active
+        && call.state.swarm.control().is_none();
+    let id = match found {
+        Err(error) if asks && error.status == StatusCode::NOT_FOUND => word.to_owned(),
+        found => found?.id.to_string(),
+    };
+    call.state.containers.connect(&body.container, &id, body.endpoint_config).await?;
     answer::ok()
 }
 

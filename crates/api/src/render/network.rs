@@ -64,7 +64,7 @@ pub fn local(network: &LocalNetwork) -> Map<String, Value> {
         "Attachable".into(),
         json!(network.driver == "overlay" && !network.spec.ingress.unwrap_or(false)),
     );
-    out.insert("Ingress".into(), json!(false));
+    out.insert("Ingress".into(), json!(network.spec.ingress.unwrap_or(false)));
     out.insert("Options".into(), json!(network.spec.options));
     out.insert("Labels".into(), json!(network.spec.labels));
     out

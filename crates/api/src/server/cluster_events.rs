@@ -7,19 +7,23 @@ use futures::StreamExt;
 
 use crate::backend::ApiState;
 
-/// Pause between looks whether this node became a manager. An event within it is missed, which only
-/// concerns the first moment of a swarm.
+/// Pause after a manager's events have ended, which is about to stop then.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// Copies events as long as this node manages a cluster; runs until it is dropped.
 pub async fn forward(state: Arc<ApiState>) {
+    let mut changes = state.swarm.changes();
     loop {
+        changes.borrow_and_update();
         let events = state.swarm.control().map(|control| control.events());
         if let Some(mut events) = events {
             while let Some(event) = events.next().await {
                 state.events.publish(event);
             }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        } else if changes.changed().await.is_err() {
+            // Nobody changes this node's part in a swarm any more: it is stopping.
+            return;
         }
-        tokio::time::sleep(LOOK_AGAIN).await;
     }
 }

@@ -29,6 +29,7 @@ const AT: Timestamp = Timestamp::from_secs(1_500_000_000);
 pub struct Swarm {
     control: Arc<Mutex<Option<Control>>>,
     pub worker: Arc<Mutex<bool>>,
+    changes: Arc<tokio::sync::watch::Sender<u64>>,
 }
 
 #[derive(Clone)]
@@ -51,6 +52,9 @@ impl SwarmMembership for Swarm {
             remote_managers: vec![(NODE.into(), "10.1.2.3:2377".into())],
         }
     }
+    fn changes(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
     fn control(&self) -> Option<Arc<dyn SwarmControl>> {
         let control = self.control.lock().unwrap().clone()?;
         Some(Arc::new(control))
@@ -64,6 +68,7 @@ impl SwarmMembership for Swarm {
             ));
         }
         *slot = Some(Control::new(request.spec));
+        self.changes.send_modify(|count| *count += 1);
         Ok(NODE.into())
     }
     async fn join(&self, request: JoinRequest) -> ApiResult<()> {

@@ -169,8 +169,10 @@ fn api_state(settings: &Settings, parts: &Parts) -> ApiState {
             node: parts.node.clone(),
         },
     });
+    let mut facts = facts::facts(settings, &parts.instance, parts.started_at, &parts.found);
+    facts.warnings.extend(parts.agent.damaged());
     ApiState {
-        facts: facts::facts(settings, &parts.instance, parts.started_at, &parts.found),
+        facts,
         swarm: Arc::new(Membership { node: parts.node.clone() }),
         containers: Arc::new(adapter::engine::EngineBackend::new(parts.engine.clone())),
         volumes: Arc::new(adapter::engine::EngineBackend::new(parts.engine.clone())),
@@ -194,6 +196,7 @@ async fn shut_down(settings: &Settings, parts: Parts) {
         ShutdownMode::Keep
     } else {
         parts.agent.say_leave().await;
+        parts.agent.daemon_stops().await;
         ShutdownMode::Stop(STOP_GRACE)
     };
     parts.engine.shutdown(mode).await;

@@ -6,6 +6,7 @@ use shoal_agent::agent::Agent;
 use shoal_api::backend::network::{LocalNetwork, NetworkBackend};
 use shoal_api::backend::system::Diagnostics;
 use shoal_api::error::{ApiError, ApiResult};
+use shoal_model::assignment::NetworkTable;
 use shoal_model::check::CheckResult;
 use shoal_model::id::NetworkId;
 use shoal_model::net::Mac;
@@ -34,6 +35,30 @@ impl Networks {
     }
 }
 
+impl Networks {
+    /// The cluster's networks that this node has, as Docker's workers show them.
+    fn overlays(&self) -> Vec<LocalNetwork> {
+        let assignment = self.agent.assignment();
+        let overlay = |table: &NetworkTable| {
+            let network = &table.network;
+            let subnets = network.subnets.iter();
+            LocalNetwork {
+                id: network.id.to_string(),
+                driver: "overlay".to_owned(),
+                subnets: subnets.map(|s| (s.subnet.to_string(), s.gateway.to_string())).collect(),
+                spec: NetworkSpec {
+                    name: network.name.clone(),
+                    internal: Some(network.internal),
+                    ingress: Some(network.ingress),
+                    ..NetworkSpec::default()
+                },
+                ..LocalNetwork::default()
+            }
+        };
+        assignment.networks.values().map(overlay).collect()
+    }
+}
+
 #[async_trait]
 impl NetworkBackend for Networks {
     fn list(&self) -> Vec<LocalNetwork> {
@@ -56,7 +81,7 @@ impl NetworkBackend for Networks {
             spec: NetworkSpec { name: (*name).to_owned(), ..NetworkSpec::default() },
             ..LocalNetwork::default()
         });
-        bridges.chain(plain).collect()
+        bridges.chain(plain).chain(self.overlays()).collect()
     }
 
     async fn create(&self, spec: NetworkSpec) -> ApiResult<NetworkId> {

@@ -46,6 +46,10 @@ impl SwarmMembership for Membership {
         }
     }
 
+    fn changes(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.node.changes()
+    }
+
     fn control(&self) -> Option<Arc<dyn SwarmControl>> {
         let control = self.node.control()?;
         Some(Arc::new(shoal_api::adapter::control::ManagerControl::new(control)))
