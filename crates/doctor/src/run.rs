@@ -17,7 +17,8 @@ const STUCK: &str = "SH-DOC-100";
 #[must_use]
 pub fn run_all(checks: Vec<Box<dyn Check>>, deadline: Duration) -> Vec<CheckResult> {
     let end = Instant::now() + deadline;
-    let (sender, receiver) = mpsc::channel();
+    // Every check finds room, so that one that is late does not hang on its result.
+    let (sender, receiver) = mpsc::sync_channel(checks.len());
     let labels: Vec<String> = checks.iter().map(|check| check.label()).collect();
     let mut results: Vec<Option<CheckResult>> = checks.iter().map(|_| None).collect();
     for (number, check) in checks.into_iter().enumerate() {

@@ -215,15 +215,6 @@ async fn a_damaged_image_can_be_removed() {
     assert_eq!(hello(&bench.store, "b:1").unwrap(), "from b:1");
 }
 
-/// Leaves no byte free.
-fn fill(disk: &SmallDisk) -> PathBuf {
-    let path = disk.path().join("filler");
-    let mut file = fs::File::create(&path).unwrap();
-    let full = std::io::copy(&mut std::io::repeat(1), &mut file).unwrap_err();
-    assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
-    path
-}
-
 #[tokio::test]
 async fn a_full_disk_keeps_no_store_closed_and_is_mended_by_space() {
     let disk = SmallDisk::new("size=4m");
@@ -235,7 +226,7 @@ async fn a_full_disk_keeps_no_store_closed_and_is_mended_by_space() {
     let layer = store.mount_layers(&store.resolve("a:1").unwrap()).unwrap().remove(0);
     drop(store);
     fs::remove_dir_all(layer).unwrap();
-    let filler = fill(&disk);
+    let filler = disk.fill();
     let store = ImageStore::open(options(&root)).unwrap();
     let said = store.damaged().join("\n");
     assert!(said.contains("No space left"), "{said}");
@@ -256,7 +247,7 @@ async fn images_are_removed_from_a_full_disk() {
     for name in NAMES {
         store.load(Cursor::new(archive(name)), Progress::none()).await.unwrap();
     }
-    let _filler = fill(&disk);
+    let _filler = disk.fill();
     let error = store.tag("a:1", "c:1").await.unwrap_err();
     assert!(error.remedy().unwrap().contains("free space"), "{error}");
     assert!(store.resolve("c:1").is_err());
@@ -286,4 +277,19 @@ async fn state_is_readable_by_root_alone() {
         };
         assert_eq!(mode, wanted, "{}", part.display());
     }
+}
+
+#[tokio::test]
+async fn a_load_whose_last_write_fails_leaves_nothing_and_locks_nothing() {
+    let bench = Bench::new();
+    // In the way of what the index is written to before it is renamed.
+    let in_the_way = bench.root().join(".index.json.new");
+    fs::create_dir(&in_the_way).unwrap();
+    let error = bench.load(archive("a:1")).await.unwrap_err();
+    assert!(error.to_string().contains("index.json"), "{error}");
+    assert_eq!(bench.kept(), Vec::<String>::new());
+    assert!(bench.store.list(&Default::default()).unwrap().is_empty());
+    fs::remove_dir(&in_the_way).unwrap();
+    bench.load(archive("a:1")).await.unwrap();
+    assert_eq!(hello(&bench.store, "a:1").unwrap(), "from a:1");
 }

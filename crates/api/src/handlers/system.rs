@@ -115,9 +115,17 @@ fn engine_part(state: &ApiState) -> Value {
         "InitBinary": if facts.default_init { "shoal" } else { "" },
         "ContainerdCommit": { "ID": "" }, "RuncCommit": { "ID": "" }, "InitCommit": { "ID": "" },
         "SecurityOptions": ["name=seccomp,profile=builtin", "name=cgroupns"],
-        "Warnings": facts.warnings, "DefaultAddressPools": [],
+        "Warnings": warnings(state),
+        "DefaultAddressPools": [],
         "GenericResources": null, "CDISpecDirs": [],
     })
+}
+
+/// What this node cannot do, and what of its images is damaged.
+fn warnings(state: &ApiState) -> Vec<String> {
+    let mut warnings = state.facts.warnings.clone();
+    warnings.extend(state.images.damaged());
+    warnings
 }
 
 /// The engine's labels, and Shoal's own one: how unikernels run here.

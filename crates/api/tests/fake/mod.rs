@@ -110,6 +110,9 @@ impl ImageBackend for Images {
     async fn count(&self) -> usize {
         1
     }
+    fn damaged(&self) -> Vec<String> {
+        vec!["the layer x is gone".into()]
+    }
 }
 
 pub struct Networks;

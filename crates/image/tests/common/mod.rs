@@ -264,6 +264,15 @@ impl SmallDisk {
     pub fn path(&self) -> &Path {
         self.0.path()
     }
+
+    /// Leaves no byte free; gives the file to remove for some space.
+    pub fn fill(&self) -> PathBuf {
+        let path = self.path().join("filler");
+        let mut file = std::fs::File::create(&path).unwrap();
+        let full = std::io::copy(&mut std::io::repeat(1), &mut file).unwrap_err();
+        assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+        path
+    }
 }
 
 impl Drop for SmallDisk {
