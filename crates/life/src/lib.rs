@@ -10,6 +10,6 @@
 
 #![forbid(unsafe_code)]
 
+pub mod container;
 pub mod membership;
 pub mod task;
-pub mod container;

@@ -168,3 +168,38 @@ pub fn remains(place: &Place) -> BTreeSet<String> {
     add("shim", place.shims().into_keys().collect());
     found
 }
+
+/// What is no state file: content of containers, volumes and images, and what is made anew.
+const CONTENT: [&str; 10] =
+    ["upper", "work", "_data", "l", "blobs", "ingest", "netns", "lock", "rootfs", "ballast"];
+
+/// A state file, picked at random.
+pub fn state_file(place: &Place, random: &mut StdRng) -> Option<PathBuf> {
+    let mut files = Vec::new();
+    let mut open = vec![place.data.clone(), place.exec.join("shims")];
+    while let Some(dir) = open.pop() {
+        for name in children(&dir).into_iter().filter(|name| !CONTENT.contains(&name.as_str())) {
+            let path = dir.join(name);
+            match std::fs::symlink_metadata(&path) {
+                Ok(about) if about.is_dir() => open.push(path),
+                Ok(about) if about.is_file() => files.push(path),
+                _ => {}
+            }
+        }
+    }
+    pick(&files, random).cloned()
+}
+
+/// Damages a file; says how.
+pub fn damage(path: &Path, random: &mut StdRng) -> std::io::Result<&'static str> {
+    let bytes = std::fs::read(path)?;
+    match random.random_range(0..4) {
+        0 => std::fs::write(path, "").map(|()| "emptied"),
+        1 => {
+            let half = bytes.get(..bytes.len() / 2).unwrap_or_default();
+            std::fs::write(path, half).map(|()| "cut short")
+        }
+        2 => std::fs::write(path, "\u{0}{[ nonsense").map(|()| "filled with nonsense"),
+        _ => std::fs::remove_file(path).map(|()| "removed"),
+    }
+}

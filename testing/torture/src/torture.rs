@@ -30,6 +30,8 @@ const SETTLE_MAX: Duration = Duration::from_secs(20);
 const SERVICES_MAX: Duration = Duration::from_secs(60);
 /// Every how many bursts services are looked at.
 const SERVICES_EVERY: u64 = 8;
+/// Every how many bursts a file is damaged between two starts.
+const DAMAGE_EVERY: u64 = 7;
 /// Every how many bursts everything is removed, and nothing may be left.
 const PURGE_EVERY: u64 = 25;
 /// How often a difference is looked at again.
@@ -118,6 +120,9 @@ impl Torture<'_> {
             if number.is_multiple_of(SERVICES_EVERY) {
                 self.await_services();
             }
+            if number.is_multiple_of(DAMAGE_EVERY) && !self.damage() {
+                return;
+            }
             if number.is_multiple_of(PURGE_EVERY) || self.empty.is_none() {
                 self.purge();
             }
@@ -188,6 +193,41 @@ impl Torture<'_> {
                 false
             }
         }
+    }
+
+    /// Damages a file while the daemon is dead. It must start on that, and again on the file as it
+    /// was; `false` if it does not.
+    fn damage(&mut self) -> bool {
+        let Some(path) = chaos::state_file(&self.place, &mut self.random) else { return true };
+        let journal = self.ground.journal.clone();
+        journal.kills.fetch_add(2, Ordering::Relaxed);
+        self.host.kill_daemon();
+        let Ok(whole) = std::fs::read(&path) else { return self.come_up() };
+        let Ok(how) = chaos::damage(&path, &mut self.random) else { return self.come_up() };
+        let inside = path.strip_prefix(&self.place.data).unwrap_or(&path).display().to_string();
+        journal.note(&format!("{how} while the daemon is dead: {inside}"));
+        if let Err(problem) = self.host.try_restart(START_MAX) {
+            journal
+                .finding(&format!("[shoal] does not start, {how}: {inside}: {}", last(&problem)));
+        } else if get(&self.place.socket, "/info").is_none() {
+            journal.finding(&format!("[shoal] /info is not answered, {how}: {inside}"));
+        }
+        self.host.kill_daemon();
+        // The directory may have been put aside; then there is nothing to put back.
+        if path.parent().is_some_and(std::path::Path::exists) {
+            // Ignored because: the start that follows says what is wrong.
+            let _ = std::fs::write(&path, whole);
+        }
+        // What depended on the file may have been ended, and what it named may be unknown.
+        self.ground.all_disturbed.store(true, Ordering::SeqCst);
+        if !self.come_up() {
+            return false;
+        }
+        if let Some(said) = Said::ask(&self.place.socket) {
+            self.believe(&said);
+        }
+        self.settle();
+        true
     }
 
     /// Waits until nothing differs any more; what still does then is a finding.

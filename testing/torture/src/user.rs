@@ -404,7 +404,7 @@ impl User {
         let taken = status == 409 && matches!(deed.means, Means::Made | Means::MadeWith(_));
         if (lost && body.contains("No such container") && !body.contains("exec")) || taken {
             self.ground.journal.finding(&format!("known {:?}: {said}", before.there));
-        } else if calm && status >= 500 && before.kind == Kind::Container {
+        } else if calm && status >= 500 && status != 501 && before.kind == Kind::Container {
             self.ground.journal.finding(&format!("in a calm time: {said}"));
         } else {
             self.ground.journal.odd(&said);

@@ -13,6 +13,7 @@ const MAY_SLEEP: &[(&str, &str)] = &[
         "pause of a restart; half a second for packets under way",
     ),
     ("crates/agent/src/tasks/listening.rs", "the kernel tells nobody that a port is listened on"),
+    ("crates/api/src/http/body.rs", "the deadline of a client that sends nothing"),
     ("crates/api/src/server/cluster_events.rs", "pause before the manager is asked again"),
     ("crates/api/src/server/mod.rs", "pause after accept(2) failed for want of descriptors"),
     ("crates/engine/src/events.rs", "the end that the client wished for its stream"),
@@ -64,7 +65,12 @@ const MAY_SLEEP: &[(&str, &str)] = &[
     ("crates/unikernel-tools/tests/library_os.rs", "the library's own sleep is under test"),
     ("crates/unikernel/tests/hosted_net.rs", "the library's own sleep is under test"),
     ("crates/wire/tests/sessions.rs", "not to read for longer than three heartbeats is the test"),
+    ("crates/api/tests/changes.rs", "looks again for a condition, with a deadline"),
+    ("testing/lab/src/daemon.rs", "looks again whether a daemon answers, with a deadline"),
+    ("testing/lab/src/http.rs", "when to hang up: any moment will do, so none is waited for"),
     ("testing/lab/src/wait.rs", "looks again for a condition, with a deadline"),
+    ("testing/torture/src/torture.rs", "the moments of kills; looks again for what must hold"),
+    ("testing/torture/src/user.rs", "a user that may do nothing until the burst ends"),
 ];
 
 /// Functions that do nothing but let time pass.

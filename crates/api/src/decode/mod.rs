@@ -8,7 +8,6 @@
 pub mod containers;
 pub mod networks;
 pub mod payloads;
-pub mod ports;
 pub mod services;
 pub mod swarm;
 

@@ -6,7 +6,6 @@ use shoal_model::spec::container::ContainerCreate;
 
 use crate::backend::container::{ContainerList, CreateBy, RemoveHow, StopHow, TerminalSize};
 use crate::decode::containers::{CREATE, UPDATE};
-use crate::decode::ports;
 use crate::error::{ApiError, ApiResult};
 use crate::http::Call;
 use crate::http::answer::{self, Answer};
@@ -32,7 +31,6 @@ pub async fn list(call: Call) -> ApiResult<Answer> {
 /// 404 for a missing image, 409 for a name in use, 400 for settings that make no sense.
 pub async fn create(mut call: Call) -> ApiResult<Answer> {
     let spec: ContainerCreate = call.json(&CREATE).await?;
-    ports::check(&spec)?;
     let by = CreateBy {
         name: call.query.text("name").map(|name| name.trim_start_matches('/').to_owned()),
         platform: call.query.text("platform").map(str::to_owned),

@@ -91,7 +91,7 @@ async fn listen(settings: &Settings) -> Result<Vec<Listener>> {
 async fn start(settings: &Settings) -> Result<Parts> {
     let clock = system_clock();
     let started_at = clock();
-    let instance = lock::instance_of(&settings.data_root)?;
+    let instance = lock::instance_of(&settings.data_root, &settings.exec_root)?;
     let program = std::env::current_exe().context("find this program")?;
     let network = NodeNetwork::open(NetworkConfig {
         instance: instance.clone(),

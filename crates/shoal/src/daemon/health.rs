@@ -4,7 +4,6 @@ use shoal_agent::agent::Agent;
 use shoal_engine::engine::Engine;
 use shoal_image::store::ImageStore;
 use shoal_model::check::{CheckResult, Need, Verdict};
-use shoal_model::fault::report;
 use shoal_node::node::{Node, Standing};
 
 /// Page of the check below.
@@ -21,8 +20,8 @@ pub struct Health {
 impl Health {
     /// One text for each thing that is damaged, or owed and tried again.
     pub fn warnings(&self) -> Vec<String> {
-        let mut found: Vec<String> =
-            self.engine.damaged().iter().map(|error| report(error)).collect();
+        let mut found = self.engine.warnings();
+        found.extend(self.agent.damaged());
         if let Standing::Broken { error } = self.node.standing() {
             found.push(format!("this node's part in its swarm is broken: {error}"));
         }

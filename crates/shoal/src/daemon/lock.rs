@@ -69,40 +69,80 @@ pub fn claim(settings: &Settings) -> Result<Claims> {
     Ok(Claims { _data_root: file, pidfile: settings.pidfile.clone() })
 }
 
-/// The instance id of a data root; made when it is first asked for.
+/// The instance id of a data root; made when it is first asked for. A copy is kept in the exec root:
+/// what runs carries the id, and would not be found again without it.
 ///
 /// # Errors
-/// The file system refuses.
-pub fn instance_of(data_root: &Path) -> Result<InstanceId> {
-    let path = data_root.join("instance");
-    let known = shoal_durable::read(&path, ID_BYTES_MAX)
-        .with_context(|| format!("read '{}'", path.display()))?;
-    let text = known.map(|bytes| String::from_utf8_lossy(&bytes).trim().to_owned());
-    if let Some(id) = &text
-        && id.len() == ID_DIGITS
-        && id.bytes().all(|byte| byte.is_ascii_hexdigit())
-    {
-        let file = File::open(&path).with_context(|| format!("open '{}'", path.display()))?;
-        make_private(&file, &path)?;
-        return Ok(InstanceId::new(id));
+/// There is none yet, and the file system refuses a new one.
+pub fn instance_of(data_root: &Path, exec_root: &Path) -> Result<InstanceId> {
+    let (path, copy) = (data_root.join("instance"), exec_root.join("instance"));
+    let (first, second) = (id_in(&path), id_in(&copy));
+    let known = first.clone().or_else(|| second.clone());
+    let id = known.clone().unwrap_or_else(|| {
+        let bytes: [u8; ID_DIGITS / 2] = rand::random();
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    });
+    for (path, has) in [(&path, first), (&copy, second)] {
+        if has.as_ref() == Some(&id) {
+            continue;
+        }
+        let written = shoal_durable::replace(path, id.as_bytes(), PRIVATE_FILE);
+        match written.with_context(|| format!("write '{}'", path.display())) {
+            // The other one is enough until there is space again.
+            Err(error) if known.is_some() => tracing::error!(error = %format!("{error:#}")),
+            written => written?,
+        }
     }
-    if let Some(damaged) = text {
-        // Everything in the kernel that carries the old id is a stranger's from now on, and stays;
-        // to refuse the start would keep every container down for the sake of those.
-        tracing::error!(
-            path = %path.display(), %damaged,
-            "the instance id is damaged, this node takes a new one: what runs is not found again"
-        );
-    }
-    let bytes: [u8; ID_DIGITS / 2] = rand::random();
-    let id: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    shoal_durable::replace(&path, id.as_bytes(), PRIVATE_FILE)
-        .with_context(|| format!("write '{}'", path.display()))?;
     Ok(InstanceId::new(id))
+}
+
+/// The id in a file; `None` if it is not there or damaged, which is logged.
+fn id_in(path: &Path) -> Option<String> {
+    let damaged = |problem: String| {
+        tracing::error!(path = %path.display(), problem, "an instance id is damaged");
+        None
+    };
+    let text = match shoal_durable::read(path, ID_BYTES_MAX) {
+        Ok(bytes) => String::from_utf8_lossy(&bytes?).trim().to_owned(),
+        Err(error) => return damaged(error.to_string()),
+    };
+    if text.len() != ID_DIGITS || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return damaged(format!("'{text}' is not {ID_DIGITS} hex digits"));
+    }
+    // An earlier version made it readable by everybody.
+    let rights = fs::Permissions::from_mode(PRIVATE_FILE);
+    // Ignored because: the id is no secret.
+    let _ = fs::set_permissions(path, rights);
+    Some(text)
 }
 
 /// Makes a file readable by root alone, whoever made it.
 fn make_private(file: &File, path: &Path) -> Result<()> {
     file.set_permissions(fs::Permissions::from_mode(PRIVATE_FILE))
         .with_context(|| format!("set the rights of '{}'", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn an_instance_id_survives_damage_to_either_copy() {
+        let (data, exec) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let id = || instance_of(data.path(), exec.path()).unwrap();
+        let first = id();
+        assert_eq!(id(), first);
+        for (dir, damage) in [(&data, ""), (&exec, "nonsense"), (&data, "0123456789abcdef")] {
+            fs::write(dir.path().join("instance"), damage).unwrap();
+            assert_eq!(id(), first, "{damage}");
+        }
+        let file = data.path().join("instance");
+        assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, PRIVATE_FILE);
+        for dir in [&data, &exec] {
+            fs::write(dir.path().join("instance"), "both").unwrap();
+        }
+        assert_ne!(id(), first);
+    }
 }
