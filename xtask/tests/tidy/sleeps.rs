@@ -8,10 +8,8 @@ const MAY_SLEEP: &[(&str, &str)] = &[
     // Product: pauses between attempts, and paces.
     ("crates/agent/src/agent.rs", "the deadline of a hand-over, beside what it waits for"),
     ("crates/agent/src/session.rs", "pause before the next manager is tried, growing to a bound"),
-    (
-        "crates/agent/src/tasks/controller.rs",
-        "pause of a restart; half a second for packets under way",
-    ),
+    ("crates/agent/src/assigned.rs", "pause before a write is tried again"),
+    ("crates/agent/src/tasks/steps.rs", "pause of a restart; half a second for packets under way"),
     ("crates/agent/src/tasks/listening.rs", "the kernel tells nobody that a port is listened on"),
     ("crates/api/src/http/body.rs", "the deadline of a client that sends nothing"),
     ("crates/api/src/server/cluster_events.rs", "pause before the manager is asked again"),
@@ -20,6 +18,8 @@ const MAY_SLEEP: &[(&str, &str)] = &[
     ("crates/engine/src/exit.rs", "pause of a restart policy"),
     ("crates/engine/src/health.rs", "the interval of a health check"),
     ("crates/engine/src/logs/mod.rs", "pause before a log is looked at again: it is a file"),
+    ("crates/engine/src/owner.rs", "the moment that the machine named; pause before owed work"),
+    ("crates/engine/src/recover.rs", "pause before a start is tried again"),
     ("crates/engine/src/stats.rs", "the period of statistics"),
     ("crates/manager/src/assigner.rs", "collects changes of some milliseconds into one message"),
     ("crates/manager/src/dispatcher.rs", "the deadline of a silent node"),
@@ -27,6 +27,7 @@ const MAY_SLEEP: &[(&str, &str)] = &[
     ("crates/manager/src/membership.rs", "the deadline of a node that leaves"),
     ("crates/manager/src/planner.rs", "the moment that the plan named; collects changes"),
     ("crates/manager/src/statuses.rs", "pause before a write is tried again"),
+    ("crates/node/src/owner.rs", "pause before owed work is tried again"),
     ("crates/network/src/hostport/tcp.rs", "pause after accept(2) failed for want of descriptors"),
     ("crates/network/src/resolver/forward.rs", "the deadline of a server that is asked"),
     (
