@@ -21,6 +21,8 @@ cargo xtask <command>
   test    unit, simulation and integration tests
   lab     the lab: real daemons in network namespaces, driven by the real docker CLI
           (`cargo xtask lab NAME` runs the tests whose name contains NAME)
+  torture random users, kill -9 of everything, full disks; then what is recorded and what is
+          there are compared (`cargo xtask torture [--seed N] [--minutes M]`). Needs root
   vm      the program on a stock kernel of Debian, booted under software emulation: demo,
           limits, devices, memory that runs out, a reboot, a power cut
           (`cargo xtask vm 6.1` takes that kernel; --list tells them)
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
         "lint" => steps::lint(),
         "test" => steps::test(),
         "lab" => steps::lab(&rest),
+        "torture" => steps::torture(&rest),
         "vm" => vm::run(&rest),
         "docs" => steps::docs(),
         "demo" => steps::demo(&rest),

@@ -21,16 +21,31 @@ pub fn ci() -> Result<()> {
         ("lints", lint),
         ("tests", test),
         ("lab", || lab(&[])),
+        ("torture", || torture(&[])),
         ("vm", || vm::run(&[])),
         ("docs", docs),
     ];
+    let before = tree()?;
     for (name, step) in steps {
         println!("\n=== {name}");
         let began = Instant::now();
         step().with_context(|| format!("step '{name}'"))?;
         println!("=== {name}: passed in {} s", began.elapsed().as_secs());
     }
+    let after = tree()?;
+    ensure!(after == before, "the steps changed the tree: it was\n{before}\nand is\n{after}");
     Ok(())
+}
+
+/// What git says of files that are changed or that it does not track. A build or a test leaves its
+/// products below the target directory or in directories that it removes.
+fn tree() -> Result<String> {
+    let mut status = Command::new("git");
+    status.args(["status", "--porcelain", "--untracked-files=all"]);
+    let output = status.output().with_context(|| format!("start {status:?}"))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{status:?} ended with {}: {said}", output.status);
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// Checks the format.
@@ -72,6 +87,20 @@ pub fn lab(filter: &[String]) -> Result<()> {
     args.push("--test-threads=1");
     args.extend(filter.iter().map(String::as_str));
     cargo(&args)
+}
+
+/// Random users, kills and full disks, for two minutes unless `rest` says otherwise. In a mount
+/// namespace of its own, because it mounts a disk that can be full.
+///
+/// # Errors
+/// If anything was found.
+pub fn torture(rest: &[String]) -> Result<()> {
+    cargo(&["build", "--quiet", "--package", "shoal", "--package", "shoal-torture"])?;
+    let me = std::env::current_exe().context("find this program")?;
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "--"]);
+    command.arg(me.with_file_name("shoal-torture")).args(rest);
+    run(command.env("SHOAL_BIN", me.with_file_name("shoal")))
 }
 
 /// What runs in a machine with a kernel of its own. As the lab runs them: an optimised build would

@@ -73,6 +73,8 @@ fn answers_have_dockers_types() {
     check::<theirs::SystemVersion>(&server, "/version");
     let info = check::<theirs::SystemInfo>(&server, "/info");
     assert_eq!(info["Swarm"]["Nodes"], 1);
+    let warnings = info["Warnings"].as_array().unwrap();
+    assert!(warnings.contains(&"the layer x is gone".into()), "{warnings:?}");
     assert_eq!(info["Swarm"]["Cluster"]["DataPathPort"], 4789);
     let swarm = check::<theirs::Swarm>(&server, "/swarm");
     assert_eq!(swarm["JoinTokens"]["Worker"].as_str().unwrap().len(), 85);

@@ -111,7 +111,7 @@ impl Host {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().to_owned();
         let instance = InstanceId::new(format!("{:012x}", std::process::id()));
-        let (sender, receiver) = std::sync::mpsc::channel();
+        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
         let server = Server::start_with(dir, async move {
             let images = ImageStore::open(StoreOptions {
                 root: root.join("images"),

@@ -32,7 +32,9 @@ impl Check for Damage {
             verdict: if bad { Verdict::Warn } else { Verdict::Ok },
             detail: if bad { named.join("; ") } else { "nothing is damaged".to_owned() },
             remedy: if bad {
-                "mend or remove what is named, then start the daemon again".to_owned()
+                "what is owed is tried again by itself; mend or remove what is damaged, then start the \
+                 daemon again"
+                    .to_owned()
             } else {
                 String::new()
             },

@@ -27,7 +27,8 @@ pub fn run_all(
     let end = Instant::now() + deadline;
     let mut waiting = Some(waiting);
     let mut told_at = Instant::now() + PATIENCE.min(deadline);
-    let (sender, receiver) = mpsc::channel();
+    // Every check finds room, so that one that is late does not hang on its result.
+    let (sender, receiver) = mpsc::sync_channel(checks.len());
     let labels: Vec<String> = checks.iter().map(|check| check.label()).collect();
     let mut results: Vec<Option<CheckResult>> = checks.iter().map(|_| None).collect();
     for (number, check) in checks.into_iter().enumerate() {

@@ -221,7 +221,7 @@ impl Engine {
     ) -> Result<(ImageId, Arc<ImageConfig>), EngineError> {
         let images = &self.inner.images;
         let fail = |source| image_error("find", reference, source);
-        let id = images.resolve(reference).map_err(fail)?;
+        let id = images.ready(reference).map_err(fail)?;
         let config = images.config(&id).map_err(fail)?;
         if let Some(word) = platform.filter(|word| !word.is_empty()) {
             let wanted = Platform::parse(word)

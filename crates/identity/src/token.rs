@@ -9,6 +9,7 @@ use ring::digest::{SHA256, digest};
 use shoal_model::id::swarm_id_from_bytes;
 use shoal_model::object::JoinTokens;
 use shoal_model::spec::node::NodeRole;
+use subtle::ConstantTimeEq;
 
 use crate::error::IdentityError;
 
@@ -144,9 +145,7 @@ fn check_part(what: &str, part: &str, len: usize) -> Result<(), IdentityError> {
 
 /// Compares without telling by its duration where the texts differ. Lengths are no secret.
 fn same(a: &str, b: &str) -> bool {
-    let (a, b) = (a.as_bytes(), b.as_bytes());
-    let difference = a.iter().zip(b).fold(0u8, |acc, (x, y)| std::hint::black_box(acc | (x ^ y)));
-    a.len() == b.len() && difference == 0
+    a.as_bytes().ct_eq(b.as_bytes()).into()
 }
 
 /// `bytes` as one big number in base 36, most significant digit first, `len` digits.

@@ -220,12 +220,20 @@ pub enum ImageError {
         #[source]
         source: io::Error,
     },
-    /// The store's index is damaged or of another version.
-    #[error("read the image index '{}': {reason}", path.display())]
-    DamagedIndex {
-        /// Which file.
+    /// A part of the store is not what it was.
+    #[error("use '{}' of the image store: {reason}", path.display())]
+    Damaged {
+        /// Which file or directory.
         path: PathBuf,
-        /// What is wrong.
+        /// What is wrong, and what it means.
+        reason: String,
+    },
+    /// An image misses a part. The cause comes first: lists cut long texts.
+    #[error("image damaged: {reason}, '{reference}'")]
+    DamagedImage {
+        /// The image, as a user calls it.
+        reference: String,
+        /// What is missing.
         reason: String,
     },
     /// A worker thread ended before its work.
@@ -254,9 +262,11 @@ impl ImageError {
 impl Fault for ImageError {
     fn kind(&self) -> FaultKind {
         match self {
-            Self::NoSuchImage { .. } | Self::ManifestUnknown { .. } | Self::Denied { .. } => {
-                FaultKind::NotFound
-            }
+            // A client that creates a container then gets the image, which mends it.
+            Self::NoSuchImage { .. }
+            | Self::DamagedImage { .. }
+            | Self::ManifestUnknown { .. }
+            | Self::Denied { .. } => FaultKind::NotFound,
             Self::ReferenceInUse { .. } | Self::DeleteConflict { .. } => FaultKind::Conflict,
             Self::InvalidReference { .. }
             | Self::TagWithDigest
@@ -277,7 +287,7 @@ impl Fault for ImageError {
             | Self::Exchange { .. }
             | Self::RegistryAnswer { .. }
             | Self::Files { .. }
-            | Self::DamagedIndex { .. }
+            | Self::Damaged { .. }
             | Self::Stopped => FaultKind::Internal,
         }
     }
@@ -303,7 +313,8 @@ impl Fault for ImageError {
             Self::ManifestUnknown { .. } => "SH-IMG-015",
             Self::RegistryAnswer { .. } => "SH-IMG-016",
             Self::Files { .. } => "SH-IMG-017",
-            Self::DamagedIndex { .. } => "SH-IMG-018",
+            Self::Damaged { .. } => "SH-IMG-018",
+            Self::DamagedImage { .. } => "SH-IMG-019",
             Self::Stopped => return None,
         }))
     }
@@ -320,8 +331,8 @@ impl Fault for ImageError {
                 Some("check the name and the network, or bring the image with 'docker load'".into())
             }
             Self::NoPlatform { .. } => Some("choose another image or '--platform'".into()),
-            Self::DamagedIndex { .. } => {
-                Some("move the directory away and load or pull the images again".into())
+            Self::DamagedImage { reference, .. } => {
+                Some(format!("get it again: 'docker pull {reference}', or 'docker load'"))
             }
             _ => None,
         }

@@ -1,8 +1,7 @@
-//! Where the store keeps its files, and how files are replaced without ever being half there.
+//! Where the store keeps its files.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::digest::Digest;
@@ -11,11 +10,12 @@ use crate::error::ImageError;
 /// The files below a store's root.
 ///
 /// ```text
-/// lock            held by the process that has the store open
-/// index.json      names, images, layers
-/// blobs/sha256/   configurations and layer archives, as they came
-/// l/              unpacked layers, short names
-/// ingest/         whatever is not finished; emptied when the store is opened
+/// index.json        names, images, layers
+/// index.copy.json   the same, for when the first one is damaged
+/// *.damaged         what was found damaged, kept for whoever wants to look
+/// blobs/sha256/     configurations and layer archives, as they came
+/// l/                unpacked layers, short names
+/// ingest/           whatever is not finished; emptied when the store is opened
 /// ```
 #[derive(Clone, Debug)]
 pub(crate) struct Files {
@@ -23,25 +23,29 @@ pub(crate) struct Files {
 }
 
 impl Files {
-    /// Makes the directories, readable by root only.
+    /// Those below `root`, which is made if it is missing and locked by the process that has the
+    /// store open.
     pub(crate) fn create(root: &Path) -> Result<Self, ImageError> {
-        let files = Self { root: root.to_owned() };
-        for directory in [&files.root, &files.blobs(), &files.layers(), &files.ingest()] {
-            fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(directory)
-                .map_err(ImageError::files("create the directory", directory))?;
-        }
-        Ok(files)
+        shoal_durable::make_private_dir(root)
+            .map_err(ImageError::files("create the directory", root))?;
+        Ok(Self { root: root.to_owned() })
     }
 
-    pub(crate) fn lock(&self) -> PathBuf {
-        self.root.join("lock")
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The directories of the store.
+    pub(crate) fn directories(&self) -> [PathBuf; 4] {
+        [self.root.join("blobs"), self.blobs(), self.layers(), self.ingest()]
     }
 
     pub(crate) fn index(&self) -> PathBuf {
         self.root.join("index.json")
+    }
+
+    pub(crate) fn index_copy(&self) -> PathBuf {
+        self.root.join("index.copy.json")
     }
 
     pub(crate) fn blobs(&self) -> PathBuf {
@@ -65,37 +69,27 @@ impl Files {
     }
 }
 
-/// Replaces `path` by `bytes`: a crash leaves the old or the new content, a full disk the old one.
-pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), ImageError> {
-    let temporary = path.with_extension("new");
-    let write = || {
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)
-    };
-    let written = write().map_err(ImageError::files("write", path));
-    if written.is_err() {
-        // Ignored because: the failure is already being reported, and the next write replaces it.
-        let _ = fs::remove_file(&temporary);
+/// Moves something damaged out of the way, to be looked at: the last one of its name is kept.
+pub(crate) fn put_aside(path: &Path) -> io::Result<()> {
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(".damaged");
+    let aside = PathBuf::from(aside);
+    if let Err(ImageError::Files { source, .. }) = remove(&aside) {
+        return Err(source);
     }
-    written?;
-    match path.parent() {
-        Some(directory) => sync_directory(directory),
-        None => Ok(()),
-    }
+    fs::rename(path, &aside)
+}
+
+/// Whether a layer is at `path`: a directory, with something in it if its files have bytes.
+pub(crate) fn is_layer(path: &Path, size: u64) -> bool {
+    let is_directory = fs::symlink_metadata(path).is_ok_and(|about| about.is_dir());
+    is_directory
+        && (size == 0 || fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some()))
 }
 
 /// Makes renames within `directory` durable.
 pub(crate) fn sync_directory(directory: &Path) -> Result<(), ImageError> {
-    File::open(directory)
-        .and_then(|file| file.sync_all())
-        .map_err(ImageError::files("sync the directory", directory))
+    shoal_durable::sync_dir(directory).map_err(ImageError::files("sync the directory", directory))
 }
 
 /// Makes everything written to the file system of `directory` durable.

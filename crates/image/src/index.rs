@@ -66,6 +66,12 @@ impl Index {
         self.names.iter().filter(|(_, named)| *named == id).map(|(name, _)| name.clone()).collect()
     }
 
+    /// What a user calls an image: its first name, or the beginning of its id.
+    pub(crate) fn called(&self, id: &ImageId) -> String {
+        let name = self.names.iter().find(|(_, named)| *named == id);
+        name.map_or_else(|| id.short(), |(name, _)| name.familiar())
+    }
+
     /// A visible image by what a user wrote for it, if it is here.
     pub(crate) fn find(&self, word: &str) -> Option<ImageId> {
         if let Some(id) = Digest::parse(word).or_else(|| Digest::from_hex(word))

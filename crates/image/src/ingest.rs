@@ -7,12 +7,14 @@
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use crate::compression::{Compression, decompress};
 use crate::config::ImageConfig;
+use crate::damage::Part;
 use crate::digest::{ChainId, DiffId, Digest, Hashing, ImageId};
 use crate::error::ImageError;
 use crate::files::{remove, sync_directory, sync_file_system};
@@ -56,8 +58,10 @@ impl Ingest {
     pub(crate) fn begin(store: &Arc<Inner>) -> Result<Self, ImageError> {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let directory = store.files.ingest().join(format!("{}-{number}", std::process::id()));
-        fs::create_dir_all(&directory)
-            .map_err(ImageError::files("create the directory", &directory))?;
+        for directory in store.files.directories().iter().chain([&directory]) {
+            shoal_durable::make_private_dir(directory)
+                .map_err(ImageError::files("create the directory", directory))?;
+        }
         Ok(Self { store: Arc::clone(store), directory, pinned: Mutex::default() })
     }
 
@@ -83,15 +87,34 @@ impl Ingest {
     /// Whether the store has a chain; pinned from now on, with its archive.
     pub(crate) fn has_layer(&self, chain: &ChainId) -> bool {
         self.pin(chain);
-        let blob = self.store.state().index.layers.get(chain).map(|layer| layer.blob);
-        blob.is_some_and(|blob| self.has_blob(&blob))
+        self.store.layer(chain).is_ok_and(|layer| self.has_blob(&layer.blob))
+    }
+
+    /// A layer of the image `id` with its archive; pinned from now on.
+    pub(crate) fn whole_layer(
+        &self,
+        id: &ImageId,
+        chain: &ChainId,
+    ) -> Result<LayerRecord, ImageError> {
+        self.pin(chain);
+        let damaged = |reason| {
+            let reference = self.store.state().index.called(id);
+            ImageError::DamagedImage { reference, reason }
+        };
+        let layer = self.store.layer(chain).map_err(damaged)?;
+        if self.has_blob(&layer.blob) {
+            return Ok(layer);
+        }
+        Err(damaged(format!("layer archive {} is gone", layer.blob.short())))
     }
 
     /// Writes a stream into a file of this ingest.
     pub(crate) fn spool(&self, reader: impl Read) -> Result<Spooled, SpoolError> {
         let path = self.scratch();
         let write = |e| SpoolError::Write(ImageError::files("write", &path)(e));
-        let mut file = BufWriter::new(File::create_new(&path).map_err(write)?);
+        let mut options = fs::OpenOptions::new();
+        let file = options.write(true).create_new(true).mode(shoal_durable::PRIVATE_FILE);
+        let mut file = BufWriter::new(file.open(&path).map_err(write)?);
         let mut reader = Hashing::new(reader);
         let mut buffer = vec![0; 64 * 1024];
         loop {
@@ -124,7 +147,9 @@ impl Ingest {
         File::open(&spooled.path)
             .and_then(|file| file.sync_all())
             .and_then(|()| fs::rename(&spooled.path, &target))
-            .map_err(ImageError::files("write", &target))
+            .map_err(ImageError::files("write", &target))?;
+        self.store.state().damage.mended(&Part::Archive(spooled.digest));
+        Ok(())
     }
 
     /// The bytes of a blob of the store.
@@ -214,9 +239,17 @@ impl Ingest {
         mut record: LayerRecord,
     ) -> Result<(), ImageError> {
         let _writer = self.store.writer();
-        if self.store.state().index.layers.contains_key(&chain) {
-            // Somebody else was faster; ours goes with the ingest directory.
+        if let Ok(known) = self.store.layer(&chain) {
+            // Somebody else was faster, and ours goes with the ingest directory; or the layer was
+            // there and just its archive was not.
+            if known.blob != record.blob && !self.store.files.blob(&known.blob).is_file() {
+                record.directory = known.directory;
+                self.store.state().index.layers.insert(chain, record);
+            }
             return Ok(());
+        }
+        if let Some(lost) = self.store.state().index.layers.get(&chain).cloned() {
+            self.store.discard(&self.store.files.layer(&lost.directory))?;
         }
         let digits = chain.hex();
         let free = |name: &String| !self.store.files.layer(name).exists();
@@ -226,7 +259,9 @@ impl Ingest {
             .unwrap_or(digits);
         let target = self.store.files.layer(&record.directory);
         fs::rename(from, &target).map_err(ImageError::files("create the directory", &target))?;
-        self.store.state().index.layers.insert(chain, record);
+        let mut state = self.store.state();
+        state.index.layers.insert(chain, record);
+        state.damage.mended(&Part::Layer(chain));
         Ok(())
     }
 
@@ -244,7 +279,11 @@ impl Ingest {
         sync_directory(&files.blobs())?;
         let now = (self.store.options.clock)();
         // Pinned above, so it stays until the index names it.
-        self.store.state().configs.insert(id, Arc::new(parsed));
+        {
+            let mut state = self.store.state();
+            state.configs.insert(id, Arc::new(parsed));
+            state.damage.mended(&Part::Configuration(id));
+        }
         self.store.change(|index| {
             for name in names {
                 index.names.insert(lookup_key(name), id);
@@ -266,10 +305,10 @@ impl Drop for Ingest {
         for digest in self.pinned.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             self.store.state().unpin(&digest);
         }
-        // Ignored because: a destructor cannot fail; what stays is removed at the next collection,
-        // at the latest when the store is opened.
-        let _ = remove(&self.directory);
-        let _ = self.store.collect();
+        // What stays is removed at the next collection, at the latest when the store is opened.
+        let removed = remove(&self.directory);
+        let cleaned = removed.and_then(|()| self.store.collect().map(|_| ()));
+        self.store.state().damage.judge(Part::Cleaning, cleaned);
     }
 }
 
@@ -310,15 +349,9 @@ pub(crate) fn parse_config(bytes: &[u8], what: &str) -> Result<ImageConfig, Imag
 
 /// Reads a small file whole.
 pub(crate) fn read_document(path: &Path) -> Result<Vec<u8>, ImageError> {
-    let read = || {
-        let mut bytes = Vec::new();
-        File::open(path)?.take(MAX_DOCUMENT + 1).read_to_end(&mut bytes)?;
-        if bytes.len() as u64 > MAX_DOCUMENT {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "larger than 8 MiB"));
-        }
-        Ok(bytes)
-    };
-    read().map_err(ImageError::files("read", path))
+    let read = shoal_durable::read(path, MAX_DOCUMENT)
+        .and_then(|bytes| bytes.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound)));
+    read.map_err(ImageError::files("read", path))
 }
 
 /// Tells how many bytes passed.

@@ -1,6 +1,6 @@
 //! The lock that keeps a second process out of an open store.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::path::Path;
 
 use rustix::fs::{FlockOperation, flock};
@@ -14,16 +14,11 @@ use crate::error::ImageError;
 pub(crate) struct StoreLock(File);
 
 impl StoreLock {
-    /// Takes the lock at `path`, or fails at once if it is held.
-    pub(crate) fn take(path: &Path) -> Result<Self, ImageError> {
-        let file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)
-            .map_err(ImageError::files("open", path))?;
+    /// Locks the directory `root`, or fails at once if it is locked. Needs no file, so no space.
+    pub(crate) fn take(root: &Path) -> Result<Self, ImageError> {
+        let file = File::open(root).map_err(ImageError::files("open", root))?;
         flock(&file, FlockOperation::NonBlockingLockExclusive)
-            .map_err(|error| ImageError::files("lock", path)(error.into()))?;
+            .map_err(|error| ImageError::files("lock", root)(error.into()))?;
         Ok(Self(file))
     }
 }

@@ -197,7 +197,9 @@ fn graph_driver(directories: &[std::path::PathBuf]) -> GraphDriver {
 
 fn summarize(state: &State, id: &ImageId) -> Option<ImageSummary> {
     let record = state.index.images.get(id)?;
-    let config = state.configs.get(id)?;
+    // A damaged image is listed, so that it can be removed; what its configuration said is gone.
+    let lost = ImageConfig::default();
+    let config = state.configs.get(id).map_or(&lost, |config| config);
     let (repo_tags, repo_digests) = familiar_names(&state.index, id);
     Some(ImageSummary {
         id: *id,

@@ -117,7 +117,7 @@ fn remove(
 ) -> Result<Vec<Deleted>, ImageError> {
     let users = Users::of(inner, id);
     let by_id = is_id(word, id);
-    let (mut answer, gone) = inner.change(|index| {
+    let (mut answer, gone) = inner.change_freeing(|index| {
         let names = index.names_of(id);
         let mut answer = Vec::new();
         if by_id {

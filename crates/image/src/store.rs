@@ -15,11 +15,12 @@ use shoal_model::id::ContainerId;
 use shoal_model::time::Timestamp;
 
 use crate::config::{ImageConfig, Platform};
+use crate::damage::{Damage, Part};
 use crate::digest::{ChainId, Digest, ImageId};
 use crate::error::ImageError;
-use crate::files::{Files, remove, replace};
-use crate::index::{INDEX_VERSION, Index};
-use crate::ingest::{Busy, NEXT, parse_config, read_document};
+use crate::files::{Files, is_layer, remove};
+use crate::index::{Index, LayerRecord};
+use crate::ingest::{Busy, NEXT};
 use crate::lock::StoreLock;
 use crate::reference::Reference;
 use crate::registry::auth::RegistryAuth;
@@ -122,10 +123,10 @@ pub(crate) struct Inner {
     pub busy: Busy,
     /// One pull of the same image at a time: the second one finds everything there.
     pub pulls: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
-    state: Mutex<State>,
-    writer: Mutex<()>,
+    pub(crate) state: Mutex<State>,
+    pub(crate) writer: Mutex<()>,
     /// Locked as long as the store is open.
-    _lock: StoreLock,
+    pub(crate) _lock: StoreLock,
 }
 
 /// What is kept in memory.
@@ -134,9 +135,11 @@ pub(crate) struct State {
     pub index: Index,
     pub configs: HashMap<ImageId, Arc<ImageConfig>>,
     pub holds: BTreeMap<ContainerId, Hold>,
+    /// What of the index is not there, and why.
+    pub damage: Damage,
     /// Whether every container's hold was said since the start.
-    holds_complete: bool,
-    pins: HashMap<Digest, usize>,
+    pub(crate) holds_complete: bool,
+    pub(crate) pins: HashMap<Digest, usize>,
 }
 
 /// A container's use of an image.
@@ -188,8 +191,31 @@ impl Inner {
         Ok(result)
     }
 
+    /// As [`Self::change`], for a change that takes images away: where the disk is too full to
+    /// write it, the archives that nobody needs any more go first.
+    pub(crate) fn change_freeing<T>(
+        &self,
+        edit: impl Fn(&mut Index) -> Result<T, ImageError>,
+    ) -> Result<T, ImageError> {
+        match self.change(&edit) {
+            Err(ImageError::Files { source, .. }) if is_full(&source) => {}
+            other => return other,
+        }
+        // A crash in between leaves an index whose images miss archives: they are named as damaged,
+        // and whoever removed them removes them again.
+        let mut index = self.state().index.clone();
+        edit(&mut index)?;
+        let used = index.used_chains();
+        index.layers.retain(|chain, _| used.contains(chain));
+        {
+            let _writer = self.writer();
+            self.collect_blobs(&index)?;
+        }
+        self.change(edit)
+    }
+
     /// Writes what images need. Layers of unfinished work are left out: they may not be durable.
-    fn write(&self, index: &Index) -> Result<(), ImageError> {
+    pub(crate) fn write(&self, index: &Index) -> Result<(), ImageError> {
         let path = self.files.index();
         let used = index.used_chains();
         let mut index = index.clone();
@@ -198,22 +224,67 @@ impl Inner {
             what: "the image index".into(),
             reason: error.to_string(),
         })?;
-        replace(&path, &bytes)
+        let replace = |path: &Path| {
+            shoal_durable::replace(path, &bytes, shoal_durable::PRIVATE_FILE)
+                .map_err(ImageError::files("write", path))
+        };
+        replace(&path)?;
+        // The change is durable; a missing copy is only a risk, and is said.
+        let copied = replace(&self.files.index_copy());
+        self.state().damage.judge(Part::Copy, copied);
+        Ok(())
+    }
+
+    /// A layer that is where it should be.
+    pub(crate) fn layer(&self, chain: &ChainId) -> Result<LayerRecord, String> {
+        let mut state = self.state();
+        let gone = || format!("layer {} is gone", chain.short());
+        let record = state.index.layers.get(chain).cloned().ok_or_else(gone)?;
+        if state.damage.has(&Part::Layer(*chain)) {
+            return Err(gone());
+        }
+        let path = self.files.layer(&record.directory);
+        if !is_layer(&path, record.size) {
+            let error = ImageError::Damaged { path, reason: gone() };
+            state.damage.note(Part::Layer(*chain), &error);
+            return Err(gone());
+        }
+        Ok(record)
     }
 
     /// Directories of chains, in the order given but topmost first.
     pub(crate) fn layer_directories(&self, chains: &[ChainId]) -> Result<Vec<PathBuf>, ImageError> {
-        let state = self.state();
-        let directory = |chain: &ChainId| {
-            let layer = state.index.layers.get(chain);
-            layer.map(|layer| self.files.layer(&layer.directory)).ok_or_else(|| {
-                ImageError::InvalidDocument {
-                    what: "the image index".into(),
-                    reason: format!("the layer {} is missing", chain.short()),
-                }
-            })
+        let directory = |chain: &ChainId| match self.layer(chain) {
+            Ok(layer) => Ok(self.files.layer(&layer.directory)),
+            Err(reason) => Err(self.damaged_image(chain, reason)),
         };
         chains.iter().rev().map(directory).collect()
+    }
+
+    /// The failure of the image that has the layer `chain`.
+    fn damaged_image(&self, chain: &ChainId, reason: String) -> ImageError {
+        let state = self.state();
+        let image = state.index.images.iter().find(|(_, image)| image.chains.contains(chain));
+        let reference = image.map(|(id, _)| state.index.called(id)).unwrap_or_default();
+        ImageError::DamagedImage { reference, reason }
+    }
+
+    /// Whether every part of an image is there.
+    pub(crate) fn check(&self, id: &ImageId) -> Result<(), ImageError> {
+        let (chains, reference, configured) = {
+            let state = self.state();
+            let image = state.index.images.get(id).ok_or_else(|| no_such(id))?;
+            let configured = state.configs.contains_key(id);
+            (image.chains.clone(), state.index.called(id), configured)
+        };
+        if !configured {
+            let reason = "its configuration is gone".into();
+            return Err(ImageError::DamagedImage { reference, reason });
+        }
+        match chains.iter().find_map(|chain| self.layer(chain).err()) {
+            Some(reason) => Err(ImageError::DamagedImage { reference, reason }),
+            None => Ok(()),
+        }
     }
 
     /// Deletes layers and blobs that no image, no pin and no hold needs. Gives the chains deleted.
@@ -237,9 +308,12 @@ impl Inner {
             index.layers.retain(|chain, _| keep(chain));
             (index, gone)
         };
-        // The index first: a layer that it names must exist.
-        if !gone.is_empty() || index.images.len() != self.state().index.images.len() {
+        // The index first: a layer that it names must exist. It never names layers without images,
+        // so what goes with those alone goes on a full disk, too.
+        if index.images.len() != self.state().index.images.len() {
             self.write(&index)?;
+        }
+        {
             let mut state = self.state();
             let State { configs, pins, .. } = &mut *state;
             configs.retain(|id, _| index.images.contains_key(id) || pins.contains_key(id));
@@ -248,35 +322,44 @@ impl Inner {
         for (_, layer) in &gone {
             self.discard(&self.files.layer(&layer.directory))?;
         }
-        self.collect_blobs()?;
+        let index = self.state().index.clone();
+        self.collect_blobs(&index)?;
         Ok(gone.into_iter().map(|(chain, _)| chain).collect())
     }
 
-    fn collect_blobs(&self) -> Result<(), ImageError> {
+    /// Deletes blobs that neither `index` nor a pin needs.
+    fn collect_blobs(&self, index: &Index) -> Result<(), ImageError> {
         let keep: BTreeSet<String> = {
             let state = self.state();
-            let layers = state.index.layers.values().map(|layer| layer.blob);
-            let known = state.index.images.keys().chain(state.pins.keys()).copied();
-            layers.chain(known).map(|digest| digest.hex()).collect()
+            let layers = index.layers.values().map(|layer| layer.blob);
+            let pinned = state.pins.keys().filter_map(|pin| state.index.layers.get(pin));
+            let known = index.images.keys().chain(state.pins.keys()).copied();
+            let all = layers.chain(pinned.map(|layer| layer.blob)).chain(known);
+            all.map(|digest| digest.hex()).collect()
         };
         self.remove_others(self.files.blobs(), &keep)
     }
 
-    /// Removes whatever `directory` has beside `keep`.
-    fn remove_others(&self, directory: PathBuf, keep: &BTreeSet<String>) -> Result<(), ImageError> {
+    /// Removes whatever `directory` has beside `keep`; what cannot be removed keeps nothing else.
+    pub(crate) fn remove_others(
+        &self,
+        directory: PathBuf,
+        keep: &BTreeSet<String>,
+    ) -> Result<(), ImageError> {
+        let mut result = Ok(());
         let entries = fs::read_dir(&directory)
             .map_err(ImageError::files("read the directory", &directory))?;
         for entry in entries {
             let entry = entry.map_err(ImageError::files("read the directory", &directory))?;
             if entry.file_name().to_str().is_none_or(|name| !keep.contains(name)) {
-                self.discard(&entry.path())?;
+                result = result.and(self.discard(&entry.path()));
             }
         }
-        Ok(())
+        result
     }
 
     /// Removes a directory or a file; never half of it where it was.
-    fn discard(&self, path: &Path) -> Result<(), ImageError> {
+    pub(crate) fn discard(&self, path: &Path) -> Result<(), ImageError> {
         let Some(name) = path.file_name() else { return Ok(()) };
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let away = self.files.ingest().join(format!("{number}-{}", name.to_string_lossy()));
@@ -286,58 +369,9 @@ impl Inner {
         }?;
         remove(&away)
     }
-
-    /// Removes what an interrupted run left, and checks that what the index names is there.
-    fn tidy(&self) -> Result<(), ImageError> {
-        self.remove_others(self.files.ingest(), &BTreeSet::new())?;
-        let directories: BTreeSet<String> = {
-            let state = self.state();
-            state.index.layers.values().map(|layer| layer.directory.clone()).collect()
-        };
-        for name in &directories {
-            let path = self.files.layer(name);
-            fs::metadata(&path).map_err(ImageError::files("find the layer", &path))?;
-        }
-        self.remove_others(self.files.layers(), &directories)?;
-        self.collect()?;
-        let ids: Vec<ImageId> = self.state().index.images.keys().copied().collect();
-        for id in ids {
-            let path = self.files.blob(&id);
-            let bytes = read_document(&path)?;
-            let found = Digest::of(&bytes);
-            if found != id {
-                let reason = format!("the configuration {id} has the digest {found}");
-                return Err(ImageError::DamagedIndex { path, reason });
-            }
-            let config = parse_config(&bytes, &format!("the configuration {}", id.short()))?;
-            self.state().configs.insert(id, Arc::new(config));
-        }
-        Ok(())
-    }
 }
 
 impl ImageStore {
-    /// Opens the store, makes it if it is new, and removes what an interrupted run left. Blocks.
-    ///
-    /// # Errors
-    /// Files that cannot be made or read, another process that has it open, a damaged index.
-    pub fn open(options: StoreOptions) -> Result<Self, ImageError> {
-        let files = Files::create(&options.root)?;
-        let lock = StoreLock::take(&files.lock())?;
-        let index = read_index(&files)?;
-        let inner = Inner {
-            options,
-            files,
-            busy: Busy::default(),
-            pulls: Mutex::default(),
-            state: Mutex::new(State { index, ..State::default() }),
-            writer: Mutex::default(),
-            _lock: lock,
-        };
-        inner.tidy()?;
-        Ok(Self { inner: Arc::new(inner) })
-    }
-
     /// The image that `word` means: a name with tag or digest, an id, or the beginning of an id.
     ///
     /// # Errors
@@ -353,20 +387,41 @@ impl ImageStore {
         Err(ImageError::NoSuchImage { reference })
     }
 
+    /// As [`Self::resolve`], for somebody who is about to run the image: every part of it is there.
+    ///
+    /// # Errors
+    /// As there; [`ImageError::DamagedImage`], which getting the image again mends.
+    pub fn ready(&self, word: &str) -> Result<ImageId, ImageError> {
+        let id = self.resolve(word)?;
+        self.inner.check(&id)?;
+        Ok(id)
+    }
+
+    /// What of the store is damaged now, and what that takes along: one text each, for people.
+    /// Empty if nothing is.
+    #[must_use]
+    pub fn damaged(&self) -> Vec<String> {
+        let state = self.inner.state();
+        state.damage.texts(&state.index)
+    }
+
     /// An image's configuration.
     ///
     /// # Errors
-    /// [`ImageError::NoSuchImage`].
+    /// [`ImageError::NoSuchImage`], [`ImageError::DamagedImage`].
     pub fn config(&self, id: &ImageId) -> Result<Arc<ImageConfig>, ImageError> {
-        let state = self.inner.state();
-        state.configs.get(id).cloned().ok_or_else(|| no_such(id))
+        if let Some(config) = self.inner.state().configs.get(id) {
+            return Ok(Arc::clone(config));
+        }
+        self.inner.check(id)?;
+        Err(no_such(id))
     }
 
     /// Directories for overlayfs' `lowerdir`, topmost first. All lie in one directory with short
     /// names. Hold the image first.
     ///
     /// # Errors
-    /// [`ImageError::NoSuchImage`].
+    /// [`ImageError::NoSuchImage`], [`ImageError::DamagedImage`].
     pub fn mount_layers(&self, id: &ImageId) -> Result<Vec<PathBuf>, ImageError> {
         let record = self.inner.state().index.images.get(id).cloned();
         self.inner.layer_directories(&record.ok_or_else(|| no_such(id))?.chains)
@@ -420,20 +475,7 @@ fn no_such(id: &ImageId) -> ImageError {
     ImageError::NoSuchImage { reference: id.to_string() }
 }
 
-fn read_index(files: &Files) -> Result<Index, ImageError> {
-    let path = files.index();
-    let bytes = match fs::read(&path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Index::default()),
-        other => other.map_err(ImageError::files("read", &path))?,
-    };
-    let damaged = |reason| ImageError::DamagedIndex { path: path.clone(), reason };
-    let index: Index =
-        serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
-    if index.version != INDEX_VERSION {
-        return Err(damaged(format!(
-            "it has version {}, this program reads version {INDEX_VERSION}",
-            index.version
-        )));
-    }
-    Ok(index)
+pub(crate) fn is_full(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded)
 }

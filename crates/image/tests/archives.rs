@@ -6,7 +6,7 @@ mod common;
 use std::io::{Cursor, Write};
 use std::time::{Duration, Instant};
 
-use common::{Bench, Layer, Mounted, docker_archive, docker_archive_of, options};
+use common::{Bench, Layer, Mounted, SmallDisk, docker_archive, docker_archive_of, options};
 use futures::TryStreamExt;
 use shoal_image::builder::{FileSpec, ImageSpec};
 use shoal_image::digest::Digest;
@@ -281,33 +281,13 @@ async fn unknown_images_are_told_in_dockers_words() {
     );
 }
 
-/// A file system of a fixed size, unmounted when dropped.
-struct SmallDisk(tempfile::TempDir);
-
-impl SmallDisk {
-    fn new(size: &str) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let mount = ["-t", "tmpfs", "-o", size, "tmpfs"];
-        let mut command = std::process::Command::new("mount");
-        assert!(command.args(mount).arg(directory.path()).status().unwrap().success());
-        Self(directory)
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        // Ignored because: the directory's removal fails visibly if this did not work.
-        let _ = std::process::Command::new("umount").arg("-l").arg(self.0.path()).status();
-    }
-}
-
 #[tokio::test]
 async fn a_full_disk_loses_nothing_that_was_there() {
     let disk = SmallDisk::new("size=4m");
-    let store = ImageStore::open(options(&disk.0.path().join("image"))).unwrap();
+    let store = ImageStore::open(options(&disk.path().join("image"))).unwrap();
     let small = Cursor::new(docker_archive("small:1", &[layer("1")]));
     store.load(small, Progress::none()).await.unwrap();
-    let free = || rustix::fs::statvfs(disk.0.path()).unwrap().f_bfree;
+    let free = || rustix::fs::statvfs(disk.path()).unwrap().f_bfree;
     let before = free();
     // The first does not fit at all; the second fits, but not unpacked beside its archive.
     for size in [5_000_000, 2_500_000] {

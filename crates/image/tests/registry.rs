@@ -10,13 +10,13 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::{Bench, Layer, Mounted, config_json, docker_archive};
+use common::{Bench, Layer, Mounted, SmallDisk, config_json, docker_archive, options};
 use shoal_image::config::Platform;
 use shoal_image::digest::Digest;
 use shoal_image::error::ImageError;
 use shoal_image::progress::{Progress, ProgressMessage};
 use shoal_image::registry::auth::RegistryAuth;
-use shoal_image::store::{PullRequest, Pulled, RemoveOptions};
+use shoal_image::store::{ImageStore, PullRequest, Pulled, RemoveOptions};
 use shoal_model::fault::Fault;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -235,10 +235,11 @@ impl Liar {
                     };
                     let extra = usize::from(!how.is_empty());
                     let mut out = Vec::new();
+                    // Every connection ends after one answer, and does not say so before: whoever
+                    // wants to use it again must notice.
                     write!(
                         out,
-                        "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\n\
-                         Connection: close\r\n\r\n",
+                        "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\n\r\n",
                         body.len() + extra
                     )
                     .unwrap();
@@ -320,6 +321,23 @@ async fn lies_are_found_out_and_leave_nothing() {
     lie(bend(manifest.clone(), &|a| a.1.truncate(20)), "a:1", "read the manifest '1'").await;
     lie(bend(manifest, &|a| a.1 = b"{\"schemaVersion\":1}".to_vec()), "a:1", "version 1").await;
     lie(Answers::new(), "a:1", "manifest for").await;
+}
+
+#[tokio::test]
+async fn a_pull_onto_a_full_disk_leaves_nothing_and_works_when_there_is_space() {
+    let liar = Liar::start(parts().answers).await;
+    let name = format!("127.0.0.1:{}/a:1", liar.port);
+    let disk = SmallDisk::new("size=1m");
+    let store = ImageStore::open(options(&disk.path().join("image"))).unwrap();
+    let filler = disk.fill();
+    for _ in 0..2 {
+        let error = store.pull(request(&name), Progress::none()).await.unwrap_err();
+        assert!(error.remedy().unwrap().contains("free space"), "{error}");
+    }
+    std::fs::remove_file(filler).unwrap();
+    let pulled = store.pull(request(&name), Progress::none()).await.unwrap();
+    assert!(store.ready(&pulled.id.to_string()).is_ok());
+    assert_eq!(store.damaged(), Vec::<String>::new());
 }
 
 #[tokio::test]

@@ -3,37 +3,29 @@
 //! Whether an image may run is decided elsewhere, by the tender's own reader; here are only its
 //! describing parts. Any bytes are taken, and nothing outside them is read.
 
+use object::LittleEndian;
+use object::elf::{FileHeader64, PT_LOAD, SHT_SYMTAB, STB_WEAK, STT_SECTION, SectionHeader64};
+use object::read::elf::{FileHeader, ProgramHeader, SectionHeader, SectionTable, Sym};
+
+pub use object::elf::{SHT_NOBITS, STT_FUNC, STT_OBJECT};
+
 use crate::error::ToolError;
 
-const HEADER_BYTES: usize = 64;
-const SECTION_BYTES: usize = 64;
-const PROGRAM_BYTES: usize = 56;
-const SYMBOL_BYTES: usize = 24;
-/// Program header type of loaded content.
-const PT_LOAD: u32 = 1;
-/// Section type of a symbol table.
-const SHT_SYMTAB: u32 = 2;
-/// Section type of memory without content.
-pub const SHT_NOBITS: u32 = 8;
 /// Section flag: writable.
-pub const SHF_WRITE: u64 = 1;
+pub const SHF_WRITE: u64 = object::elf::SHF_WRITE as u64;
 /// Section flag: in memory when the program runs.
-pub const SHF_ALLOC: u64 = 2;
+pub const SHF_ALLOC: u64 = object::elf::SHF_ALLOC as u64;
 /// Section flag: executable.
-pub const SHF_EXECINSTR: u64 = 4;
-/// Symbol type of data.
-pub const STT_OBJECT: u8 = 1;
-/// Symbol type of functions.
-pub const STT_FUNC: u8 = 2;
-/// Symbol type of sections, and above that of files.
-const STT_SECTION: u8 = 3;
-/// Binding of symbols that may stay undefined.
-const STB_WEAK: u8 = 2;
+pub const SHF_EXECINSTR: u64 = object::elf::SHF_EXECINSTR as u64;
+
+type Header = FileHeader64<LittleEndian>;
 
 /// A file.
 #[derive(Debug)]
 pub struct Elf<'a> {
     bytes: &'a [u8],
+    header: &'a Header,
+    table: SectionTable<'a, Header>,
     sections: Vec<Section<'a>>,
 }
 
@@ -52,7 +44,6 @@ pub struct Section<'a> {
     pub offset: u64,
     /// Bytes.
     pub len: u64,
-    link: u32,
 }
 
 /// A symbol.
@@ -78,25 +69,13 @@ impl<'a> Elf<'a> {
     /// [`ToolError::Elf`].
     pub fn parse(bytes: &'a [u8]) -> Result<Self, ToolError> {
         let wrong = |what| ToolError::Elf { what };
-        if bytes.len() < HEADER_BYTES || bytes.get(..6) != Some(b"\x7fELF\x02\x01") {
-            return Err(wrong("it does not begin like one"));
-        }
-        let count = usize::from(half(bytes, 60).unwrap_or_default());
-        let names = usize::from(half(bytes, 62).unwrap_or_default());
-        if count > 0 && half(bytes, 58) != Some(SECTION_BYTES as u16) {
-            return Err(wrong("its section headers have another size"));
-        }
-        let start = long(bytes, 40).unwrap_or_default();
-        let table = range(bytes, start, (count * SECTION_BYTES) as u64)
-            .ok_or(wrong("its section headers are outside of the file"))?;
-        let mut elf = Self { bytes, sections: Vec::with_capacity(count) };
-        let headers: Vec<&[u8]> = table.chunks_exact(SECTION_BYTES).collect();
-        let strings = headers.get(names).and_then(|header| content(bytes, header));
-        for header in headers {
-            let section = section(header, strings.unwrap_or_default());
-            elf.sections.push(section.ok_or(wrong("a section header is cut off"))?);
-        }
-        Ok(elf)
+        let header = Header::parse(bytes).map_err(|_| wrong("it does not begin like one"))?;
+        let endian = header.endian().map_err(|_| wrong("its numbers are of the other order"))?;
+        let table = header
+            .sections(endian, bytes)
+            .map_err(|_| wrong("its section headers are not inside of the file"))?;
+        let sections = table.iter().map(|section| described(&table, section)).collect();
+        Ok(Self { bytes, header, table, sections })
     }
 
     /// Its sections.
@@ -108,8 +87,8 @@ impl<'a> Elf<'a> {
     /// The content of the section called `name`.
     #[must_use]
     pub fn content(&self, name: &str) -> Option<&'a [u8]> {
-        let section = self.sections.iter().find(|section| section.name == name)?;
-        range(self.bytes, section.offset, section.len)
+        let (_, section) = self.table.section_by_name(LittleEndian, name.as_bytes())?;
+        section.data(LittleEndian, self.bytes).ok()
     }
 
     /// Where the loaded content ends in the file.
@@ -117,17 +96,15 @@ impl<'a> Elf<'a> {
     /// # Errors
     /// [`ToolError::Elf`].
     pub fn loaded_end(&self) -> Result<usize, ToolError> {
-        let wrong = ToolError::Elf { what: "its program headers are outside of the file" };
-        let count = u64::from(half(self.bytes, 56).unwrap_or_default());
-        let start = long(self.bytes, 32).unwrap_or_default();
-        let bytes = count * PROGRAM_BYTES as u64;
-        let Some(table) = range(self.bytes, start, bytes) else { return Err(wrong) };
-        let mut end = start.saturating_add(bytes);
-        for header in table.chunks_exact(PROGRAM_BYTES) {
-            if word(header, 0) == Some(PT_LOAD) {
-                let offset = long(header, 8).unwrap_or_default();
-                end = end.max(offset.saturating_add(long(header, 32).unwrap_or_default()));
-            }
+        let segments = self
+            .header
+            .program_headers(LittleEndian, self.bytes)
+            .map_err(|_| ToolError::Elf { what: "its program headers are outside of the file" })?;
+        let headers = std::mem::size_of_val(segments) as u64;
+        let mut end = self.header.e_phoff.get(LittleEndian).saturating_add(headers);
+        for segment in segments.iter().filter(|s| s.p_type(LittleEndian) == PT_LOAD) {
+            let (offset, len) = segment.file_range(LittleEndian);
+            end = end.max(offset.saturating_add(len));
         }
         match usize::try_from(end) {
             Ok(end) if end <= self.bytes.len() => Ok(end),
@@ -138,17 +115,20 @@ impl<'a> Elf<'a> {
     /// Its symbols but those of sections and files.
     #[must_use]
     pub fn symbols(&self) -> Vec<Symbol<'a>> {
-        let Some(table) = self.sections.iter().find(|section| section.kind == SHT_SYMTAB) else {
+        // A damaged table has no symbols.
+        let Ok(table) = self.table.symbols(LittleEndian, self.bytes, SHT_SYMTAB) else {
             return Vec::new();
         };
-        let strings = usize::try_from(table.link).ok().and_then(|link| self.sections.get(link));
-        let strings = strings.and_then(|s| range(self.bytes, s.offset, s.len));
-        let entries = range(self.bytes, table.offset, table.len).unwrap_or_default();
-        entries
-            .chunks_exact(SYMBOL_BYTES)
-            .filter_map(|entry| symbol(entry, strings.unwrap_or_default()))
-            .filter(|symbol| symbol.kind < STT_SECTION && !symbol.name.is_empty())
-            .collect()
+        let described = |symbol: &'a object::elf::Sym64<LittleEndian>| Symbol {
+            name: text(table.symbol_name(LittleEndian, symbol)),
+            kind: symbol.st_type(),
+            defined: !symbol.is_undefined(LittleEndian),
+            address: symbol.st_value(LittleEndian),
+            len: symbol.st_size(LittleEndian),
+            weak: symbol.st_bind() == STB_WEAK,
+        };
+        let symbols = table.iter().map(described);
+        symbols.filter(|symbol| symbol.kind < STT_SECTION && !symbol.name.is_empty()).collect()
     }
 
     /// Names of symbols that somebody else would have to define.
@@ -159,56 +139,23 @@ impl<'a> Elf<'a> {
     }
 }
 
-fn section<'a>(header: &[u8], strings: &'a [u8]) -> Option<Section<'a>> {
-    Some(Section {
-        name: text(strings, word(header, 0)?),
-        kind: word(header, 4)?,
-        flags: long(header, 8)?,
-        address: long(header, 16)?,
-        offset: long(header, 24)?,
-        len: long(header, 32)?,
-        link: word(header, 40)?,
-    })
+fn described<'a>(
+    table: &SectionTable<'a, Header>,
+    section: &'a SectionHeader64<LittleEndian>,
+) -> Section<'a> {
+    Section {
+        name: text(table.section_name(LittleEndian, section)),
+        kind: section.sh_type(LittleEndian),
+        flags: section.sh_flags(LittleEndian),
+        address: section.sh_addr(LittleEndian),
+        offset: section.sh_offset(LittleEndian),
+        len: section.sh_size(LittleEndian),
+    }
 }
 
-fn symbol<'a>(entry: &[u8], strings: &'a [u8]) -> Option<Symbol<'a>> {
-    let info = *entry.get(4)?;
-    Some(Symbol {
-        name: text(strings, word(entry, 0)?),
-        kind: info & 15,
-        defined: half(entry, 6)? != 0,
-        address: long(entry, 8)?,
-        len: long(entry, 16)?,
-        weak: info >> 4 == STB_WEAK,
-    })
-}
-
-fn content<'a>(bytes: &'a [u8], header: &[u8]) -> Option<&'a [u8]> {
-    range(bytes, long(header, 24)?, long(header, 32)?)
-}
-
-/// The zero-terminated text at `offset`; nothing if it is not UTF-8.
-fn text(strings: &[u8], offset: u32) -> &str {
-    let rest = strings.get(offset as usize..).unwrap_or_default();
-    let end = rest.iter().position(|byte| *byte == 0).unwrap_or(rest.len());
-    std::str::from_utf8(&rest[..end]).unwrap_or_default()
-}
-
-fn range(bytes: &[u8], offset: u64, len: u64) -> Option<&[u8]> {
-    let start = usize::try_from(offset).ok()?;
-    bytes.get(start..start.checked_add(usize::try_from(len).ok()?)?)
-}
-
-fn half(bytes: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_le_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
-}
-
-fn word(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
-}
-
-fn long(bytes: &[u8], at: usize) -> Option<u64> {
-    Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
+/// A name; nothing if it is outside of its table or not UTF-8.
+fn text(name: object::Result<&[u8]>) -> &str {
+    name.ok().and_then(|name| std::str::from_utf8(name).ok()).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! One daemon on a host of the lab.
 
 use std::fs::File;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -13,6 +15,8 @@ use crate::{eventually, shoal};
 const START_DEADLINE: Duration = Duration::from_secs(20);
 /// How long a daemon may take to stop on SIGTERM.
 const STOP_DEADLINE: Duration = Duration::from_secs(15);
+/// How often a daemon that starts is asked.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// How to start a daemon.
 #[derive(Clone, Debug, Default)]
@@ -35,33 +39,65 @@ pub struct Daemon {
     dir: PathBuf,
     options: DaemonOptions,
     child: Option<Child>,
+    killed: bool,
 }
 
 impl Daemon {
     pub(crate) fn start(host: &Host, dir: &Path, options: &DaemonOptions) -> Self {
         std::fs::create_dir_all(dir).unwrap();
-        let mut daemon = Self { dir: dir.to_path_buf(), options: options.clone(), child: None };
+        let mut daemon =
+            Self { dir: dir.to_path_buf(), options: options.clone(), child: None, killed: false };
         daemon.restart(host);
         daemon
     }
 
     pub(crate) fn restart(&mut self, host: &Host) {
+        if let Err(problem) = self.try_restart(host, START_DEADLINE) {
+            panic!("{problem}");
+        }
+    }
+
+    /// Starts it; gives how long it took until it answered, or why it does not.
+    pub(crate) fn try_restart(
+        &mut self,
+        host: &Host,
+        deadline: Duration,
+    ) -> Result<Duration, String> {
         assert!(self.child.is_none(), "the daemon still runs");
-        let child = self.command(host).spawn().unwrap();
-        self.child = Some(child);
+        self.killed = false;
+        let began = Instant::now();
+        self.child = Some(self.command(host).spawn().unwrap());
         let socket = self.dir.join("docker.sock");
-        eventually("the daemon to answer", START_DEADLINE, || {
+        loop {
             if let Some(status) = self.child.as_mut().unwrap().try_wait().unwrap() {
-                panic!("the daemon ended with {status}:\n{}", self.log_tail());
+                self.child = None;
+                self.killed = true;
+                return Err(format!("the daemon ended with {status}:\n{}", self.log_tail()));
             }
-            let ping = Command::new("curl")
-                .args(["-sf", "--max-time", "2", "--unix-socket"])
-                .arg(&socket)
-                .arg("http://localhost/_ping")
-                .output()
-                .unwrap();
-            if ping.stdout == b"OK" { Ok(()) } else { Err(self.log_tail()) }
-        });
+            if answers(&socket) {
+                return Ok(began.elapsed());
+            }
+            if began.elapsed() > deadline {
+                self.kill();
+                let log = self.log_tail();
+                return Err(format!("the daemon does not answer within {deadline:?}:\n{log}"));
+            }
+            std::thread::sleep(LOOK_EVERY);
+        }
+    }
+
+    /// Whether its process lives.
+    pub(crate) fn runs(&mut self) -> bool {
+        let ended = self.child.as_mut().map(|child| child.try_wait().unwrap());
+        if let Some(Some(_)) = ended {
+            self.child = None;
+        }
+        self.child.is_some()
+    }
+
+    /// Whether its last process was ended by [`Self::kill`], or that it ended has been said.
+    pub(crate) fn was_killed(&self) -> bool {
+        self.killed
     }
 
     fn command(&self, host: &Host) -> Command {
@@ -126,6 +162,7 @@ impl Daemon {
     /// SIGKILL.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
+            self.killed = true;
             // Ignored because: it may have ended by itself.
             let _ = child.kill();
             child.wait().unwrap();
@@ -158,4 +195,17 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// Whether somebody answers a ping on a socket.
+fn answers(socket: &Path) -> bool {
+    let ping = || -> std::io::Result<String> {
+        let mut stream = UnixStream::connect(socket)?;
+        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+        stream.write_all(b"GET /_ping HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    };
+    ping().is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
 }

@@ -54,6 +54,17 @@ impl Host {
         format!("unix://{}", self.dir.join("d0/docker.sock").display())
     }
 
+    /// Where its first daemon's things are.
+    #[must_use]
+    pub fn place(&self) -> crate::reality::Place {
+        crate::reality::Place {
+            socket: self.dir.join("d0/docker.sock"),
+            data: self.daemons.borrow()[0].data_root(),
+            exec: self.dir.join("d0/exec"),
+            netns: self.netns.clone(),
+        }
+    }
+
     /// Starts a daemon with usual settings and waits until it answers.
     pub fn daemon(&self) {
         self.daemon_with(&DaemonOptions::default());
@@ -69,6 +80,26 @@ impl Host {
     /// Starts the first daemon again, on the same folders, after it was stopped or killed.
     pub fn restart(&self) {
         self.daemons.borrow_mut()[0].restart(self);
+    }
+
+    /// As [`Self::restart`], but gives how long it took, or why it does not come up.
+    ///
+    /// # Errors
+    /// It ends, or does not answer within `deadline`; then it is killed.
+    pub fn try_restart(&self, deadline: Duration) -> Result<Duration, String> {
+        self.daemons.borrow_mut()[0].try_restart(self, deadline)
+    }
+
+    /// Whether the first daemon's process lives.
+    #[must_use]
+    pub fn daemon_runs(&self) -> bool {
+        self.daemons.borrow_mut()[0].runs()
+    }
+
+    /// Whether the first daemon's last process was killed by the lab.
+    #[must_use]
+    pub fn was_killed(&self) -> bool {
+        self.daemons.borrow()[0].was_killed()
     }
 
     /// Kills the first daemon with SIGKILL, and nothing else.

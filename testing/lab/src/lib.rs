@@ -16,8 +16,10 @@ mod cluster;
 mod daemon;
 mod evidence;
 mod host;
+pub mod http;
 mod images;
 mod leaks;
+pub mod reality;
 mod topology;
 mod wait;
 

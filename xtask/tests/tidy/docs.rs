@@ -44,6 +44,7 @@ fn the_founding_files_are_there() {
         "README.md",
         "ARCHITECTURE.md",
         "CHANGELOG.md",
+        "SPEC.md",
         "LICENSE-MIT",
         "LICENSE-APACHE",
         ".ci/run",

@@ -2,11 +2,14 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod bounds;
 mod docs;
 mod faults;
 mod layers;
 mod licences;
+mod sleeps;
 mod sources;
+mod tree;
 
 use std::path::{Path, PathBuf};
 

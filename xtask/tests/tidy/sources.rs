@@ -82,7 +82,7 @@ fn files_and_lines_stay_readable() {
 }
 
 #[test]
-fn tests_neither_sleep_nor_hide() {
+fn no_test_is_ignored() {
     let mut wrong = Vec::new();
     let hidden = concat!("#[", "ignore");
     for source in ["crates", "testing", "xtask"].iter().flat_map(|folder| sources(folder)) {

@@ -126,7 +126,7 @@ impl Steps {
         let Some(images) = self.agent.inner.images.get() else {
             return Err(plain("agent is not started"));
         };
-        if images.resolve(image).is_ok() {
+        if images.ready(image).is_ok() {
             return Ok(());
         }
         let header = self.task.spec.container_spec.as_ref().and_then(|spec| spec.registry_auth());

@@ -86,6 +86,8 @@ pub trait Diagnostics: Send + Sync {
     /// # Errors
     /// 503 if there is none.
     async fn network(&self) -> ApiResult<Value>;
+    /// What of this node's state is damaged, and what it owes and tries again; one text each.
+    async fn warnings(&self) -> Vec<String>;
     /// Open descriptors and tasks of the daemon, for `info` with debug: `(fds, tasks)`.
     fn load(&self) -> (u64, u64) {
         (0, 0)

@@ -1,5 +1,6 @@
 //! Query strings, read as Docker's server reads them.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use crate::error::{ApiError, ApiResult};
@@ -92,28 +93,8 @@ impl Query {
 /// Decodes `%41`; also `+` as space where `plus` says so. Broken escapes stay as they are.
 #[must_use]
 pub fn percent_decode(text: &str, plus: bool) -> String {
-    let bytes = text.as_bytes();
-    let mut out = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while let Some(&byte) = bytes.get(at) {
-        let hex = |i: usize| bytes.get(i).and_then(|b| char::from(*b).to_digit(16));
-        match (byte, hex(at + 1), hex(at + 2)) {
-            (b'%', Some(high), Some(low)) => {
-                // Two hex digits are at most 255.
-                out.push((high * 16 + low) as u8);
-                at += 3;
-            }
-            (b'+', _, _) if plus => {
-                out.push(b' ');
-                at += 1;
-            }
-            _ => {
-                out.push(byte);
-                at += 1;
-            }
-        }
-    }
-    String::from_utf8_lossy(&out).into_owned()
+    let text = if plus { Cow::Owned(text.replace('+', " ")) } else { Cow::Borrowed(text) };
+    percent_encoding::percent_decode_str(&text).decode_utf8_lossy().into_owned()
 }
 
 #[cfg(test)]

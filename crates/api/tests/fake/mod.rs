@@ -110,6 +110,9 @@ impl ImageBackend for Images {
     async fn count(&self) -> usize {
         1
     }
+    fn damaged(&self) -> Vec<String> {
+        vec!["the layer x is gone".into()]
+    }
 }
 
 pub struct Networks;
@@ -174,5 +177,8 @@ impl Diagnostics for Checks {
     }
     async fn network(&self) -> ApiResult<Value> {
         Ok(json!({ "Networks": [] }))
+    }
+    async fn warnings(&self) -> Vec<String> {
+        vec!["a record is damaged".into()]
     }
 }

@@ -98,8 +98,10 @@ fn add_layers(
     }
     let mut below = Vec::with_capacity(diffs.len());
     for (diff, file) in diffs.iter().zip(&image.layers) {
-        // A layer that several images share was moved into the store by the first one.
-        if !ingest.has_blob(&file.digest) {
+        // A layer that several images share was moved into the store by the first one. What the
+        // store has already is written over: it may have changed since.
+        ingest.pin(&file.digest);
+        if file.path.exists() {
             ingest.add_blob(file)?;
         }
         let (name, total) = (diff.short(), file.size);

@@ -13,7 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::manifest::{Manifest, ManifestIndex, OCI_CONFIG, OCI_INDEX, OCI_MANIFEST, SavedImage};
 use crate::compression::decompress;
-use crate::digest::{Digest, ImageId};
+use crate::digest::{Digest, Hashing, ImageId};
 use crate::error::ImageError;
 use crate::files::sync_directory;
 use crate::index::LayerRecord;
@@ -146,10 +146,7 @@ fn pinned(
     let chains = inner.state().index.images.get(id).map(|image| image.chains.clone());
     let mut layers = Vec::new();
     for chain in chains.ok_or_else(gone)? {
-        if !ingest.has_layer(&chain) {
-            return Err(gone());
-        }
-        layers.extend(inner.state().index.layers.get(&chain).cloned());
+        layers.push(ingest.whole_layer(id, &chain)?);
     }
     Ok(Saved { id: *id, names, layers })
 }
@@ -211,10 +208,17 @@ fn append_layer(
     let path = inner.files.blob(&layer.blob);
     let file = File::open(&path).map_err(ImageError::files("open", &path))?;
     let (_, reader) = decompress(file).map_err(ImageError::files("read", &path))?;
+    let mut reader = Hashing::new(reader.take(layer.archive_size));
     let mut header = header(EntryType::Regular, 0o444, layer.archive_size);
     archive
-        .append_data(&mut header, blob_name(&layer.diff), reader.take(layer.archive_size))
-        .map_err(ImageError::ReadArchive)
+        .append_data(&mut header, blob_name(&layer.diff), &mut reader)
+        .map_err(ImageError::files("read", &path))?;
+    let (_, found, _) = reader.finish();
+    if found != layer.diff {
+        let what = format!("the layer archive {}", layer.blob.short());
+        return Err(ImageError::DigestMismatch { what, expected: layer.diff, found });
+    }
+    Ok(())
 }
 
 /// Adds a small file.

@@ -1,7 +1,7 @@
 //! Requests to one repository of one registry: addresses, authentication, redirects, refusals.
 
+use std::collections::HashMap;
 use std::io;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,15 +9,15 @@ use futures::stream::{BoxStream, StreamExt};
 use http::header::{
     ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, LOCATION, USER_AGENT,
 };
-use http::{HeaderMap, Method, Request, StatusCode, Uri};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Full};
-use rustls::ClientConfig;
+use hyper::body::Incoming;
 use tokio::sync::{Mutex, OnceCell};
 use tokio::time::timeout;
 
 use super::auth::RegistryAuth;
 use super::challenge::{Challenge, encode};
-use super::connect::{Answer, Body, Connection, Refused, connect};
+use super::connect::{Body, Door, Failed};
 use super::lookup::is_loopback;
 use super::tls::client_config;
 use crate::error::ImageError;
@@ -46,9 +46,14 @@ pub(super) struct Client {
     auth: Option<RegistryAuth>,
     /// The value of `Authorization` that the registry accepted last.
     proof: Mutex<Option<String>>,
-    /// Whether the registry speaks HTTPS, and how; found out by the first connection.
-    tls: OnceCell<Option<Arc<ClientConfig>>>,
+    /// Whether the registry speaks HTTPS; found out by the first connection.
+    https: OnceCell<bool>,
+    /// The ways to the hosts that were asked: the registry's, and those that it sends us to.
+    doors: Mutex<HashMap<String, Door>>,
 }
+
+/// An answer whose body is still on the wire.
+pub(super) type Answer = Response<Incoming>;
 
 /// What to send.
 #[derive(Clone, Debug)]
@@ -107,7 +112,8 @@ impl Client {
             auth,
             host,
             api,
-            tls: OnceCell::new(),
+            https: OnceCell::new(),
+            doors: Mutex::default(),
         }
     }
 
@@ -119,10 +125,10 @@ impl Client {
     /// refusals into errors.
     pub(super) async fn send(&self, call: &Call, body: MakeBody<'_>) -> Result<Answer, ImageError> {
         let answer = self.try_send(call, body).await?;
-        if answer.response.status() != StatusCode::UNAUTHORIZED {
+        if answer.status() != StatusCode::UNAUTHORIZED {
             return self.judge(call, answer).await;
         }
-        let header = answer.response.headers().get(http::header::WWW_AUTHENTICATE);
+        let header = answer.headers().get(http::header::WWW_AUTHENTICATE);
         let challenge = header.and_then(|h| h.to_str().ok()).and_then(Challenge::parse);
         let proof = match challenge {
             Some(Challenge::Basic) => self.auth.as_ref().and_then(RegistryAuth::basic),
@@ -140,8 +146,7 @@ impl Client {
     }
 
     async fn try_send(&self, call: &Call, body: MakeBody<'_>) -> Result<Answer, ImageError> {
-        let tls = self.scheme().await?;
-        let scheme = if tls.is_some() { "https" } else { "http" };
+        let scheme = if self.speaks_https().await? { "https" } else { "http" };
         let mut url = match call.target.split_once("://") {
             Some(_) => call.target.clone(),
             None if call.target.starts_with('/') => {
@@ -153,8 +158,8 @@ impl Client {
             let own = self.is_own(&url);
             let proof = if own { self.proof.lock().await.clone() } else { None };
             let answer = self.exchange(call, &url, proof, body).await?;
-            let status = answer.response.status();
-            let location = answer.response.headers().get(LOCATION).and_then(|l| l.to_str().ok());
+            let status = answer.status();
+            let location = answer.headers().get(LOCATION).and_then(|l| l.to_str().ok());
             match location {
                 Some(location) if status.is_redirection() && call.method == Method::GET => {
                     url = resolve_url(&url, location);
@@ -180,15 +185,39 @@ impl Client {
         proof: Option<String>,
         body: MakeBody<'_>,
     ) -> Result<Answer, ImageError> {
+        let url: Uri = url.parse().map_err(|e| self.broken(&call.action, io::Error::other(e)))?;
+        let door = self.door(&url).await?;
+        let mut again = call.method.is_safe();
+        loop {
+            let request = self.request(call, &url, proof.as_deref(), body)?;
+            let authority = || url.authority().map(|a| a.as_str()).unwrap_or_default().to_owned();
+            match door.exchange(request).await {
+                Ok(answer) => return Ok(answer),
+                // It waited in the pool until the registry closed it.
+                Err(Failed::Ended(_)) if again => again = false,
+                Err(Failed::Ended(source) | Failed::Broken(source)) => {
+                    return Err(self.broken(&call.action, source));
+                }
+                Err(Failed::Network(source) | Failed::Tls(source)) => {
+                    return Err(ImageError::Connect { host: authority(), source });
+                }
+            }
+        }
+    }
+
+    fn request(
+        &self,
+        call: &Call,
+        url: &Uri,
+        proof: Option<&str>,
+        body: MakeBody<'_>,
+    ) -> Result<Request<Body>, ImageError> {
         let broken = |source: io::Error| self.broken(&call.action, source);
-        let url: Uri = url.parse().map_err(|e| broken(io::Error::other(e)))?;
-        let connection = self.connection(&url).await?;
         let (size, body) = body().map_err(broken)?;
-        let path = url.path_and_query().map_or("/", |path| path.as_str());
         let host = url.authority().map(|a| a.as_str()).unwrap_or_default();
         let mut request = Request::builder()
             .method(call.method.clone())
-            .uri(path)
+            .uri(url.clone())
             .header(HOST, host)
             .header(USER_AGENT, concat!("shoal/", env!("CARGO_PKG_VERSION")))
             .header(CONTENT_LENGTH, size);
@@ -201,51 +230,49 @@ impl Client {
         if let Some(proof) = proof {
             request = request.header(AUTHORIZATION, proof);
         }
-        let request = request.body(body).map_err(|e| broken(io::Error::other(e)))?;
-        connection.exchange(request).await.map_err(broken)
+        request.body(body).map_err(|e| broken(io::Error::other(e)))
     }
 
-    async fn connection(&self, url: &Uri) -> Result<Connection, ImageError> {
-        let https = url.scheme_str() == Some("https");
-        let authority = url.authority().map(|a| a.as_str()).unwrap_or_default();
-        let (host, port) = split_port(authority, if https { 443 } else { 80 });
-        let failed = |source| ImageError::Connect { host: authority.into(), source };
-        if !https && !self.insecure {
+    /// The way to a URL's host.
+    async fn door(&self, url: &Uri) -> Result<Door, ImageError> {
+        let host = url.authority().map(|a| a.as_str()).unwrap_or_default().to_owned();
+        let failed = |source| ImageError::Connect { host: host.clone(), source };
+        if url.scheme_str() != Some("https") && !self.insecure {
             // A registry that speaks HTTPS must not send us where everybody can change the answer.
             let text = "refused to leave HTTPS for plain HTTP";
             return Err(failed(io::Error::new(io::ErrorKind::PermissionDenied, text)));
         }
-        let tls = match (https, self.tls.get()) {
-            (false, _) => None,
-            (true, Some(Some(own))) if authority == self.api => Some(Arc::clone(own)),
-            (true, _) => Some(self.config(&host, !self.insecure).await.map_err(failed)?),
-        };
-        connect(&host, port, tls.as_ref()).await.map_err(|refused| failed(refused.into_inner()))
+        let mut doors = self.doors.lock().await;
+        if let Some(door) = doors.get(&host) {
+            return Ok(door.clone());
+        }
+        let (name, verify) = (split_port(&host, 0).0, !self.insecure);
+        // Which certificates are believed stands in files.
+        let read = tokio::task::spawn_blocking(move || client_config(&name, verify));
+        let config = read.await.map_err(io::Error::other).and_then(|config| config);
+        let door = Door::new(config.map_err(failed)?);
+        doors.insert(host.clone(), door.clone());
+        Ok(door)
     }
 
     /// Finds out once whether the registry speaks HTTPS. Only insecure ones may not.
-    async fn scheme(&self) -> Result<Option<Arc<ClientConfig>>, ImageError> {
+    async fn speaks_https(&self) -> Result<bool, ImageError> {
+        if !self.insecure {
+            return Ok(true);
+        }
         let find = || async {
-            let (host, port) = split_port(&self.api, 443);
             let failed = |source| ImageError::Connect { host: self.api.clone(), source };
-            let config = self.config(&host, !self.insecure).await.map_err(failed)?;
-            if !self.insecure {
-                return Ok(Some(config));
-            }
-            match connect(&host, port, Some(&config)).await {
-                Ok(_) => Ok(Some(config)),
-                Err(Refused::Tls(_)) => Ok(None),
-                Err(Refused::Network(_)) if !has_port(&self.api) => Ok(None),
-                Err(Refused::Network(error)) => Err(failed(error)),
+            let url: Uri = format!("https://{}/v2/", self.api)
+                .parse()
+                .map_err(|e| failed(io::Error::other(e)))?;
+            match self.door(&url).await?.knock(url).await {
+                Ok(()) => Ok(true),
+                Err(Failed::Network(_)) if !has_port(&self.api) => Ok(false),
+                Err(Failed::Network(error)) => Err(failed(error)),
+                Err(_) => Ok(false),
             }
         };
-        self.tls.get_or_try_init(find).await.cloned()
-    }
-
-    async fn config(&self, host: &str, verify: bool) -> io::Result<Arc<ClientConfig>> {
-        let host = host.to_owned();
-        let read = tokio::task::spawn_blocking(move || client_config(&host, verify));
-        read.await.map_err(io::Error::other)?
+        self.https.get_or_try_init(find).await.copied()
     }
 
     /// Gets a token for a bearer challenge.
@@ -277,7 +304,7 @@ impl Client {
             if refresh.is_none() { self.auth.as_ref().and_then(RegistryAuth::basic) } else { None };
         let url = call.target.clone();
         let answer = self.exchange(&call, &url, proof, &|| bytes_body(form.clone())).await?;
-        let status = answer.response.status();
+        let status = answer.status();
         let body = self.small(action, answer).await?;
         if !status.is_success() {
             let reason = refusal(status, &body);
@@ -296,7 +323,7 @@ impl Client {
 
     /// Passes successes on; reads why a request was refused.
     async fn judge(&self, call: &Call, answer: Answer) -> Result<Answer, ImageError> {
-        let status = answer.response.status();
+        let status = answer.status();
         if status.is_success() {
             return Ok(answer);
         }
@@ -353,17 +380,15 @@ impl Client {
         &self,
         answer: Answer,
     ) -> (HeaderMap, BoxStream<'static, io::Result<Bytes>>) {
-        let Answer { response, connection } = answer;
-        let (parts, body) = response.into_parts();
-        let start = (body, connection);
-        let pieces = futures::stream::try_unfold(start, |(mut body, connection)| async move {
+        let (parts, body) = answer.into_parts();
+        let pieces = futures::stream::try_unfold(body, |mut body| async move {
             loop {
                 let frame = timeout(SILENCE, body.frame()).await.map_err(|_| {
                     io::Error::new(io::ErrorKind::TimedOut, "nothing came for 30 s")
                 })?;
                 let Some(frame) = frame else { return Ok(None) };
                 if let Ok(bytes) = frame.map_err(io::Error::other)?.into_data() {
-                    return Ok(Some((bytes, (body, connection))));
+                    return Ok(Some((bytes, body)));
                 }
             }
         });

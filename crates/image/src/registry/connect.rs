@@ -1,22 +1,24 @@
-//! Connections to registries: TCP, TLS, and one HTTP exchange on them.
+//! Connections to registries: addresses, TCP, TLS; open ones are used again.
 
+use std::error::Error;
+use std::fmt;
 use std::io;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use futures::future::BoxFuture;
+use http::{Request, Response, Uri};
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Incoming;
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
+use hyper_util::client::legacy::{Client, Error as ClientError};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::ClientConfig;
-use rustls::pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::task::AbortHandle;
 use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
+use tower::{Service, ServiceExt};
 
 use super::lookup;
 
@@ -25,99 +27,191 @@ use super::lookup;
 pub(super) const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 /// How long a registry may think before its answer begins.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(60);
+/// How long a connection may be idle and be used again: less than servers wait before they close.
+const IDLE_MAX: Duration = Duration::from_secs(4);
+/// Idle connections kept: as many as layers are downloaded at once.
+const IDLE_CONNECTIONS_MAX: usize = 3;
 
 /// A body to send.
 pub(super) type Body = UnsyncBoxBody<Bytes, io::Error>;
 
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+type AnyError = Box<dyn Error + Send + Sync>;
 
-/// An open connection for one exchange.
-pub(super) struct Connection(Box<dyn Stream>);
+/// The way to one registry, and the connections that are open on it.
+#[derive(Clone)]
+pub(super) struct Door {
+    connector: Connector,
+    client: Client<Connector, Body>,
+}
 
-/// Why there is no connection.
+/// Why there is no answer.
 #[derive(Debug)]
-pub(super) enum Refused {
+pub(super) enum Failed {
     /// Not even TCP.
     Network(io::Error),
     /// TCP, but no TLS: perhaps the registry speaks plain HTTP.
     Tls(io::Error),
+    /// A connection that was open ended before the answer began; the request may be sent again if
+    /// that does no harm.
+    Ended(io::Error),
+    /// The exchange broke off.
+    Broken(io::Error),
 }
 
-impl Refused {
-    pub(super) fn into_inner(self) -> io::Error {
-        match self {
-            Self::Network(error) | Self::Tls(error) => error,
+impl Failed {
+    fn of(error: &ClientError) -> Self {
+        let connecting = error.is_connect();
+        let causes = || std::iter::successors(error.source(), |&cause| cause.source());
+        let ended = |cause: &(dyn Error + 'static)| {
+            let cause = cause.downcast_ref::<hyper::Error>();
+            cause.is_some_and(|cause| cause.is_incomplete_message() || cause.is_canceled())
+        };
+        match error.source() {
+            Some(cause) if connecting => Self::connecting(cause),
+            Some(cause) if causes().any(ended) => Self::Ended(flat(cause)),
+            cause => Self::Broken(flat(cause.unwrap_or(error))),
+        }
+    }
+
+    fn connecting(cause: &(dyn Error + 'static)) -> Self {
+        match cause.downcast_ref::<Unreachable>() {
+            Some(Unreachable(error)) => Self::Network(flat(error)),
+            None => Self::Tls(flat(cause)),
         }
     }
 }
 
-/// Connects; `tls` for HTTPS. Ends within [`CONNECT_DEADLINE`].
-pub(super) async fn connect(
-    host: &str,
-    port: u16,
-    tls: Option<&Arc<ClientConfig>>,
-) -> Result<Connection, Refused> {
-    let late = |what: &str| {
-        let text = format!("{what} did not end within {} s", CONNECT_DEADLINE.as_secs());
-        io::Error::new(io::ErrorKind::TimedOut, text)
-    };
-    let tcp = timeout(CONNECT_DEADLINE, tcp(host, port))
-        .await
-        .map_err(|_| Refused::Network(late("the connection attempt")))?
-        .map_err(Refused::Network)?;
-    let Some(config) = tls else { return Ok(Connection(Box::new(tcp))) };
-    let bare = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-    let name = ServerName::try_from(bare).map_err(|e| Refused::Tls(io::Error::other(e)))?;
-    let handshake = TlsConnector::from(Arc::clone(config)).connect(name, tcp);
-    let stream = timeout(CONNECT_DEADLINE, handshake)
-        .await
-        .map_err(|_| Refused::Tls(late("the TLS handshake")))?
-        .map_err(Refused::Tls)?;
-    Ok(Connection(Box::new(stream)))
+/// An error as one of input and output, with all its causes in its text: the library lends its
+/// errors, it does not give them away.
+fn flat(error: &(dyn Error + 'static)) -> io::Error {
+    let mut texts: Vec<String> = Vec::new();
+    let mut kind = io::ErrorKind::Other;
+    for cause in std::iter::successors(Some(error), |&cause| cause.source()) {
+        let text = cause.to_string();
+        // Wrappers of the library repeat what they wrap.
+        if texts.last() != Some(&text) {
+            texts.push(text);
+        }
+        if let Some(error) = cause.downcast_ref::<io::Error>() {
+            kind = error.kind();
+        }
+    }
+    io::Error::new(kind, texts.join(": "))
+}
+
+impl Door {
+    pub(super) fn new(config: Arc<ClientConfig>) -> Self {
+        let connector = Connector(HttpsConnector::from((Dial, config)));
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE_MAX)
+            .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
+            .build(connector.clone());
+        Self { connector, client }
+    }
+
+    /// Tries whether a connection to `url` can be made, and closes it.
+    pub(super) async fn knock(&self, url: Uri) -> Result<(), Failed> {
+        let knocked = self.connector.clone().oneshot(url).await;
+        knocked.map(|_| ()).map_err(|error| Failed::connecting(error.as_ref()))
+    }
+
+    /// Sends one request and waits for the head of the answer. Whoever drops the answer before its
+    /// end closes the connection.
+    pub(super) async fn exchange(
+        &self,
+        request: Request<Body>,
+    ) -> Result<Response<Incoming>, Failed> {
+        match timeout(ANSWER_DEADLINE, self.client.request(request)).await {
+            Ok(answer) => answer.map_err(|error| Failed::of(&error)),
+            Err(_) => Err(Failed::Broken(late("no answer", ANSWER_DEADLINE))),
+        }
+    }
+}
+
+fn late(what: &str, deadline: Duration) -> io::Error {
+    let text = format!("{what} within {} s", deadline.as_secs());
+    io::Error::new(io::ErrorKind::TimedOut, text)
+}
+
+/// Connects with TLS where the URL says so, within [`CONNECT_DEADLINE`].
+#[derive(Clone)]
+struct Connector(HttpsConnector<Dial>);
+
+impl Service<Uri> for Connector {
+    type Response = MaybeHttpsStream<TokioIo<TcpStream>>;
+    type Error = AnyError;
+    type Future = BoxFuture<'static, Result<Self::Response, AnyError>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), AnyError>> {
+        self.0.poll_ready(context)
+    }
+
+    fn call(&mut self, url: Uri) -> Self::Future {
+        let connecting = self.0.call(url);
+        Box::pin(async move {
+            match timeout(CONNECT_DEADLINE, connecting).await {
+                Ok(done) => done,
+                Err(_) => {
+                    let error = late("no connection", CONNECT_DEADLINE);
+                    Err(Unreachable(error).into())
+                }
+            }
+        })
+    }
+}
+
+/// No TCP connection.
+#[derive(Debug)]
+struct Unreachable(io::Error);
+
+impl fmt::Display for Unreachable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Error for Unreachable {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.0.source()
+    }
+}
+
+/// Connects with TCP. Looks names up itself (see [`lookup`]) and says which address refused.
+#[derive(Clone)]
+struct Dial;
+
+impl Service<Uri> for Dial {
+    type Response = TokioIo<TcpStream>;
+    type Error = Unreachable;
+    type Future = BoxFuture<'static, Result<Self::Response, Unreachable>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Unreachable>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, url: Uri) -> Self::Future {
+        Box::pin(async move {
+            let default = if url.scheme_str() == Some("https") { 443 } else { 80 };
+            let port = url.port_u16().unwrap_or(default);
+            let host = url.host().unwrap_or_default();
+            tcp(host, port).await.map(TokioIo::new).map_err(Unreachable)
+        })
+    }
 }
 
 async fn tcp(host: &str, port: u16) -> io::Result<TcpStream> {
     let mut last = None;
     for address in lookup::addresses(host, port).await? {
         match TcpStream::connect(address).await {
-            Ok(stream) => return Ok(stream),
+            Ok(stream) => {
+                stream.set_nodelay(true)?;
+                return Ok(stream);
+            }
             Err(error) => {
                 last = Some(io::Error::new(error.kind(), format!("dial {address}: {error}")));
             }
         }
     }
     Err(last.unwrap_or_else(|| io::Error::other("the name has no address")))
-}
-
-/// An answer whose body is still on the wire.
-#[derive(Debug)]
-pub(super) struct Answer {
-    pub response: Response<Incoming>,
-    pub connection: Guard,
-}
-
-/// Ends the task that drives a connection.
-#[derive(Debug)]
-pub(super) struct Guard(AbortHandle);
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-impl Connection {
-    /// Sends one request and waits for the head of the answer.
-    pub(super) async fn exchange(self, request: Request<Body>) -> io::Result<Answer> {
-        let (mut sender, driver) =
-            http1::handshake(TokioIo::new(self.0)).await.map_err(io::Error::other)?;
-        // Its failure reaches us through the response or its body.
-        let connection = Guard(tokio::spawn(driver).abort_handle());
-        let response = timeout(ANSWER_DEADLINE, sender.send_request(request))
-            .await
-            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no answer within 60 s"))?
-            .map_err(io::Error::other)?;
-        Ok(Answer { response, connection })
-    }
 }

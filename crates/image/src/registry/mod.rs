@@ -1,7 +1,8 @@
 //! The client side of registries (OCI distribution spec).
 //!
-//! A small client of our own on hyper: every failure names the host and the cause, every wait has a
-//! deadline, and names are looked up without the C library, which a static program cannot rely on.
+//! On hyper-util's client with hyper-rustls; ours are the protocol, the authentication and the
+//! look-up: every failure names the host and the cause, every wait has a deadline, and names are
+//! looked up without the C library, which a static program cannot rely on.
 
 pub mod auth;
 mod challenge;

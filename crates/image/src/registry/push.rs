@@ -50,8 +50,7 @@ impl ImageStore {
                 let config = read_document(&inner.files.blob(&id))?;
                 let mut layers = Vec::new();
                 for chain in chains.unwrap_or_default() {
-                    ingest.has_layer(&chain);
-                    layers.extend(inner.state().index.layers.get(&chain).cloned());
+                    layers.push(ingest.whole_layer(&id, &chain)?);
                 }
                 Ok((Arc::new(ingest), config, layers))
             })
@@ -158,7 +157,7 @@ impl Push<'_> {
         }
         let begin = call(Method::POST, "blobs/uploads/".into(), "begin to send the blob");
         let answer = self.client.send(&begin, &no_body).await?;
-        let location = answer.response.headers().get(LOCATION).and_then(|l| l.to_str().ok());
+        let location = answer.headers().get(LOCATION).and_then(|l| l.to_str().ok());
         let location = location.ok_or_else(|| {
             self.client.broken(&begin.action, io::Error::other("the answer has no location"))
         })?;

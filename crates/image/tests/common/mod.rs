@@ -248,3 +248,36 @@ impl Drop for Mounted {
         let _ = std::process::Command::new("umount").arg(self.directory.path().join("m")).status();
     }
 }
+
+/// A file system of a fixed size, unmounted when dropped.
+pub struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    pub fn new(size: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let mount = ["-t", "tmpfs", "-o", size, "tmpfs"];
+        let mut command = std::process::Command::new("mount");
+        assert!(command.args(mount).arg(directory.path()).status().unwrap().success());
+        Self(directory)
+    }
+
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// Leaves no byte free; gives the file to remove for some space.
+    pub fn fill(&self) -> PathBuf {
+        let path = self.path().join("filler");
+        let mut file = std::fs::File::create(&path).unwrap();
+        let full = std::io::copy(&mut std::io::repeat(1), &mut file).unwrap_err();
+        assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+        path
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Ignored because: the directory's removal fails visibly if this did not work.
+        let _ = std::process::Command::new("umount").arg("-l").arg(self.0.path()).status();
+    }
+}

@@ -244,6 +244,7 @@ impl FakeNode {
     pub fn start(identity: NodeIdentity, addr: SocketAddr, name: &str) -> Self {
         let assignment = Arc::new(Mutex::new(Assignment::default()));
         let sender = Arc::new(Mutex::new(None));
+        #[expect(clippy::disallowed_methods, reason = "a test says no more than it writes down")]
         let (say, heard) = mpsc::unbounded_channel();
         let agent = Agent {
             identity: identity.clone(),

@@ -25,6 +25,7 @@ use shoal_runtime::{ContainerRuntime, RuntimeConfig};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use super::health::Health;
 use super::networks::Networks;
 use super::settings::Settings;
 use super::swarm::Membership;
@@ -90,7 +91,7 @@ async fn listen(settings: &Settings) -> Result<Vec<Listener>> {
 async fn start(settings: &Settings) -> Result<Parts> {
     let clock = system_clock();
     let started_at = clock();
-    let instance = lock::instance_of(&settings.data_root)?;
+    let instance = lock::instance_of(&settings.data_root, &settings.exec_root)?;
     let program = std::env::current_exe().context("find this program")?;
     let network = NodeNetwork::open(NetworkConfig {
         instance: instance.clone(),
@@ -157,14 +158,20 @@ async fn start(settings: &Settings) -> Result<Parts> {
 }
 
 fn api_state(settings: &Settings, parts: &Parts) -> ApiState {
-    let agent = parts.agent.clone();
+    let health = Health {
+        engine: parts.engine.clone(),
+        images: parts.images.clone(),
+        agent: parts.agent.clone(),
+        node: parts.node.clone(),
+    };
+    let checked = health.clone();
     let networks = Arc::new(Networks {
         agent: parts.agent.clone(),
         instance: parts.instance.clone(),
-        checkup: parts.checkup.clone().with_damage(move || agent.damaged()),
+        checkup: parts.checkup.clone().with_damage(move || checked.all()),
+        health,
     });
-    let mut facts = facts::facts(settings, &parts.instance, parts.started_at, &parts.found);
-    facts.warnings.extend(parts.agent.damaged());
+    let facts = facts::facts(settings, &parts.instance, parts.started_at, &parts.found);
     ApiState {
         facts,
         swarm: Arc::new(Membership { node: parts.node.clone() }),

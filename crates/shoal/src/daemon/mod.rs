@@ -2,6 +2,7 @@
 
 mod compose;
 mod facts;
+mod health;
 mod lock;
 mod networks;
 mod settings;

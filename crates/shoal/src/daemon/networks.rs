@@ -22,6 +22,7 @@ pub struct Networks {
     pub agent: Agent,
     pub instance: shoal_model::id::InstanceId,
     pub checkup: Checkup,
+    pub health: super::health::Health,
 }
 
 impl Networks {
@@ -131,9 +132,12 @@ impl NetworkBackend for Networks {
 impl Diagnostics for Networks {
     async fn checks(&self) -> ApiResult<Vec<CheckResult>> {
         let checkup = self.checkup.clone();
-        tokio::task::spawn_blocking(move || checkup.run())
-            .await
-            .map_err(|error| ApiError::internal(error.to_string()))
+        let found = tokio::task::spawn_blocking(move || checkup.run()).await;
+        found.map_err(|error| ApiError::internal(error.to_string()))
+    }
+
+    async fn warnings(&self) -> Vec<String> {
+        self.health.warnings()
     }
 
     async fn network(&self) -> ApiResult<Value> {

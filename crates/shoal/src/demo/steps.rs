@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
 
 use super::client::Api;
@@ -381,7 +382,10 @@ async fn set_replicas(api: &Api, replicas: u64) -> Result<()> {
 /// The container of the client task on a node.
 async fn client_on(api: &Api) -> Result<String> {
     let filters = json!({"label": [format!("com.docker.swarm.service.name={CLIENTS}")]});
-    let path = format!("/containers/json?filters={}", escape(&filters.to_string()));
+    let path = format!(
+        "/containers/json?filters={}",
+        utf8_percent_encode(&filters.to_string(), NON_ALPHANUMERIC)
+    );
     let list = api.get(&path).await?;
     let first = array(&list).next().context("no client runs on this node")?;
     Ok(first["Id"].as_str().unwrap_or_default().to_owned())
@@ -389,7 +393,8 @@ async fn client_on(api: &Api) -> Result<String> {
 
 async fn running_now(api: &Api, service: &str) -> Result<Vec<Value>> {
     let filters = json!({"service": [service], "desired-state": ["running"]});
-    let path = format!("/tasks?filters={}", escape(&filters.to_string()));
+    let path =
+        format!("/tasks?filters={}", utf8_percent_encode(&filters.to_string(), NON_ALPHANUMERIC));
     let list = api.get(&path).await?;
     Ok(array(&list).filter(|t| t["Status"]["State"] == "running").cloned().collect())
 }
@@ -449,17 +454,4 @@ where
 
 fn array(value: &Value) -> impl Iterator<Item = &Value> {
     value.as_array().into_iter().flatten()
-}
-
-/// Percent-encodes what a query may not hold.
-fn escape(text: &str) -> String {
-    let mut out = String::new();
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {
-            out.push(char::from(byte));
-        } else {
-            out.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    out
 }
