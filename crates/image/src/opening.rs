@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, TryLockError};
 
 use crate::damage::{Damage, Part};
 use crate::digest::{ChainId, Digest, ImageId};
@@ -47,6 +47,7 @@ impl ImageStore {
             pulls: Mutex::default(),
             state: Mutex::new(State { index, damage, ..State::default() }),
             writer: Mutex::default(),
+            mending: Mutex::default(),
             _lock: lock,
         });
         inner.take_stock(known);
@@ -143,8 +144,7 @@ impl Inner {
         let cleaned = self.remove_others(self.files.ingest(), &BTreeSet::new());
         let (images, blobs) = {
             let state = self.state();
-            let images: Vec<(ImageId, Vec<ChainId>)> =
-                state.index.images.iter().map(|(id, image)| (*id, image.chains.clone())).collect();
+            let images: Vec<ImageId> = state.index.images.keys().copied().collect();
             let blobs: Vec<_> =
                 state.index.layers.values().map(|l| (l.blob, l.blob_size)).collect();
             (images, blobs)
@@ -152,16 +152,10 @@ impl Inner {
         for (blob, size) in blobs {
             self.check_archive(blob, size);
         }
-        for (id, _) in &images {
-            self.read_configuration(*id);
+        for id in images {
+            self.read_configuration(id);
         }
-        for (_, chains) in &images {
-            for (at, chain) in chains.iter().enumerate() {
-                if self.layer(chain).is_err() {
-                    self.mend_layer(chains.get(..at).unwrap_or_default(), *chain);
-                }
-            }
-        }
+        self.mend_layers();
         let cleaned = if known {
             let state = self.state();
             let kept = state.index.layers.values().map(|layer| layer.directory.clone()).collect();
@@ -228,6 +222,24 @@ impl Inner {
     fn drop_blob(&self, blob: &Digest) {
         if let Err(error) = self.discard(&self.files.blob(blob)) {
             self.state().damage.note(Part::Cleaning, &error);
+        }
+    }
+
+    /// Mends what can be mended of the layers that images miss; nothing while another does.
+    pub(crate) fn mend_layers(self: &Arc<Self>) {
+        let _mending = match self.mending.try_lock() {
+            Ok(mending) => mending,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return,
+        };
+        let images: Vec<Vec<ChainId>> =
+            self.state().index.images.values().map(|image| image.chains.clone()).collect();
+        for chains in images {
+            for (at, chain) in chains.iter().enumerate() {
+                if self.layer(chain).is_err() {
+                    self.mend_layer(chains.get(..at).unwrap_or_default(), *chain);
+                }
+            }
         }
     }
 

@@ -125,6 +125,8 @@ pub(crate) struct Inner {
     pub pulls: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
     pub(crate) state: Mutex<State>,
     pub(crate) writer: Mutex<()>,
+    /// One mends at a time.
+    pub(crate) mending: Mutex<()>,
     /// Locked as long as the store is open.
     pub(crate) _lock: StoreLock,
 }
@@ -393,8 +395,18 @@ impl ImageStore {
     /// As there; [`ImageError::DamagedImage`], which getting the image again mends.
     pub fn ready(&self, word: &str) -> Result<ImageId, ImageError> {
         let id = self.resolve(word)?;
-        self.inner.check(&id)?;
-        Ok(id)
+        let checked = self.inner.check(&id);
+        checked.inspect_err(|_| self.mend_soon()).map(|()| id)
+    }
+
+    /// Tries to mend layers from their archives while others go on: what failed for want of space
+    /// succeeds once there is some, and whoever asks again finds the image whole.
+    fn mend_soon(&self) {
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let inner = Arc::clone(&self.inner);
+            // It ends by itself, and the store's lock is kept until then.
+            drop(runtime.spawn_blocking(move || inner.mend_layers()));
+        }
     }
 
     /// What of the store is damaged now, and what that takes along: one text each, for people.
@@ -424,7 +436,8 @@ impl ImageStore {
     /// [`ImageError::NoSuchImage`], [`ImageError::DamagedImage`].
     pub fn mount_layers(&self, id: &ImageId) -> Result<Vec<PathBuf>, ImageError> {
         let record = self.inner.state().index.images.get(id).cloned();
-        self.inner.layer_directories(&record.ok_or_else(|| no_such(id))?.chains)
+        let chains = record.ok_or_else(|| no_such(id))?.chains;
+        self.inner.layer_directories(&chains).inspect_err(|_| self.mend_soon())
     }
 
     /// Says that `container` uses `image`: its layers stay until [`Self::release`]. To be said

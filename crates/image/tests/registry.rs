@@ -324,6 +324,28 @@ async fn lies_are_found_out_and_leave_nothing() {
 }
 
 #[tokio::test]
+async fn a_pull_mends_what_is_nowhere_else() {
+    let parts = parts();
+    let (layer, liar) = (parts.layer, Liar::start(parts.answers).await);
+    let name = format!("127.0.0.1:{}/a:1", liar.port);
+    let mut bench = Bench::new();
+    let id = bench.store.pull(request(&name), Progress::none()).await.unwrap().id;
+    for lost in [vec![id.hex()], vec![layer.hex()], vec![id.hex(), layer.hex()]] {
+        let directory = bench.store.mount_layers(&id).unwrap().remove(0);
+        for blob in &lost {
+            std::fs::remove_file(bench.root().join("blobs/sha256").join(blob)).unwrap();
+        }
+        std::fs::remove_dir_all(directory).unwrap();
+        bench = bench.reopen();
+        assert!(bench.store.ready(&name).is_err(), "{lost:?}");
+        assert!(!bench.store.damaged().is_empty(), "{lost:?}");
+        bench.store.pull(request(&name), Progress::none()).await.unwrap();
+        assert_eq!(bench.store.ready(&name).unwrap(), id);
+        assert_eq!(bench.store.damaged(), Vec::<String>::new(), "{lost:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_pull_onto_a_full_disk_leaves_nothing_and_works_when_there_is_space() {
     let liar = Liar::start(parts().answers).await;
     let name = format!("127.0.0.1:{}/a:1", liar.port);
