@@ -23,6 +23,8 @@ use crate::logs;
 
 /// First pause before a session is opened again; doubled after each failure.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
+/// The manager's word that this node was removed: there is nothing to come back for.
+const REMOVED: &str = "SH-MGR-007";
 /// Longest pause: a manager that comes back finds its nodes within this time.
 const RETRY_MAX: Duration = Duration::from_secs(2);
 /// Statuses in one message at most, to stay far below the bound on messages.
@@ -184,6 +186,9 @@ async fn member_loop(agent: &Agent, member: &Membership) {
             Ok(session) => {
                 pause = RETRY_FIRST;
                 (serve(agent, session).await, true)
+            }
+            Err(WireError::Remote(fault)) if fault.id == REMOVED => {
+                (End::Final(report(&fault)), false)
             }
             Err(error) => (End::Again(report(&error)), false),
         };

@@ -17,7 +17,7 @@ use shoal_model::id::NodeId;
 use shoal_model::object::NodeDescription;
 use shoal_model::spec::cluster::ClusterSpec;
 use shoal_model::spec::node::{Availability, NodeRole};
-use shoal_model::time::Timestamp;
+pub use shoal_model::time::Clock;
 use shoal_store::Store;
 use shoal_wire::client;
 use shoal_wire::error::WireError;
@@ -29,8 +29,6 @@ use crate::error::NodeError;
 use crate::record::{Folder, Record};
 use crate::start;
 
-/// Reads the wall clock; tests pass their own.
-pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 /// How long leaving waits for this node's tasks to end. A task's own grace period counts within it;
 /// what is left is killed with the containers.
 const LEAVE_DEADLINE: Duration = Duration::from_secs(30);
