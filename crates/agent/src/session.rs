@@ -24,6 +24,8 @@ use crate::report::batches;
 
 /// First pause before a session is opened again; doubled after each failure.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
+/// The manager's word that this node was removed: there is nothing to come back for.
+const REMOVED: &str = "SH-MGR-007";
 /// Longest pause: a manager that comes back finds its nodes within this time.
 const RETRY_MAX: Duration = Duration::from_secs(2);
 /// Pause before the whole set of this node's places is stated again, so that its cost is bounded
@@ -207,6 +209,9 @@ async fn member_loop(agent: &Agent, member: &Membership) {
             Ok(session) => {
                 pause = RETRY_FIRST;
                 (serve(agent, session).await, true)
+            }
+            Err(WireError::Remote(fault)) if fault.id == REMOVED => {
+                (End::Final(report(&fault)), false)
             }
             Err(error) => (End::Again(report(&error)), false),
         };

@@ -6,8 +6,7 @@ use std::sync::Arc;
 use shoal_model::id::InstanceId;
 use shoal_model::time::Timestamp;
 
-/// Reads the wall clock; tests pass their own.
-pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
+pub use shoal_model::time::Clock;
 
 /// The system's clock.
 #[must_use]

@@ -20,6 +20,7 @@ pub(crate) async fn run(shared: Arc<Shared>, wanted: Arc<Notify>) {
     loop {
         revision.mark_unchanged();
         let state = shared.state();
+        shared.sessions.end_strangers(&state);
         let nodes = shared.sessions.nodes();
         let of = Arc::clone(&state);
         let compute = tokio::task::spawn_blocking(move || {

@@ -8,6 +8,7 @@ use shoal_identity::token::JoinToken;
 use shoal_model::change::{Change, Expect, Object, ObjectKey};
 use shoal_model::cluster_state::ClusterState;
 use shoal_model::event::Event;
+use shoal_model::fault::report;
 use shoal_model::id::{NetworkId, NodeId, Revision, ServiceId};
 use shoal_model::object::{Meta, Network, NodeState};
 use shoal_model::spec::cluster::ClusterSpec;
@@ -15,7 +16,6 @@ use shoal_model::spec::network::NetworkSpec;
 use shoal_model::spec::node::NodeSpec;
 use shoal_model::spec::service::ServiceSpec;
 use shoal_plan::validate::{self, SpecError};
-use shoal_wire::message::ByeReason;
 use tokio::sync::{broadcast, mpsc, watch};
 
 use crate::error::ControlError;
@@ -70,10 +70,33 @@ impl Control {
         Self { shared }
     }
 
-    /// The cluster's state now.
+    /// The cluster's state now. While the store cannot write, this manager does not claim to lead.
     #[must_use]
     pub fn state(&self) -> Arc<ClusterState> {
-        self.shared.state()
+        let state = self.shared.state();
+        if self.shared.store.health().is_ok() {
+            return state;
+        }
+        let mut honest = (*state).clone();
+        if let Some(node) = Arc::make_mut(&mut honest.nodes).get_mut(&self.shared.own)
+            && let Some(manager) = &mut Arc::make_mut(node).manager
+        {
+            (manager.leader, manager.reachable) = (false, false);
+        }
+        Arc::new(honest)
+    }
+
+    /// Whether this manager leads and can write.
+    #[must_use]
+    pub fn is_leader(&self) -> bool {
+        self.shared.store.health().is_ok() && self.shared.store.is_leader()
+    }
+
+    /// What is wrong with this manager, a line each, for `docker info`.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        let trouble = self.shared.store.health().err();
+        trouble.iter().map(|error| report(error)).collect()
     }
 
     /// Changes whenever the state does.
@@ -187,11 +210,10 @@ impl Control {
                 }
                 let key = ObjectKey::Node(node_id.clone());
                 let expect = Expect::Version(node.meta.version);
+                // Its session ends with the next round of assignments.
                 Ok((vec![Change::Delete { key, expect }], ()))
             })
-            .await?;
-        self.shared.sessions.end(id, ByeReason::Removed);
-        Ok(())
+            .await
     }
 
     /// Changes the cluster's settings and replaces secrets.

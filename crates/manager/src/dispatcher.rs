@@ -1,6 +1,7 @@
 //! Sessions: what a node says is passed on, what it should have is sent, and what becomes of it
 //! when it falls silent.
 
+use std::collections::BTreeSet;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,23 +10,24 @@ use async_trait::async_trait;
 use shoal_model::assignment::{Assignment, AssignmentUpdate};
 use shoal_model::fault::report;
 use shoal_model::id::{NodeId, Revision, SessionId};
-use shoal_model::object::Task;
+use shoal_model::object::{NodeDescription, Task};
 use shoal_model::task_state::TaskState;
+use shoal_plan::validate::SpecError;
 use shoal_wire::error::WireError;
+use shoal_wire::fault::RemoteFault;
 use shoal_wire::message::{
     AckRevision, Bye, ByeReason, ManagerMessage, NodeMessage, PROTOCOL_VERSION, Welcome,
 };
 use shoal_wire::server::SessionHandler;
 use shoal_wire::session::{ServerSession, SessionSender};
-use tokio::sync::{Notify, watch};
-use tokio::time::Instant;
+use tokio::sync::{Notify, Semaphore, watch};
+use tokio::time::{Instant, timeout};
 
-use crate::attach;
+use crate::attach::Caller;
 use crate::error::ControlError;
 use crate::membership::{LEFT, SILENT, give_up};
 use crate::sessions::Session;
 use crate::shared::{RandomIds, Shared, managers};
-use crate::statuses::Reported;
 
 /// Runs the sessions of nodes.
 pub(crate) struct Dispatcher {
@@ -38,6 +40,13 @@ pub(crate) struct Dispatcher {
 /// bound of messages (`shoal_wire::SESSION_MESSAGE_MAX`) to tasks and tables, and lets heartbeats
 /// through in between on slow links.
 const PAYLOAD_BYTES_MAX: usize = 1 << 20;
+
+/// What is done for one node at the same time, beside its session.
+const WORKS_MAX: usize = 64;
+/// How long a node may have to wait for its turn.
+const WORK_PATIENCE: Duration = Duration::from_secs(30);
+/// Largest description of a node, as JSON: as large as a join may be.
+const DESCRIPTION_BYTES_MAX: usize = shoal_wire::JOIN_MESSAGE_MAX;
 
 /// Longer than any session.
 const FAR_AWAY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
@@ -67,6 +76,18 @@ impl SessionHandler for Dispatcher {
             session.end(Bye { reason: ByeReason::Refused, message }).await;
             return;
         }
+        // Whoever was removed keeps a certificate that is valid for months.
+        if !self.shared.state().nodes.contains_key(&node) {
+            let fault = ControlError::Removed { node };
+            tracing::warn!(remote = %session.remote(), cause = report(&fault), "no session");
+            session.refuse(RemoteFault::of(&fault)).await;
+            return;
+        }
+        if let Err(error) = check_description(&hello.description) {
+            tracing::warn!(%node, cause = report(&error), "no session");
+            session.refuse(RemoteFault::of(&error)).await;
+            return;
+        }
         let welcome = Welcome {
             version: PROTOCOL_VERSION,
             session: SessionId::generate(&mut RandomIds),
@@ -82,12 +103,14 @@ impl SessionHandler for Dispatcher {
         // In the table first: whoever gives up on the node's last session looks there.
         let (assignment, assigned) = watch::channel(None);
         let (end, ended) = watch::channel(None);
-        let entry = Session { id: id.clone(), sender: session.sender(), assignment, end };
+        let sender = session.sender();
+        let given = BTreeSet::new();
+        let entry = Session { id: id.clone(), sender, assignment, end, given };
         self.shared.sessions.enter(&node, entry);
         if let Err(error) = self.shared.mark_ready(&node, hello, &remote).await {
             self.shared.sessions.leave(&node, &id);
             let reason = match error {
-                ControlError::NotFound { .. } => ByeReason::Removed,
+                ControlError::Removed { .. } => ByeReason::Removed,
                 _ => ByeReason::Stopping,
             };
             session.end(Bye { reason, message: report(&error) }).await;
@@ -101,6 +124,7 @@ impl SessionHandler for Dispatcher {
             node: node.clone(),
             id: id.clone(),
             sent: None,
+            works: Arc::new(Semaphore::new(WORKS_MAX)),
         };
         let outcome = run.serve(&mut session, assigned, ended).await;
         self.finish(session, &node, &id, outcome).await;
@@ -148,6 +172,8 @@ struct Run<'d> {
     id: SessionId,
     /// What the node has.
     sent: Option<Arc<Assignment>>,
+    /// Places for what is done for the node beside the session.
+    works: Arc<Semaphore>,
 }
 
 impl Run<'_> {
@@ -250,12 +276,7 @@ impl Run<'_> {
         let shared = &self.dispatcher.shared;
         match message {
             NodeMessage::TaskStatuses(list) => {
-                for told in list.statuses {
-                    let node = self.node.clone();
-                    let reported = Reported { node, task: told.task_id, status: told.status };
-                    // Ignored because: the queue closes only when the manager stops.
-                    let _ = shared.reports.send(reported).await;
-                }
+                shared.reports.say(&shared.state(), &self.node, list.statuses);
             }
             NodeMessage::AckRevision(ack) => {
                 self.acked(ack.revision);
@@ -266,31 +287,53 @@ impl Run<'_> {
                 }
             }
             NodeMessage::Attach(request) => {
-                let (shared, node) = (Arc::clone(shared), self.node.clone());
-                self.dispatcher
-                    .shared
-                    .help(async move { attach::serve(&shared, &node, request).await });
+                self.work(|caller| caller.attach(request)).await?;
             }
             NodeMessage::Detach(detach) => {
-                let (shared, node) = (Arc::clone(shared), self.node.clone());
-                self.dispatcher.shared.help(async move {
-                    attach::detach(&shared, &node, detach.task_id).await;
-                });
+                self.work(|caller| caller.detach(detach.task_id)).await?;
             }
-            NodeMessage::AttachmentSet(_) => {}
+            NodeMessage::AttachmentSet(set) => {
+                let tasks: BTreeSet<_> = set.tasks.into_iter().collect();
+                self.work(|caller| caller.keep_only(tasks)).await?;
+            }
             NodeMessage::LogChunk(chunk) => shared.logs.chunk(&self.node, chunk).await,
             NodeMessage::LogEnd(end) => shared.logs.end(&self.node, end).await,
-            NodeMessage::Description(description) => {
-                let (shared, node) = (Arc::clone(shared), self.node.clone());
-                self.dispatcher.shared.help(async move {
-                    shared.describe(&node, *description).await;
-                });
-            }
+            NodeMessage::Description(description) => match check_description(&description) {
+                Ok(()) => self.work(|c| async move { c.describe(*description).await }).await?,
+                Err(error) => {
+                    let cause = report(&error);
+                    tracing::warn!(node = %self.node, cause, "a description was not noted");
+                }
+            },
             NodeMessage::Hello(_)
             | NodeMessage::Heartbeat(_)
             | NodeMessage::Leave(_)
             | NodeMessage::Unknown => {}
         }
+        Ok(())
+    }
+
+    /// Does something for the node beside the session. Few such works at a time: a node that asks
+    /// for more waits, and its session ends if that takes too long.
+    async fn work<F>(&self, work: impl FnOnce(Caller) -> F) -> Result<(), WireError>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let place = timeout(WORK_PATIENCE, Arc::clone(&self.works).acquire_owned()).await;
+        let Ok(Ok(place)) = place else {
+            let addr = self.node.to_string();
+            return Err(WireError::Stuck { addr, after: WORK_PATIENCE });
+        };
+        let work = work(Caller {
+            shared: Arc::clone(&self.dispatcher.shared),
+            node: self.node.clone(),
+            session: self.id.clone(),
+            sender: self.sender.clone(),
+        });
+        self.dispatcher.shared.help(async move {
+            work.await;
+            drop(place);
+        });
         Ok(())
     }
 
@@ -313,6 +356,17 @@ fn is_busy(task: &Task, node: &NodeId) -> bool {
         && task.node_id.as_ref() == Some(node)
         && task.status.state >= TaskState::Assigned
         && !task.status.state.is_terminal()
+}
+
+fn check_description(description: &NodeDescription) -> Result<(), SpecError> {
+    // Cannot fail: maps with text keys and plain values always serialise.
+    let bytes = serde_json::to_vec(description).map_or(usize::MAX, |json| json.len());
+    if bytes <= DESCRIPTION_BYTES_MAX {
+        return Ok(());
+    }
+    Err(SpecError::invalid(format!(
+        "the node's description has {bytes} bytes, at most {DESCRIPTION_BYTES_MAX} are allowed"
+    )))
 }
 
 fn reason_text(reason: ByeReason) -> &'static str {

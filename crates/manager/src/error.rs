@@ -3,6 +3,7 @@
 use shoal_identity::error::IdentityError;
 use shoal_model::change::ApplyError;
 use shoal_model::fault::{Fault, FaultId, FaultKind};
+use shoal_model::id::NodeId;
 use shoal_plan::validate::SpecError;
 use shoal_store::StoreError;
 use shoal_wire::error::WireError;
@@ -17,6 +18,12 @@ pub enum ControlError {
         kind: &'static str,
         /// As the caller named it.
         word: String,
+    },
+    /// The node was removed: its certificate is worth nothing any more.
+    #[error("node {node} is not a member of the cluster: it was removed")]
+    Removed {
+        /// Which.
+        node: NodeId,
     },
     /// The caller's version is not the object's.
     #[error("update out of sequence")]
@@ -51,6 +58,7 @@ impl Fault for ControlError {
     fn kind(&self) -> FaultKind {
         match self {
             Self::NotFound { .. } => FaultKind::NotFound,
+            Self::Removed { .. } => FaultKind::Forbidden,
             // Docker's status for it; tools match the text.
             Self::OutOfSequence => FaultKind::Internal,
             Self::Spec(spec) => spec.kind(),
@@ -68,6 +76,7 @@ impl Fault for ControlError {
             Self::Identity(identity) => identity.id(),
             Self::Store(store) => store.id(),
             Self::OutOfSequence => Some(FaultId("SH-MGR-002")),
+            Self::Removed { .. } => Some(FaultId("SH-MGR-007")),
             _ => None,
         }
     }
@@ -77,6 +86,9 @@ impl Fault for ControlError {
             Self::Identity(identity) => identity.remedy(),
             Self::Store(store) => store.remedy(),
             Self::Spec(spec) => spec.remedy(),
+            Self::Removed { .. } => {
+                Some("leave with 'docker swarm leave' and join again with a token".to_owned())
+            }
             _ => None,
         }
     }

@@ -28,7 +28,9 @@ use crate::error::ControlError;
 use crate::membership::{SILENT, give_up};
 use crate::shared::{RandomIds, Shared, cluster, managers};
 
-/// Answers joining and renewing nodes.
+/// Answers joining and renewing nodes. A join that has begun is done to its end: a node that was
+/// entered is watched, whether or not it is still there.
+#[derive(Clone)]
 pub(crate) struct Doorkeeper(pub Arc<Shared>);
 
 #[async_trait]
@@ -46,7 +48,9 @@ impl JoinHandler for Doorkeeper {
         request: IssueCertificate,
     ) -> Result<CertificateReply, RemoteFault> {
         check_version(request.version)?;
-        self.join(remote, request).await.map_err(|e| RemoteFault::of(&e))
+        let this = self.clone();
+        let joined = self.0.see_through(async move { this.join(remote, request).await }).await;
+        joined.map_err(|e| RemoteFault::of(&e))
     }
 
     async fn renew_certificate(
@@ -106,10 +110,8 @@ impl Doorkeeper {
     ) -> Result<CertificateReply, ControlError> {
         let state = self.0.state();
         let known = cluster(&state)?;
-        let node = state.nodes.get(&peer.node_id).ok_or_else(|| ControlError::NotFound {
-            kind: "node",
-            word: peer.node_id.to_string(),
-        })?;
+        let gone = || ControlError::Removed { node: peer.node_id.clone() };
+        let node = state.nodes.get(&peer.node_id).ok_or_else(gone)?;
         self.certify(known, &peer.node_id, role_of(node), request.csr_pem).await
     }
 

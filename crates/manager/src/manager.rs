@@ -7,10 +7,10 @@ use shoal_identity::node_identity::NodeIdentity;
 use shoal_model::change::{Change, Expect, Object};
 use shoal_model::id::NodeId;
 use shoal_model::object::{ManagerStatus, NodeState};
-use shoal_model::time::Timestamp;
+use shoal_model::time::Clock;
 use shoal_store::Store;
 use shoal_wire::server::{Handlers, Server, listen, serve};
-use tokio::sync::{Notify, broadcast, mpsc, watch};
+use tokio::sync::{Notify, broadcast, watch};
 use tokio::task::JoinSet;
 
 use crate::control::Control;
@@ -23,9 +23,6 @@ use crate::sessions::Sessions;
 use crate::shared::Shared;
 use crate::writer::Writer;
 use crate::{assigner, events, planner, statuses};
-
-/// Reads the wall clock; tests pass their own.
-pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 
 /// What a manager needs.
 #[derive(Clone)]
@@ -71,7 +68,6 @@ impl Manager {
         let mut loops = JoinSet::new();
         let (writer, write) = Writer::new(store.clone(), Arc::clone(&clock));
         loops.spawn(write);
-        let (reports, reported) = mpsc::channel(statuses::QUEUE_MAX);
         let shared = Arc::new(Shared {
             store,
             writer,
@@ -80,7 +76,7 @@ impl Manager {
             sessions: Sessions::new(),
             logs: Router::default(),
             events: broadcast::channel(events::BACKLOG).0,
-            reports,
+            reports: statuses::Reports::default(),
             stopping: watch::channel(false).0,
             helpers: Mutex::default(),
         });
@@ -90,7 +86,7 @@ impl Manager {
         let wanted = Arc::new(Notify::new());
         loops.spawn(planner::run(Arc::clone(&shared)));
         loops.spawn(assigner::run(Arc::clone(&shared), Arc::clone(&wanted)));
-        loops.spawn(statuses::run(Arc::clone(&shared), reported));
+        loops.spawn(statuses::run(Arc::clone(&shared)));
         let handlers = Handlers {
             join: Arc::new(Doorkeeper(Arc::clone(&shared))),
             sessions: Arc::new(Dispatcher { shared: Arc::clone(&shared), wanted }),

@@ -9,6 +9,7 @@ use shoal_model::id::NodeId;
 use shoal_model::object::{Node, NodeDescription, NodeState, NodeStatus};
 use shoal_wire::message::Hello;
 
+use crate::attach;
 use crate::error::ControlError;
 use crate::shared::Shared;
 
@@ -40,10 +41,8 @@ impl Shared {
         let (node, remote) = (node.clone(), remote.to_owned());
         self.writer
             .write(move |state, now| {
-                let known = state.nodes.get(&node).ok_or_else(|| ControlError::NotFound {
-                    kind: "node",
-                    word: node.to_string(),
-                })?;
+                let gone = || ControlError::Removed { node: node.clone() };
+                let known = state.nodes.get(&node).ok_or_else(gone)?;
                 let mut next = (**known).clone();
                 let addr = hello.advertise_addr.map_or_else(|| remote.clone(), |a| a.to_string());
                 let ready = NodeStatus {
@@ -102,7 +101,11 @@ impl Shared {
                 next.status.state = to;
                 next.status.message.clone_from(&message);
                 next.status.since = now;
-                Ok((put_if_changed(known, next), ()))
+                let mut changes = put_if_changed(known, next);
+                if message == LEFT {
+                    changes.extend(attach::end_all(state, &id, now));
+                }
+                Ok((changes, ()))
             })
             .await;
         if let Err(error) = write {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use shoal_model::assignment::Assignment;
 use shoal_model::cluster_state::ClusterState;
-use shoal_model::id::{NodeId, Revision, SessionId};
+use shoal_model::id::{NodeId, Revision, SessionId, TaskId};
 use shoal_model::object::NodeState;
 use shoal_wire::message::{ByeReason, ManagerMessage};
 use shoal_wire::session::SessionSender;
@@ -19,6 +19,8 @@ pub(crate) struct Session {
     pub assignment: watch::Sender<Option<Arc<Assignment>>>,
     /// Set to end the session.
     pub end: watch::Sender<Option<ByeReason>>,
+    /// Places of hand-made containers that were given in this session.
+    pub given: BTreeSet<TaskId>,
 }
 
 /// How far a node's kernel has come.
@@ -81,6 +83,38 @@ impl Sessions {
         })
     }
 
+    /// Notes that a place was given; `false` if the session is over.
+    pub fn note_given(&self, node: &NodeId, id: &SessionId, task: &TaskId) -> bool {
+        self.with(|tables| match tables.sessions.get_mut(node).filter(|s| s.id == *id) {
+            Some(session) => {
+                session.given.insert(task.clone());
+                true
+            }
+            None => false,
+        })
+    }
+
+    /// The places that were given in this session; `None` once it is over.
+    pub fn given(&self, node: &NodeId, id: &SessionId) -> Option<BTreeSet<TaskId>> {
+        self.with(|tables| {
+            tables.sessions.get(node).filter(|s| s.id == *id).map(|s| s.given.clone())
+        })
+    }
+
+    /// Ends the sessions of nodes that are no members any more.
+    pub fn end_strangers(&self, state: &ClusterState) {
+        self.with(|tables| {
+            let strangers = tables.sessions.iter().filter(|(id, _)| !state.nodes.contains_key(id));
+            for (_, session) in strangers {
+                session.end.send_if_modified(|end| {
+                    let first = end.is_none();
+                    end.get_or_insert(ByeReason::Removed);
+                    first
+                });
+            }
+        });
+    }
+
     pub fn is_connected(&self, node: &NodeId) -> bool {
         self.with(|tables| tables.sessions.contains_key(node))
     }
@@ -91,15 +125,6 @@ impl Sessions {
 
     pub fn nodes(&self) -> Vec<NodeId> {
         self.with(|tables| tables.sessions.keys().cloned().collect())
-    }
-
-    /// Ends a node's session.
-    pub fn end(&self, node: &NodeId, reason: ByeReason) {
-        self.with(|tables| {
-            if let Some(session) = tables.sessions.get(node) {
-                session.end.send_replace(Some(reason));
-            }
-        });
     }
 
     /// Says what a node should have.

@@ -7,17 +7,16 @@ use shoal_model::cluster_state::ClusterState;
 use shoal_model::event::Event;
 use shoal_model::id::{IdSource, NodeId};
 use shoal_model::object::{Cluster, Node};
-use shoal_model::time::{Nanos, Timestamp};
+use shoal_model::time::{Clock, Nanos, Timestamp};
 use shoal_store::Store;
 use shoal_wire::message::ManagerAddr;
-use tokio::sync::{broadcast, mpsc, watch};
+use tokio::sync::{broadcast, oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::error::ControlError;
 use crate::gather::Router;
-use crate::manager::Clock;
 use crate::sessions::Sessions;
-use crate::statuses::Reported;
+use crate::statuses::Reports;
 use crate::writer::Writer;
 
 /// Time between heartbeats, if the cluster's settings do not say.
@@ -47,7 +46,7 @@ pub(crate) struct Shared {
     pub logs: Router,
     pub events: broadcast::Sender<Event>,
     /// Statuses on their way to the store.
-    pub reports: mpsc::Sender<Reported>,
+    pub reports: Reports,
     /// True from the moment the manager stops: sessions that end then mean nothing.
     pub stopping: watch::Sender<bool>,
     /// Short-lived tasks; all of them end with the manager.
@@ -71,6 +70,22 @@ impl Shared {
         if !*self.stopping.borrow() {
             helpers.spawn(task);
         }
+    }
+
+    /// Does something to its end, whether or not the caller goes away meanwhile.
+    ///
+    /// # Errors
+    /// [`ControlError::Stopping`] if the manager ends before.
+    pub async fn see_through<T: Send + 'static>(
+        &self,
+        task: impl Future<Output = Result<T, ControlError>> + Send + 'static,
+    ) -> Result<T, ControlError> {
+        let (done, outcome) = oneshot::channel();
+        self.help(async move {
+            // Ignored because: who asked has gone away; it is done all the same.
+            let _ = done.send(task.await);
+        });
+        outcome.await.map_err(|_| ControlError::Stopping)?
     }
 
     /// Time between heartbeats.

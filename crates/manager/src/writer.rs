@@ -6,18 +6,22 @@
 //! conflicts.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use shoal_model::change::{ApplyError, Change, Transaction};
 use shoal_model::cluster_state::ClusterState;
-use shoal_model::time::Timestamp;
+use shoal_model::time::{Clock, Timestamp};
 use shoal_store::{Store, StoreError};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::error::ControlError;
-use crate::manager::Clock;
 
 /// Writes that may wait for their turn: far more than one manager has sources of them.
 const QUEUE_MAX: usize = 1024;
+
+/// How long a write may wait for its turn and be under way. One takes the store five seconds at
+/// most; others may be before it.
+const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Times that a computation is run again after a conflict. One is enough with a single manager.
 const TRIES_MAX: usize = 5;
@@ -63,8 +67,12 @@ impl Writer {
         });
         let (done, outcome) = oneshot::channel();
         let request = Request { compute, done };
-        self.queue.send(request).await.map_err(|_| ControlError::Stopping)?;
-        outcome.await.map_err(|_| ControlError::Stopping)??;
+        let written = async {
+            self.queue.send(request).await.map_err(|_| ControlError::Stopping)?;
+            outcome.await.map_err(|_| ControlError::Stopping)?
+        };
+        let late = |_| StoreError::NoQuorum { after: DEADLINE };
+        tokio::time::timeout(DEADLINE, written).await.map_err(late)??;
         let result = slot.lock().unwrap_or_else(PoisonError::into_inner).take();
         result.ok_or(ControlError::Stopping)
     }

@@ -1,6 +1,7 @@
 //! Points in time and spans, as data. Reading a clock is somebody else's business.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ::time::OffsetDateTime;
@@ -10,6 +11,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 /// Nanoseconds since 1970-01-01 UTC. In JSON an RFC 3339 text; zero is Go's zero date.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(pub i64);
+
+/// Reads the wall clock. Whoever needs the time is given one; tests give their own.
+pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 
 /// How Go writes a time that was never set. Docker's clients compare with it.
 pub const GO_ZERO_TIME: &str = "0001-01-01T00:00:00Z";

@@ -13,7 +13,7 @@ use shoal_model::id::NodeId;
 use shoal_model::object::NodeDescription;
 use shoal_model::spec::cluster::ClusterSpec;
 use shoal_model::spec::node::{Availability, NodeRole};
-use shoal_model::time::Timestamp;
+pub use shoal_model::time::Clock;
 use shoal_store::Store;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -22,8 +22,6 @@ use crate::error::NodeError;
 use crate::owner::{Answer, Command, Owner};
 use crate::record::Record;
 
-/// Reads the wall clock; tests pass their own.
-pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 /// Commands that wait for the owner at most. It answers within moments whatever is under way, so
 /// more are clients that should wait at the door.
 const COMMANDS_MAX: usize = 16;

@@ -13,7 +13,8 @@ use redb::{Builder, Database, DatabaseError, ReadableDatabase, TableDefinition};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::error::StoreError;
-use crate::seal::{Sealer, sync_parent};
+use crate::failure::{DiskFailure, io_failure};
+use crate::seal::Sealer;
 
 /// The version of everything in the file.
 pub(crate) const FORMAT_VERSION: u32 = 1;
@@ -72,6 +73,8 @@ struct Inner {
     database: RwLock<Option<Database>>,
     jobs: mpsc::Sender<Job>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// The first failure since it was opened: what consensus makes of it is only a text.
+    failure: Mutex<Option<StoreError>>,
 }
 
 /// Whether `dir` holds a store.
@@ -82,31 +85,29 @@ pub(crate) fn exists(dir: &Path) -> bool {
 impl Disk {
     /// Makes a new file in `dir` for member `raft_id`. Either it is there whole afterwards, or not.
     pub(crate) fn create(dir: &Path, raft_id: u64) -> Result<(), StoreError> {
-        let failed = |e: &dyn std::error::Error| disk("create", e);
-        let mut builder = fs::DirBuilder::new();
-        std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-        builder.recursive(true).create(dir).map_err(|e| failed(&e))?;
-        let sealer = Sealer::create(&dir.join(KEY_FILE))?;
         let path = dir.join(FILE);
+        let failed = |e: &std::io::Error| io_failure("create", e);
+        shoal_durable::make_private_dir(dir).map_err(|e| failed(&e))?;
+        let sealer = Sealer::create(&dir.join(KEY_FILE))?;
         let next = path.with_extension("next");
-        match fs::remove_file(&next) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed(&e)),
-            _ => {}
-        }
-        let database = Builder::new().create(&next).map_err(|e| failed(&e))?;
-        let txn = database.begin_write().map_err(|e| failed(&e))?;
-        {
-            let mut meta = txn.open_table(META).map_err(|e| failed(&e))?;
-            let version = FORMAT_VERSION.to_le_bytes();
-            meta.insert(FORMAT_RECORD, version.as_slice()).map_err(|e| failed(&e))?;
-            let member = sealer.seal("meta:member", &raft_id.to_le_bytes())?;
-            meta.insert(MEMBER_RECORD, member.as_slice()).map_err(|e| failed(&e))?;
-            txn.open_table(LOG).map_err(|e| failed(&e))?;
-            txn.open_table(SNAPSHOT).map_err(|e| failed(&e))?;
-        }
-        txn.commit().map_err(|e| failed(&e))?;
+        remove(&next).map_err(|e| failed(&e))?;
+        let database = Builder::new().create(&next).map_err(|e| e.at("create", &next))?;
+        let write = || -> Result<(), redb::Error> {
+            let txn = database.begin_write()?;
+            {
+                let mut meta = txn.open_table(META)?;
+                meta.insert(FORMAT_RECORD, FORMAT_VERSION.to_le_bytes().as_slice())?;
+                let sealed = sealer.seal("meta:member", &raft_id.to_le_bytes());
+                let member = sealed.map_err(|e| redb::Error::Corrupted(e.to_string()))?;
+                meta.insert(MEMBER_RECORD, member.as_slice())?;
+                txn.open_table(LOG)?;
+                txn.open_table(SNAPSHOT)?;
+            }
+            Ok(txn.commit()?)
+        };
+        write().map_err(|e| e.at("create", &next))?;
         drop(database);
-        fs::rename(&next, &path).and_then(|()| sync_parent(&path)).map_err(|e| failed(&e))
+        fs::rename(&next, &path).and_then(|()| shoal_durable::sync_dir(dir)).map_err(|e| failed(&e))
     }
 
     /// Opens the file in `dir`, which must be member `raft_id`'s.
@@ -115,12 +116,16 @@ impl Disk {
         if !path.exists() {
             return Err(StoreError::Missing { path });
         }
+        if !path.is_file() {
+            let problem = "it is no regular file".to_owned();
+            return Err(StoreError::Damaged { action: "open", path, problem });
+        }
         let opened = Builder::new().set_cache_size(CACHE_BYTES).open(&path);
         let database = opened.map_err(|error| match error {
             DatabaseError::DatabaseAlreadyOpen => StoreError::InUse { path: path.clone() },
-            other => disk("open", &other),
+            other => other.at("open", &path),
         })?;
-        let format = read_raw(&database, FORMAT_RECORD)?;
+        let format = read_raw(&database, FORMAT_RECORD).map_err(|e| e.at("open", &path))?;
         let found = format
             .as_deref()
             .and_then(|bytes| <[u8; 4]>::try_from(bytes).ok())
@@ -136,9 +141,12 @@ impl Disk {
             database: RwLock::new(Some(database)),
             jobs,
             thread: Mutex::new(None),
+            failure: Mutex::new(None),
         };
         let this = Self(Arc::new(inner));
-        let member = this.meta(MEMBER_RECORD)?;
+        // The first sealed record: what does not open here has another key.
+        let member = this.0.read("open", |database| read_raw(database, MEMBER_RECORD))?;
+        let member = member.map(|sealed| this.0.sealer.open("meta:member", &sealed)).transpose()?;
         let found = member
             .as_deref()
             .and_then(|bytes| <[u8; 8]>::try_from(bytes).ok())
@@ -151,7 +159,7 @@ impl Disk {
         let thread = std::thread::Builder::new()
             .name("store-writer".into())
             .spawn(move || write_loop(&writer, queue))
-            .map_err(|e| disk("start the writer of", &e))?;
+            .map_err(|e| io_failure("start the writer of", &e))?;
         *this.0.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
         Ok(this)
     }
@@ -166,58 +174,65 @@ impl Disk {
 
     /// The record `name`.
     pub(crate) fn meta(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
-        let raw = self.0.read(|database| read_raw(database, name))?;
-        raw.map(|sealed| self.0.sealer.open(&format!("meta:{name}"), &sealed)).transpose()
+        let raw = self.0.read("read", |database| read_raw(database, name))?;
+        raw.map(|sealed| self.0.unseal(&format!("meta:{name}"), &sealed)).transpose()
     }
 
     /// The log entries with these indices that are there, in order.
     pub(crate) fn log(&self, range: Range<u64>) -> Result<Vec<Vec<u8>>, StoreError> {
-        self.0.read(|database| {
-            let failed = |e: &dyn std::error::Error| disk("read the log of", e);
-            let txn = database.begin_read().map_err(|e| failed(&e))?;
-            let table = txn.open_table(LOG).map_err(|e| failed(&e))?;
-            let mut entries = Vec::new();
-            for item in table.range(range).map_err(|e| failed(&e))? {
-                let (index, sealed) = item.map_err(|e| failed(&e))?;
-                entries.push(self.0.sealer.open(&log_record(index.value()), sealed.value())?);
-            }
-            Ok(entries)
-        })
+        let sealed: Vec<(u64, Vec<u8>)> = self.0.read("read the log of", |database| {
+            let table = database.begin_read()?.open_table(LOG)?;
+            let own = |item: Result<_, redb::StorageError>| {
+                let (index, sealed): (redb::AccessGuard<'_, u64>, redb::AccessGuard<'_, &[u8]>) =
+                    item?;
+                Ok((index.value(), sealed.value().to_vec()))
+            };
+            table.range(range)?.map(own).collect()
+        })?;
+        sealed.iter().map(|(index, sealed)| self.0.unseal(&log_record(*index), sealed)).collect()
     }
 
     /// The last log entry.
     pub(crate) fn last_log(&self) -> Result<Option<Vec<u8>>, StoreError> {
-        let last = self.0.read(|database| {
-            let failed = |e: &dyn std::error::Error| disk("read the log of", e);
-            let txn = database.begin_read().map_err(|e| failed(&e))?;
-            let table = txn.open_table(LOG).map_err(|e| failed(&e))?;
-            let last = table.range(0u64..).map_err(|e| failed(&e))?.next_back();
-            let last = last.transpose().map_err(|e| failed(&e))?;
+        let last = self.0.read("read the log of", |database| {
+            let table = database.begin_read()?.open_table(LOG)?;
+            let last = table.range(0u64..)?.next_back().transpose()?;
             Ok(last.map(|(index, sealed)| (index.value(), sealed.value().to_vec())))
         })?;
-        last.map(|(index, sealed)| self.0.sealer.open(&log_record(index), &sealed)).transpose()
+        last.map(|(index, sealed)| self.0.unseal(&log_record(index), &sealed)).transpose()
     }
 
     /// The snapshot's description and its pieces joined, as of one moment.
     pub(crate) fn snapshot(&self) -> Result<Option<StoredSnapshot>, StoreError> {
-        self.0.read(|database| {
-            let failed = |e: &dyn std::error::Error| disk("read the snapshot of", e);
-            let txn = database.begin_read().map_err(|e| failed(&e))?;
-            let meta = txn.open_table(META).map_err(|e| failed(&e))?;
-            let Some(sealed) = meta.get(SNAPSHOT_RECORD).map_err(|e| failed(&e))? else {
-                return Ok(None);
-            };
-            let description =
-                self.0.sealer.open(&format!("meta:{SNAPSHOT_RECORD}"), sealed.value())?;
-            let table = txn.open_table(SNAPSHOT).map_err(|e| failed(&e))?;
-            let mut content = Vec::new();
-            for item in table.range(0u32..).map_err(|e| failed(&e))? {
-                let (number, sealed) = item.map_err(|e| failed(&e))?;
-                let record = piece_record(number.value());
-                content.extend(self.0.sealer.open(&record, sealed.value())?);
+        let stored = self.0.read("read the snapshot of", |database| {
+            let txn = database.begin_read()?;
+            let meta = txn.open_table(META)?;
+            let Some(description) = meta.get(SNAPSHOT_RECORD)? else { return Ok(None) };
+            let table = txn.open_table(SNAPSHOT)?;
+            let mut pieces = Vec::new();
+            for item in table.range(0u32..)? {
+                let (number, sealed) = item?;
+                pieces.push((number.value(), sealed.value().to_vec()));
             }
-            Ok(Some(StoredSnapshot { description, content }))
-        })
+            Ok(Some((description.value().to_vec(), pieces)))
+        })?;
+        let Some((description, pieces)) = stored else { return Ok(None) };
+        let description = self.0.unseal(&format!("meta:{SNAPSHOT_RECORD}"), &description)?;
+        let mut content = Vec::new();
+        for (number, sealed) in pieces {
+            content.extend(self.0.unseal(&piece_record(number), &sealed)?);
+        }
+        Ok(Some(StoredSnapshot { description, content }))
+    }
+
+    /// What is damaged, said with the file's name.
+    pub(crate) fn damaged(&self, action: &'static str, problem: String) -> StoreError {
+        self.0.note(StoreError::Damaged { action, path: self.0.path.clone(), problem })
+    }
+
+    /// The first failure since it was opened.
+    pub(crate) fn failure(&self) -> Option<StoreError> {
+        self.0.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Closes the file; another process may open it when this returns. Blocks.
@@ -239,50 +254,71 @@ impl Disk {
 }
 
 impl Inner {
-    fn read<T>(&self, f: impl FnOnce(&Database) -> Result<T, StoreError>) -> Result<T, StoreError> {
+    /// Runs `f`; what fails is noted and said with the file's name.
+    fn read<T>(
+        &self,
+        action: &'static str,
+        f: impl FnOnce(&Database) -> Result<T, redb::Error>,
+    ) -> Result<T, StoreError> {
         let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
         match database.as_ref() {
-            Some(database) => f(database),
+            Some(database) => f(database).map_err(|e| self.note(e.at(action, &self.path))),
             None => Err(StoreError::Stopped { reason: "its file is closed".into() }),
         }
     }
 
+    fn note(&self, error: StoreError) -> StoreError {
+        let mut first = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        first.get_or_insert_with(|| error.clone());
+        error
+    }
+
+    /// Opens a sealed value. The key is right, or the file would not be open: what does not open
+    /// has been changed.
+    fn unseal(&self, record: &str, sealed: &[u8]) -> Result<Vec<u8>, StoreError> {
+        self.sealer.open(record, sealed).map_err(|_| {
+            self.note(StoreError::Damaged {
+                action: "read",
+                path: self.path.clone(),
+                problem: format!("the record '{record}' cannot be decrypted"),
+            })
+        })
+    }
+
     /// One commit for all of `jobs`.
     fn commit<'a>(&self, ops: impl Iterator<Item = &'a Op>) -> Result<(), StoreError> {
-        self.read(|database| {
-            let failed = |e: &dyn std::error::Error| disk("write to", e);
-            let txn = database.begin_write().map_err(|e| failed(&e))?;
+        let seal = |record: &str, value: &[u8]| {
+            self.sealer.seal(record, value).map_err(|e| redb::Error::Corrupted(e.to_string()))
+        };
+        self.read("write to", |database| {
+            let txn = database.begin_write()?;
             {
-                let mut meta = txn.open_table(META).map_err(|e| failed(&e))?;
-                let mut log = txn.open_table(LOG).map_err(|e| failed(&e))?;
-                let mut snapshot = txn.open_table(SNAPSHOT).map_err(|e| failed(&e))?;
+                let mut meta = txn.open_table(META)?;
+                let mut log = txn.open_table(LOG)?;
+                let mut snapshot = txn.open_table(SNAPSHOT)?;
                 for op in ops {
                     match op {
                         Op::PutMeta(name, value) => {
-                            let sealed = self.sealer.seal(&format!("meta:{name}"), value)?;
-                            meta.insert(*name, sealed.as_slice()).map_err(|e| failed(&e))?;
+                            let sealed = seal(&format!("meta:{name}"), value)?;
+                            meta.insert(*name, sealed.as_slice())?;
                         }
                         Op::PutLog(index, value) => {
-                            let sealed = self.sealer.seal(&log_record(*index), value)?;
-                            log.insert(*index, sealed.as_slice()).map_err(|e| failed(&e))?;
+                            let sealed = seal(&log_record(*index), value)?;
+                            log.insert(*index, sealed.as_slice())?;
                         }
-                        Op::RemoveLog(range) => {
-                            log.retain_in(range.clone(), |_, _| false).map_err(|e| failed(&e))?;
-                        }
+                        Op::RemoveLog(range) => log.retain_in(range.clone(), |_, _| false)?,
                         Op::PutSnapshot(pieces) => {
-                            snapshot.retain(|_, _| false).map_err(|e| failed(&e))?;
+                            snapshot.retain(|_, _| false)?;
                             for (number, piece) in (0u32..).zip(pieces) {
-                                let sealed = self.sealer.seal(&piece_record(number), piece)?;
-                                snapshot
-                                    .insert(number, sealed.as_slice())
-                                    .map_err(|e| failed(&e))?;
+                                let sealed = seal(&piece_record(number), piece)?;
+                                snapshot.insert(number, sealed.as_slice())?;
                             }
                         }
                     }
                 }
             }
             // The default durability: on disk when `commit` returns.
-            txn.commit().map_err(|e| failed(&e))
+            Ok(txn.commit()?)
         })
     }
 }
@@ -307,7 +343,7 @@ fn write_loop(disk: &std::sync::Weak<Inner>, mut queue: mpsc::Receiver<Job>) {
             let result = inner.commit(waiting.iter().flat_map(|(ops, _)| ops));
             for (_, done) in waiting {
                 // Ignored because: who does not wait any more does not want the answer.
-                let _ = done.send(copy(&result));
+                let _ = done.send(result.clone());
             }
         }
         if close {
@@ -316,23 +352,23 @@ fn write_loop(disk: &std::sync::Weak<Inner>, mut queue: mpsc::Receiver<Job>) {
     }
 }
 
-/// The same result for each of several waiting writes.
-fn copy(result: &Result<(), StoreError>) -> Result<(), StoreError> {
-    match result {
-        Ok(()) => Ok(()),
-        Err(StoreError::Disk { action, problem }) => {
-            Err(StoreError::Disk { action, problem: problem.clone() })
-        }
-        Err(other) => Err(StoreError::Disk { action: "write to", problem: other.to_string() }),
-    }
+fn read_raw(database: &Database, name: &str) -> Result<Option<Vec<u8>>, redb::Error> {
+    let table = database.begin_read()?.open_table(META)?;
+    let value = table.get(name)?;
+    Ok(value.map(|guard| guard.value().to_vec()))
 }
 
-fn read_raw(database: &Database, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
-    let failed = |e: &dyn std::error::Error| disk("read", e);
-    let txn = database.begin_read().map_err(|e| failed(&e))?;
-    let table = txn.open_table(META).map_err(|e| failed(&e))?;
-    let value = table.get(name).map_err(|e| failed(&e))?;
-    Ok(value.map(|guard| guard.value().to_vec()))
+/// Removes what lies at `path`, whatever it is.
+fn remove(path: &Path) -> std::io::Result<()> {
+    let removed = match fs::symlink_metadata(path) {
+        Ok(meta) if meta.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 fn log_record(index: u64) -> String {
@@ -341,8 +377,4 @@ fn log_record(index: u64) -> String {
 
 fn piece_record(number: u32) -> String {
     format!("snapshot:{number}")
-}
-
-fn disk(action: &'static str, error: &dyn std::error::Error) -> StoreError {
-    StoreError::Disk { action, problem: error.to_string() }
 }

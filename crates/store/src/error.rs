@@ -7,7 +7,7 @@ use shoal_model::change::ApplyError;
 use shoal_model::fault::{Fault, FaultId, FaultKind};
 
 /// Why the store could not do something.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum StoreError {
     /// The transaction does not fit the state. It changed nothing.
     #[error(transparent)]
@@ -41,7 +41,29 @@ pub enum StoreError {
         /// How many.
         waiting: usize,
     },
-    /// The store has been shut down, or its disk failed.
+    /// The disk is full. The store opens itself again as soon as there is room.
+    #[error("write to the store: the disk is full ({problem})")]
+    Full {
+        /// What the system said.
+        problem: String,
+    },
+    /// The disk failed while the store was open. The store opens itself again.
+    #[error("use the store: its disk failed ({problem}); it is being opened again")]
+    Failing {
+        /// What the library or the system said.
+        problem: String,
+    },
+    /// The file's content is not what was written.
+    #[error("{action} the store '{}': the file is damaged ({problem})", path.display())]
+    Damaged {
+        /// What was tried.
+        action: &'static str,
+        /// Which file.
+        path: PathBuf,
+        /// Which part of it, and how.
+        problem: String,
+    },
+    /// The store has been shut down.
     #[error("use the store: it has stopped ({reason})")]
     Stopped {
         /// Why.
@@ -133,12 +155,15 @@ impl Fault for StoreError {
             Self::NotLeader { .. }
             | Self::NoQuorum { .. }
             | Self::Busy { .. }
+            | Self::Full { .. }
+            | Self::Failing { .. }
             | Self::Stopped { .. } => FaultKind::Unavailable,
             Self::Missing { .. } => FaultKind::NotFound,
             Self::Version { .. }
             | Self::OtherMember { .. }
             | Self::Seal { .. }
             | Self::Key { .. }
+            | Self::Damaged { .. }
             | Self::Disk { .. } => FaultKind::Internal,
         }
     }
@@ -159,6 +184,9 @@ impl Fault for StoreError {
             Self::Seal { .. } => "SH-STO-011",
             Self::Key { .. } => "SH-STO-012",
             Self::Disk { .. } => "SH-STO-013",
+            Self::Full { .. } => "SH-STO-014",
+            Self::Failing { .. } => "SH-STO-015",
+            Self::Damaged { .. } => "SH-STO-016",
         }))
     }
 
@@ -171,7 +199,15 @@ impl Fault for StoreError {
                 "check with 'docker node ls' that a majority of the managers is reachable"
             }
             Self::Busy { .. } => "try again in a moment; the disk of the leader is too slow",
-            Self::Stopped { .. } => "look into the daemon's log for the first failure; restart it",
+            Self::Stopped { .. } => "try again; the daemon is stopping or leaves its cluster",
+            Self::Full { .. } => "free space under --data-root; the store goes on by itself",
+            Self::Failing { .. } => {
+                "check the disk under --data-root with 'dmesg'; the store goes on by itself"
+            }
+            Self::Damaged { .. } => {
+                "restore the store's directory from a backup of this node, or give the cluster up \
+                 with 'docker swarm leave --force' and make a new one"
+            }
             Self::Missing { .. } => "this node has no cluster: use 'docker swarm init' or 'join'",
             Self::Exists { .. } => "leave the cluster first: 'docker swarm leave --force'",
             Self::InUse { .. } => "give each daemon its own --data-root, or stop the other one",

@@ -5,16 +5,24 @@
 //! holds the log and the last snapshot in one file. A transaction that [`Store::propose`] has
 //! answered is on disk and survives a crash at any later moment.
 //!
+//! A disk that fails or is full ends the consensus library, but not the store: its life (`life`)
+//! closes the file and opens it again until it can write. Meanwhile everything can be read, writes
+//! fail at once, and nobody leads.
+//!
 //! **Invariants**: everything that is written goes through the log; one process at a time has the
-//! file open; every value on disk is encrypted and bound to its place; no call waits without bound.
+//! file open; every value on disk is encrypted and bound to its place; no call waits without bound;
+//! what was shown to a reader is never taken back.
 //!
 //! Nothing outside of this crate sees the consensus library. Begin reading at [`Store`].
 
 #![forbid(unsafe_code)]
 
 mod consensus;
+mod core;
 mod disk;
 mod error;
+mod failure;
+mod life;
 mod log_store;
 mod proposer;
 mod seal;

@@ -30,7 +30,8 @@ impl LogStore {
     /// The index of the last entry on disk, 0 if there is none.
     pub(crate) fn last_index(&self) -> Result<u64, StoreError> {
         let last = self.disk.last_log()?;
-        let last = last.map(|bytes| decode::<Entry>("last log entry", &bytes)).transpose()?;
+        let decode = |bytes: Vec<u8>| self.disk.decode::<Entry>("last log entry", &bytes);
+        let last = last.map(decode).transpose()?;
         Ok(last.map_or(0, |entry| entry.log_id.index))
     }
 
@@ -59,12 +60,15 @@ async fn blocking<T: Send + 'static>(
     result.map_err(stopped).and_then(|r| r).map_err(|e| read_failed(&e))
 }
 
-pub(crate) fn decode<T: serde::de::DeserializeOwned>(
-    what: &str,
-    bytes: &[u8],
-) -> Result<T, StoreError> {
-    serde_json::from_slice(bytes)
-        .map_err(|e| StoreError::Disk { action: "read", problem: format!("{what}: {e}") })
+impl Disk {
+    /// What a record says.
+    pub(crate) fn decode<T: serde::de::DeserializeOwned>(
+        &self,
+        what: &str,
+        bytes: &[u8],
+    ) -> Result<T, StoreError> {
+        serde_json::from_slice(bytes).map_err(|e| self.damaged("read", format!("{what}: {e}")))
+    }
 }
 
 pub(crate) fn encode<T: serde::Serialize>(what: &str, value: &T) -> Result<Vec<u8>, StoreError> {
@@ -98,9 +102,10 @@ impl RaftLogReader<Types> for LogStore {
             let stored = disk.log(start..end)?;
             let entries: Vec<Entry> = stored
                 .iter()
-                .map(|bytes| decode("log entry", bytes))
+                .map(|bytes| disk.decode("log entry", bytes))
                 .collect::<Result<_, StoreError>>()?;
-            check_order(&entries)?;
+            check_order(start, &entries)
+                .map_err(|problem| disk.damaged("read the log of", problem))?;
             Ok(entries)
         })
         .await
@@ -108,12 +113,17 @@ impl RaftLogReader<Types> for LogStore {
 }
 
 /// Sealing proves each entry and its place, but not that none is missing in between.
-fn check_order(entries: &[Entry]) -> Result<(), StoreError> {
+fn check_order(start: u64, entries: &[Entry]) -> Result<(), String> {
+    let Some(first) = entries.first() else { return Ok(()) };
+    // Asked from the very beginning, the log begins where it was last purged.
+    if start > 0 && first.log_id.index != start {
+        let before = first.log_id.index;
+        return Err(format!("log entries from {start} to {before} are missing"));
+    }
     for (entry, next) in entries.iter().zip(entries.iter().skip(1)) {
         let (at, after) = (entry.log_id.index, next.log_id.index);
         if after != at + 1 {
-            let problem = format!("log entries between {at} and {after} are missing");
-            return Err(StoreError::Disk { action: "read the log of", problem });
+            return Err(format!("log entries between {at} and {after} are missing"));
         }
     }
     Ok(())
@@ -127,9 +137,10 @@ impl RaftLogStorage<Types> for LogStore {
         blocking(move || {
             let purged = disk.meta(PURGED_RECORD)?;
             let last_purged_log_id: Option<LogId> =
-                purged.map(|bytes| decode("purged", &bytes)).transpose()?;
+                purged.map(|bytes| disk.decode("purged", &bytes)).transpose()?;
             let last = disk.last_log()?;
-            let last = last.map(|bytes| decode::<Entry>("last log entry", &bytes)).transpose()?;
+            let decode = |bytes: Vec<u8>| disk.decode::<Entry>("last log entry", &bytes);
+            let last = last.map(decode).transpose()?;
             let last_log_id = last.map(|entry| entry.log_id).or(last_purged_log_id);
             Ok(LogState { last_purged_log_id, last_log_id })
         })
@@ -150,7 +161,7 @@ impl RaftLogStorage<Types> for LogStore {
         let disk = self.disk.clone();
         blocking(move || {
             let stored = disk.meta(VOTE_RECORD)?;
-            stored.map(|bytes| decode("vote", &bytes)).transpose()
+            stored.map(|bytes| disk.decode("vote", &bytes)).transpose()
         })
         .await
     }

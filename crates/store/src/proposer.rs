@@ -7,7 +7,8 @@ use openraft::error::{ClientWriteError, RaftError};
 use shoal_model::change::{ApplyError, Changed, Transaction};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::consensus::{Command, Raft};
+use crate::consensus::Command;
+use crate::core::Core;
 use crate::error::StoreError;
 
 /// How long a write may wait for a leader and a majority. A user waits no longer with patience, and
@@ -34,6 +35,14 @@ pub(crate) struct Proposal {
     reply: Reply,
 }
 
+impl Proposal {
+    /// Answers that it was not written.
+    pub(crate) fn refuse(self, why: StoreError) {
+        // Ignored because: who has given up does not want the answer.
+        let _ = self.reply.send(Err(why));
+    }
+}
+
 /// Hands `transaction` to the loop and waits for its answer.
 pub(crate) async fn propose(
     queue: &mpsc::Sender<Proposal>,
@@ -55,16 +64,17 @@ pub(crate) async fn propose(
     }
 }
 
-/// Runs until the queue is closed or consensus has stopped.
-pub(crate) async fn run(raft: Raft, mut queue: mpsc::Receiver<Proposal>) {
+/// Writes proposals until consensus has failed, and says why; `None` once nobody can propose any
+/// more.
+pub(crate) async fn run(core: &Core, queue: &mut mpsc::Receiver<Proposal>) -> Option<StoreError> {
     let mut held: Option<Proposal> = None;
     let mut since_snapshot = 0;
     loop {
         let first = match held.take() {
             Some(proposal) => proposal,
-            None => match queue.recv().await {
-                Some(proposal) => proposal,
-                None => return,
+            None => tokio::select! {
+                next = queue.recv() => next?,
+                cause = core.failed() => return Some(cause),
             },
         };
         let mut bytes = first.bytes;
@@ -84,40 +94,41 @@ pub(crate) async fn run(raft: Raft, mut queue: mpsc::Receiver<Proposal>) {
             continue;
         }
         since_snapshot += batch.iter().map(|proposal| proposal.bytes).sum::<usize>();
-        write(&raft, batch).await;
-        if since_snapshot > SNAPSHOT_BYTES && raft.trigger().snapshot().await.is_ok() {
+        if let Err(cause) = write(core, batch).await {
+            if let Some(proposal) = held {
+                proposal.refuse(cause.clone());
+            }
+            return Some(cause);
+        }
+        if since_snapshot > SNAPSHOT_BYTES && core.raft.trigger().snapshot().await.is_ok() {
             since_snapshot = 0;
         }
     }
 }
 
-async fn write(raft: &Raft, batch: Vec<Proposal>) {
+/// Writes what waits as one entry and answers everybody.
+async fn write(core: &Core, batch: Vec<Proposal>) -> Result<(), StoreError> {
     let (transactions, replies): (Vec<_>, Vec<_>) =
         batch.into_iter().map(|p| (p.transaction, p.reply)).unzip();
-    let written = raft.client_write(Command { transactions }).await;
-    match written {
-        Ok(response) => {
-            for (reply, applied) in replies.into_iter().zip(response.data) {
-                // Ignored because: who has given up does not want the answer.
-                let _ = reply.send(Ok(applied));
-            }
-        }
+    let written = core.raft.client_write(Command { transactions }).await;
+    let (answers, outcome) = match written {
+        Ok(response) => (response.data.into_iter().map(Ok).collect::<Vec<_>>(), Ok(())),
         Err(error) => {
-            for reply in replies {
-                // Ignored because: who has given up does not want the answer.
-                let _ = reply.send(Err(refusal(&error)));
-            }
+            let (why, outcome) = match &error {
+                RaftError::APIError(ClientWriteError::ForwardToLeader(to)) => {
+                    (StoreError::NotLeader { leader: to.leader_id }, Ok(()))
+                }
+                RaftError::APIError(_) => (core.why(&error), Ok(())),
+                RaftError::Fatal(_) => (core.why(&error), Err(core.why(&error))),
+            };
+            (replies.iter().map(|_| Err(why.clone())).collect(), outcome)
         }
+    };
+    for (reply, answer) in replies.into_iter().zip(answers) {
+        // Ignored because: who has given up does not want the answer.
+        let _ = reply.send(answer);
     }
-}
-
-fn refusal(error: &RaftError<u64, ClientWriteError<u64, openraft::BasicNode>>) -> StoreError {
-    match error {
-        RaftError::APIError(ClientWriteError::ForwardToLeader(to)) => {
-            StoreError::NotLeader { leader: to.leader_id }
-        }
-        other => StoreError::Stopped { reason: other.to_string() },
-    }
+    outcome
 }
 
 fn stopped(reason: &str) -> StoreError {

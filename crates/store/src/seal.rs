@@ -1,8 +1,7 @@
 //! Encryption of every value on disk, and the key for it.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Write as _};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use chacha20poly1305::aead::{Aead, KeyInit, Payload};
@@ -62,14 +61,12 @@ impl Sealer {
         let failed =
             |problem: String| StoreError::Key { action: "read", path: path.to_owned(), problem };
         let meta = fs::metadata(path).map_err(|e| failed(e.to_string()))?;
-        if meta.len() > KEY_FILE_LEN_MAX {
-            return Err(failed(format!("it has {} bytes, far too many", meta.len())));
-        }
         if meta.permissions().mode() & 0o077 != 0 {
             return Err(failed("others than its owner may read it (mode must be 0600)".into()));
         }
-        let text = fs::read_to_string(path).map_err(|e| failed(e.to_string()))?;
-        let file: KeyFile = serde_json::from_str(&text).map_err(|e| failed(e.to_string()))?;
+        let read = shoal_durable::read_json(path, KEY_FILE_LEN_MAX);
+        let file: Option<KeyFile> = read.map_err(|e| failed(e.to_string()))?;
+        let file = file.ok_or_else(|| failed("there is none".to_owned()))?;
         if file.version != KEY_FILE_VERSION {
             return Err(failed(format!(
                 "its format version is {}, this program knows {KEY_FILE_VERSION}",
@@ -87,30 +84,8 @@ impl Sealer {
             |problem: String| StoreError::Key { action: "write", path: path.to_owned(), problem };
         let key: [u8; KEY_LEN] = rand::random();
         let file = KeyFile { version: KEY_FILE_VERSION, key: hex::encode(key) };
-        let json = serde_json::to_vec(&file).map_err(|e| failed(e.to_string()))?;
-        write_atomically(path, &json).map_err(|e| failed(e.to_string()))?;
+        shoal_durable::replace_json(path, &file).map_err(|e| failed(e.to_string()))?;
         Ok(Self::new(key))
-    }
-}
-
-fn write_atomically(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let next = path.with_extension("next");
-    match fs::remove_file(&next) {
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&next)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&next, path)?;
-    sync_parent(path)
-}
-
-/// Makes a rename last: the directory's entry is data too.
-pub(crate) fn sync_parent(path: &Path) -> std::io::Result<()> {
-    match path.parent() {
-        Some(dir) if !dir.as_os_str().is_empty() => File::open(dir)?.sync_all(),
-        _ => File::open(".")?.sync_all(),
     }
 }
 

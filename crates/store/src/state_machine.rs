@@ -17,7 +17,7 @@ use crate::consensus::{
 };
 use crate::disk::{Disk, Op, SNAPSHOT_RECORD};
 use crate::error::StoreError;
-use crate::log_store::{decode, encode};
+use crate::log_store::encode;
 use crate::store::ChangeEvent;
 
 /// Bytes of one piece of a snapshot: values far below what the file format allows.
@@ -99,15 +99,20 @@ impl StateMachine {
     }
 
     fn restore(&mut self, meta: &SnapshotMeta, bytes: &[u8]) -> Result<(), StoreError> {
-        let content: Content = decode("snapshot", bytes)?;
+        let content: Content = self.disk.decode("snapshot", bytes)?;
         self.state = ClusterState::restore(content.revision, content.objects);
         self.applied = meta.last_log_id;
         self.membership = meta.last_membership.clone();
         Ok(())
     }
 
-    /// The state first, then the revision: who wakes at the revision finds at least that state.
+    /// The state first, then the revision: who wakes at the revision finds at least that state. A
+    /// store that was opened again comes from its snapshot: nobody is shown what is older than what
+    /// was shown before.
     fn publish(&self) {
+        if self.state.revision < *self.published.revision.borrow() {
+            return;
+        }
         self.published.state.send_replace(Arc::new(self.state.clone()));
         self.published.revision.send_replace(self.state.revision);
     }
@@ -138,7 +143,8 @@ impl StateMachine {
 
 fn stored_snapshot(disk: &Disk) -> Result<Option<(SnapshotMeta, Vec<u8>)>, StoreError> {
     let Some(stored) = disk.snapshot()? else { return Ok(None) };
-    Ok(Some((decode("snapshot's description", &stored.description)?, stored.content)))
+    let description = disk.decode("snapshot's description", &stored.description)?;
+    Ok(Some((description, stored.content)))
 }
 
 async fn store_snapshot(disk: &Disk, meta: &SnapshotMeta, bytes: &[u8]) -> Result<(), StoreError> {
@@ -190,10 +196,14 @@ impl RaftStateMachine<Types> for StateMachine {
     {
         let mut answers = Vec::new();
         let mut events = Vec::new();
+        let told = *self.published.revision.borrow();
         for entry in entries {
             let (answer, mut more) = self.apply_entry(entry);
             answers.push(answer);
-            events.append(&mut more);
+            // Who follows has heard of what a store that was opened again goes through once more.
+            if self.state.revision > told {
+                events.append(&mut more);
+            }
         }
         if !events.is_empty() {
             self.publish();

@@ -1,37 +1,22 @@
 //! The interface.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use openraft::{BasicNode, Config, ServerState, SnapshotPolicy};
 use shoal_model::change::{Changed, Transaction};
 use shoal_model::cluster_state::ClusterState;
 use shoal_model::id::Revision;
 use tokio::sync::{broadcast, mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::JoinHandle;
 
-use crate::consensus::{NoPeers, Raft};
+use crate::core::{Core, blocking, stopped};
 use crate::disk::{self, Disk};
 use crate::error::StoreError;
-use crate::log_store::LogStore;
+use crate::life::Life;
 use crate::proposer::{self, PROPOSE_DEADLINE, Proposal};
-use crate::state_machine::{Published, StateMachine};
+use crate::state_machine::Published;
 
-/// Log entries between snapshots. Replaying this many takes well under a second at start, and the
-/// log stays within tens of megabytes.
-const SNAPSHOT_EVERY: u64 = 5_000;
-/// Log entries that stay after a snapshot, for members that are only a little behind.
-const LOG_KEPT: u64 = 500;
-/// Time between the leader's heartbeats, milliseconds.
-const HEARTBEAT_MS: u64 = 150;
-/// Silence after which a member stands for election, milliseconds: three heartbeats at least, and
-/// spread so that two seldom stand at once. A new leader within a second is the aim.
-const ELECTION_MS: (u64, u64) = (500, 900);
-/// How long opening may go without applying anything before it fails. The log is bounded, see
-/// [`SNAPSHOT_EVERY`]; a machine that needs longer for one batch has another trouble.
-const OPEN_PROGRESS: Duration = Duration::from_secs(20);
 /// How long a snapshot that was asked for may take.
 const SNAPSHOT_DEADLINE: Duration = Duration::from_secs(30);
 /// Events that a slow reader may be behind before it is told to read the state again.
@@ -90,14 +75,15 @@ impl std::fmt::Debug for Store {
 
 struct Inner {
     raft_id: u64,
-    path: PathBuf,
-    raft: Raft,
-    disk: Disk,
     published: Arc<Published>,
     proposals: mpsc::Sender<Proposal>,
-    leader: watch::Receiver<bool>,
-    /// The proposer and the leader's watcher; they end with the store.
-    tasks: Mutex<JoinSet<()>>,
+    leads: watch::Receiver<bool>,
+    trouble: watch::Receiver<Option<StoreError>>,
+    /// The running consensus; another one after each failure of the disk.
+    current: Arc<Mutex<Core>>,
+    stop: watch::Sender<bool>,
+    /// The store's life, which closes the file. It ends when `stop` says so, or is gone.
+    life: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Store {
@@ -115,121 +101,90 @@ impl Store {
     pub async fn bootstrap(config: StoreConfig, first: Transaction) -> Result<Self, StoreError> {
         if !disk::exists(&config.dir) {
             let StoreConfig { dir, raft_id } = config.clone();
-            blocking(move || Disk::create(&dir, raft_id)).await?;
+            blocking(&config, move || Disk::create(&dir, raft_id)).await?;
         }
-        let (store, last_index) = Self::start(config).await?;
-        match store.begin(last_index, first).await {
-            Ok(()) => Ok(store),
+        let published = Arc::new(Published::new(CHANGES_KEPT));
+        let core = Core::start(&config, &published).await?;
+        let begun = async {
+            core.initialize().await?;
+            core.wait_ready().await?;
+            if *published.revision.borrow() == Revision::default() {
+                return Ok(());
+            }
+            Err(StoreError::Exists { path: config.dir.clone() })
+        };
+        let store = match begun.await {
+            Ok(()) => Self::live(config, core, published),
+            Err(error) => {
+                core.stop().await;
+                return Err(error);
+            }
+        };
+        match store.propose(first).await {
+            Ok(_) => Ok(store),
             Err(error) => {
                 store.shutdown().await;
                 Err(error)
             }
         }
-    }
-
-    async fn begin(&self, last_index: u64, first: Transaction) -> Result<(), StoreError> {
-        let initialized = self.0.raft.is_initialized().await.map_err(|e| stopped(&e))?;
-        if !initialized {
-            let members = BTreeMap::from([(self.0.raft_id, BasicNode::default())]);
-            self.0.raft.initialize(members).await.map_err(|e| stopped(&e))?;
-        }
-        self.wait_ready(last_index).await?;
-        if self.state().revision != Revision::default() {
-            return Err(StoreError::Exists { path: self.0.path.clone() });
-        }
-        self.propose(first).await.map(|_| ())
     }
 
     /// Opens the store and returns when everything that was ever confirmed is applied.
     ///
     /// # Errors
     /// [`StoreError::Missing`], [`StoreError::InUse`], [`StoreError::Version`],
-    /// [`StoreError::Seal`]… name the file or the record.
+    /// [`StoreError::Damaged`], [`StoreError::Seal`]… name the file or the record.
     pub async fn open(config: StoreConfig) -> Result<Self, StoreError> {
-        let (store, last_index) = Self::start(config).await?;
-        match store.resume(last_index).await {
-            Ok(()) => Ok(store),
+        let published = Arc::new(Published::new(CHANGES_KEPT));
+        let core = Core::start(&config, &published).await?;
+        let resumed = async {
+            let missing = || StoreError::Missing { path: config.dir.clone() };
+            if !core.is_initialized().await? {
+                return Err(missing());
+            }
+            core.wait_ready().await?;
+            // A crash between making the store and its first transaction leaves an empty one.
+            let empty = *published.revision.borrow() == Revision::default();
+            if empty { Err(missing()) } else { Ok(()) }
+        };
+        match resumed.await {
+            Ok(()) => Ok(Self::live(config, core, published)),
             Err(error) => {
-                store.shutdown().await;
+                core.stop().await;
                 Err(error)
             }
         }
     }
 
-    async fn resume(&self, last_index: u64) -> Result<(), StoreError> {
-        let missing = || StoreError::Missing { path: self.0.path.clone() };
-        if !self.0.raft.is_initialized().await.map_err(|e| stopped(&e))? {
-            return Err(missing());
-        }
-        self.wait_ready(last_index).await?;
-        // A crash between making the store and its first transaction leaves an empty one.
-        if self.state().revision == Revision::default() { Err(missing()) } else { Ok(()) }
-    }
-
-    /// Waits until this member leads and has applied what its log held. Only true for a group of
-    /// one: with more, confirmed entries are known only once a leader says so.
-    async fn wait_ready(&self, last_index: u64) -> Result<(), StoreError> {
-        let me = self.0.raft_id;
-        let mut applied = None;
-        loop {
-            let wait = self.0.raft.wait(Some(OPEN_PROGRESS));
-            let ready = wait.metrics(
-                |m| {
-                    m.state == ServerState::Leader
-                        && m.current_leader == Some(me)
-                        && m.last_applied.is_some_and(|id| id.index >= last_index)
-                        && m.last_applied.map(|id| id.index) == m.last_log_index
-                },
-                "everything confirmed is applied",
-            );
-            let Err(error) = ready.await else { return Ok(()) };
-            let now = self.0.raft.metrics().borrow().last_applied;
-            if now == applied {
-                return Err(stopped(&error));
-            }
-            applied = now;
-        }
-    }
-
-    async fn start(config: StoreConfig) -> Result<(Self, u64), StoreError> {
-        let StoreConfig { dir, raft_id } = config;
-        let path = dir.clone();
-        let published = Arc::new(Published::new(CHANGES_KEPT));
-        let publish = Arc::clone(&published);
-        let (disk, log, machine, last_index) = blocking(move || {
-            let disk = Disk::open(&dir, raft_id)?;
-            let log = LogStore::new(disk.clone());
-            let machine = StateMachine::load(disk.clone(), publish)?;
-            let last_index = log.last_index()?;
-            Ok((disk, log, machine, last_index))
-        })
-        .await?;
-        let settings = Config {
-            cluster_name: "shoal".to_owned(),
-            heartbeat_interval: HEARTBEAT_MS,
-            election_timeout_min: ELECTION_MS.0,
-            election_timeout_max: ELECTION_MS.1,
-            snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_EVERY),
-            max_in_snapshot_log_to_keep: LOG_KEPT,
-            ..Config::default()
-        };
-        let settings = settings.validate().map_err(|e| stopped(&e))?;
-        let raft = Raft::new(raft_id, Arc::new(settings), NoPeers, log, machine).await;
-        let raft = match raft {
-            Ok(raft) => raft,
-            Err(error) => {
-                disk.close().await;
-                return Err(stopped(&error));
-            }
-        };
+    /// The store over `core`, which leads.
+    fn live(config: StoreConfig, core: Core, published: Arc<Published>) -> Self {
         let (proposals, queue) = mpsc::channel(proposer::WAITING_MAX);
-        let (lead, leader) = watch::channel(false);
-        let mut tasks = JoinSet::new();
-        tasks.spawn(proposer::run(raft.clone(), queue));
-        tasks.spawn(watch_leader(raft.clone(), raft_id, lead));
-        let tasks = Mutex::new(tasks);
-        let inner = Inner { raft_id, path, raft, disk, published, proposals, leader, tasks };
-        Ok((Self(Arc::new(inner)), last_index))
+        let (lead, leads) = watch::channel(core.leads());
+        let (tell, trouble) = watch::channel(None);
+        let (stop, stopping) = watch::channel(false);
+        let current = Arc::new(Mutex::new(core.clone()));
+        let inner = Inner {
+            raft_id: config.raft_id,
+            published: Arc::clone(&published),
+            proposals,
+            leads,
+            trouble,
+            current: Arc::clone(&current),
+            stop,
+            life: Mutex::default(),
+        };
+        let life = Life {
+            config,
+            published,
+            proposals: queue,
+            leads: lead,
+            trouble: tell,
+            current,
+            stop: stopping,
+        };
+        *inner.life.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some(tokio::spawn(life.run(core)));
+        Self(Arc::new(inner))
     }
 
     /// The applied state. Taking it is cheap; it never changes under the reader.
@@ -243,24 +198,54 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Refused`] says why the state refused it; everything else says why the store
-    /// could not take it. Only [`StoreError::NoQuorum`] and [`StoreError::Stopped`] leave open
+    /// could not take it. Only [`StoreError::NoQuorum`], [`StoreError::Stopped`] and, when the disk
+    /// failed during just this write, [`StoreError::Full`] and [`StoreError::Failing`] leave open
     /// whether it happens.
     pub async fn propose(&self, transaction: Transaction) -> Result<Vec<Changed>, StoreError> {
-        if !*self.0.leader.borrow() {
-            // A member that has just become one learns of its lead a moment later than the library.
-            let mut leader = self.0.leader.clone();
-            let wait = tokio::time::timeout(PROPOSE_DEADLINE, leader.wait_for(|lead| *lead));
-            match wait.await {
-                Ok(Ok(_)) => {}
-                Ok(Err(_)) => return Err(stopped(&"it was shut down")),
-                Err(_) => {
-                    let now = self.0.raft.metrics().borrow().clone();
-                    now.running_state.map_err(|e| stopped(&e))?;
-                    return Err(StoreError::NotLeader { leader: now.current_leader });
-                }
+        self.health()?;
+        if !*self.0.leads.borrow() {
+            self.wait_to_lead().await?;
+        }
+        match proposer::propose(&self.0.proposals, transaction).await {
+            // The writer is gone: with the disk, or for good.
+            Err(StoreError::Stopped { reason }) => {
+                self.health()?;
+                Err(StoreError::Stopped { reason })
+            }
+            answer => answer,
+        }
+    }
+
+    /// A member that has just become one learns of its lead a moment later than the library.
+    async fn wait_to_lead(&self) -> Result<(), StoreError> {
+        let (mut leads, mut trouble) = (self.0.leads.clone(), self.0.trouble.clone());
+        let wait = async {
+            tokio::select! {
+                leads = leads.wait_for(|leads| *leads) => leads.is_ok(),
+                _ = trouble.wait_for(Option::is_some) => true,
+            }
+        };
+        match tokio::time::timeout(PROPOSE_DEADLINE, wait).await {
+            Ok(true) => self.health(),
+            Ok(false) => Err(stopped(&"it was shut down")),
+            Err(_) => {
+                let leader = self.core().raft.metrics().borrow().current_leader;
+                Err(StoreError::NotLeader { leader })
             }
         }
-        proposer::propose(&self.0.proposals, transaction).await
+    }
+
+    fn core(&self) -> Core {
+        self.0.current.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether the store can write. If not, it is being opened again; what it holds can be read all
+    /// the same.
+    ///
+    /// # Errors
+    /// [`StoreError::Full`], [`StoreError::Failing`], [`StoreError::Damaged`]… say what is wrong.
+    pub fn health(&self) -> Result<(), StoreError> {
+        self.0.trouble.borrow().clone().map_or(Ok(()), Err)
     }
 
     /// Changes with every applied revision. A receiver that wakes finds at least that state.
@@ -278,77 +263,43 @@ impl Store {
     /// Whether this manager leads.
     #[must_use]
     pub fn is_leader(&self) -> bool {
-        *self.0.leader.borrow()
+        *self.0.leads.borrow()
     }
 
     /// Follows [`Self::is_leader`]; ends when the store has stopped.
     #[must_use]
     pub fn leader_changes(&self) -> watch::Receiver<bool> {
-        self.0.leader.clone()
+        self.0.leads.clone()
     }
 
     /// Writes a snapshot and drops the log behind it. Happens by itself every few thousand
     /// entries; useful before a backup.
     ///
     /// # Errors
-    /// [`StoreError::Stopped`].
+    /// [`StoreError::Stopped`], or why the disk did not take it.
     pub async fn snapshot(&self) -> Result<(), StoreError> {
-        let applied = self.0.raft.metrics().borrow().last_applied;
-        self.0.raft.trigger().snapshot().await.map_err(|e| stopped(&e))?;
-        let wait = self.0.raft.wait(Some(SNAPSHOT_DEADLINE));
+        let core = self.core();
+        let applied = core.raft.metrics().borrow().last_applied;
+        core.raft.trigger().snapshot().await.map_err(|e| core.why(&e))?;
+        let wait = core.raft.wait(Some(SNAPSHOT_DEADLINE));
         let done = wait.metrics(
-            |m| m.snapshot.map(|id| id.index) >= applied.map(|id| id.index),
+            |m| {
+                m.running_state.is_err()
+                    || m.snapshot.map(|id| id.index) >= applied.map(|id| id.index)
+            },
             "the snapshot is written",
         );
-        done.await.map(|_| ()).map_err(|e| stopped(&e))
+        let metrics = done.await.map_err(|e| core.why(&e))?;
+        metrics.running_state.map_err(|e| core.why(&e))
     }
 
     /// Stops; the file is closed when this returns. Other handles answer [`StoreError::Stopped`].
     pub async fn shutdown(&self) {
-        // Ignored because: it only fails when the library's task has ended already.
-        let _ = self.0.raft.shutdown().await;
-        let mut tasks = {
-            let mut tasks = self.0.tasks.lock().unwrap_or_else(PoisonError::into_inner);
-            std::mem::take(&mut *tasks)
-        };
-        tasks.shutdown().await;
-        self.0.published.end();
-        self.0.disk.close().await;
-    }
-}
-
-/// Tells the leader's state to everybody who asks.
-async fn watch_leader(raft: Raft, me: u64, lead: watch::Sender<bool>) {
-    let mut metrics = raft.metrics();
-    loop {
-        let leads = {
-            let now = metrics.borrow_and_update();
-            now.running_state.is_ok()
-                && now.state == ServerState::Leader
-                && now.current_leader == Some(me)
-        };
-        lead.send_if_modified(|old| std::mem::replace(old, leads) != leads);
-        if metrics.changed().await.is_err() {
-            lead.send_if_modified(|old| std::mem::replace(old, false));
-            return;
+        self.0.stop.send_replace(true);
+        let life = self.0.life.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(life) = life {
+            // Ignored because: it only fails when the runtime stops, and the file with it.
+            let _ = life.await;
         }
     }
-}
-
-/// Runs what may block where it may.
-async fn blocking<T: Send + 'static>(
-    f: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
-) -> Result<T, StoreError> {
-    match tokio::task::spawn_blocking(f).await {
-        Ok(result) => result,
-        // The database library panics on some kinds of damage.
-        Err(error) => Err(StoreError::Disk {
-            action: "open",
-            problem: format!("the file is damaged ({error})"),
-        }),
-    }
-}
-
-fn stopped(reason: &dyn std::fmt::Display) -> StoreError {
-    StoreError::Stopped { reason: reason.to_string() }
 }

@@ -2,55 +2,19 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod support;
+
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use shoal_model::change::{ApplyError, Change, Expect, Object, Transaction};
-use shoal_model::id::NodeId;
-use shoal_model::net::NodeIndex;
-use shoal_model::object::{Meta, Node, NodeDescription, NodeState, NodeStatus};
-use shoal_model::spec::node::NodeSpec;
+use shoal_model::change::{ApplyError, Change, Expect, Transaction};
 use shoal_model::time::Timestamp;
-use shoal_store::{ChangeEvent, Store, StoreConfig, StoreError};
+use shoal_store::{ChangeEvent, Store, StoreError};
+use support::{config, message, node, put};
 
 const CHILD_DIR: &str = "SHOAL_STORE_TEST_DIR";
-
-fn config(dir: &Path) -> StoreConfig {
-    StoreConfig { dir: dir.join("raft"), raft_id: 1 }
-}
-
-fn node(number: u16, message: &str) -> Object {
-    Object::Node(Box::new(Node {
-        id: NodeId::new(format!("node{number:05}")),
-        meta: Meta::default(),
-        spec: NodeSpec::default(),
-        description: NodeDescription::default(),
-        status: NodeStatus {
-            state: NodeState::Ready,
-            message: message.to_owned(),
-            addr: String::new(),
-            since: Timestamp::ZERO,
-        },
-        index: NodeIndex(number),
-        data_path_addr: None,
-        manager: None,
-    }))
-}
-
-fn put(number: u16, message: &str) -> Transaction {
-    let object = node(number, message);
-    Transaction {
-        changes: vec![Change::Put { object, expect: Expect::Any }],
-        at: Timestamp::from_secs(1),
-    }
-}
-
-fn message(store: &Store, number: u16) -> Option<String> {
-    let id = NodeId::new(format!("node{number:05}"));
-    store.state().nodes.get(&id).map(|node| node.status.message.clone())
-}
 
 #[tokio::test]
 async fn writes_are_there_after_closing_and_opening() {
@@ -112,7 +76,7 @@ async fn only_one_process_opens_it_and_only_its_member() {
     assert!(matches!(error, StoreError::InUse { .. }), "{error}");
     assert!(error.to_string().contains(&*dir.path().to_string_lossy()), "{error}");
     store.shutdown().await;
-    let other = StoreConfig { raft_id: 2, ..config(dir.path()) };
+    let other = shoal_store::StoreConfig { raft_id: 2, ..config(dir.path()) };
     let error = Store::open(other).await.unwrap_err();
     assert!(matches!(error, StoreError::OtherMember { found: 1, expected: 2, .. }), "{error}");
 }

@@ -26,6 +26,9 @@ pub const MISSED_MAX: u32 = 3;
 const QUEUE_MAX: usize = 256;
 /// Bounds of the heartbeat period that a manager may ask for.
 const PERIOD: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(60));
+/// How long whoever handles a session may take for its next message. Every wait in handlers is
+/// shorter: one that takes longer has lost its way, and its session ends.
+const DELIVER_DEADLINE: Duration = Duration::from_secs(120);
 /// How long the last message may take to leave.
 const FAREWELL_DEADLINE: Duration = Duration::from_secs(1);
 
@@ -194,7 +197,8 @@ async fn read<I: Beat>(
             Err(_) => Err(WireError::Silent { addr: addr.clone(), silent: silence }),
         };
         let over = item.is_err();
-        if deliver.send(item).await.is_err() || over {
+        let delivered = deliver.send_timeout(item, DELIVER_DEADLINE).await;
+        if delivered.is_err() || over {
             return;
         }
     }

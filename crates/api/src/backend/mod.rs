@@ -13,7 +13,7 @@ pub mod system;
 
 use std::sync::Arc;
 
-use shoal_model::time::Timestamp;
+pub use shoal_model::time::Clock;
 
 use crate::backend::container::{ContainerBackend, VolumeBackend};
 use crate::backend::image::ImageBackend;
@@ -23,9 +23,6 @@ use crate::backend::system::{Diagnostics, EventBackend, Facts};
 use crate::error::{ApiError, ApiResult};
 use crate::server::changes::Changes;
 use crate::server::sessions::Sessions;
-
-/// Reads the wall clock; tests pass their own.
-pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 
 /// Everything that handlers may use.
 pub struct ApiState {

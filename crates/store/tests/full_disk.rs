@@ -1,0 +1,140 @@
+//! A full disk stops writes, says so, and is survived: the store goes on by itself once there is
+//! space. On a small memory file system in a mount namespace of the test's own, which needs root.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod support;
+
+use std::fs::{self, OpenOptions};
+use std::io::Write as _;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use shoal_model::fault::{Fault as _, FaultKind};
+use shoal_store::{ChangeEvent, Store, StoreError};
+use support::{config, message, put};
+
+const CHILD_DIR: &str = "SHOAL_STORE_FULL_DIR";
+/// Longest that anything here may take.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+#[test]
+fn a_full_disk_is_said_and_survived() {
+    let dir = tempfile::tempdir().unwrap();
+    let script = "mount -t tmpfs -o size=8m tmpfs \"$0\" && exec \"$@\"";
+    let status = Command::new("unshare")
+        .args(["--mount", "--propagation", "private", "sh", "-c", script])
+        .arg(dir.path())
+        .arg(std::env::current_exe().unwrap())
+        .args(["child_fills_its_disk", "--exact", "--nocapture"])
+        .env(CHILD_DIR, dir.path())
+        .status()
+        .unwrap();
+    if !is_root() {
+        println!("skipped: mounting needs root");
+        return;
+    }
+    assert!(status.success(), "{status}");
+}
+
+fn is_root() -> bool {
+    fs::read_to_string("/proc/self/status").unwrap().contains("\nUid:\t0\t0\t")
+}
+
+/// Not a test by itself: what the process on the small disk does.
+#[test]
+fn child_fills_its_disk() {
+    let Some(dir) = std::env::var_os(CHILD_DIR) else { return };
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async move {
+        let dir = Path::new(&dir);
+        let store = Store::bootstrap(config(dir), put(1, "first")).await.unwrap();
+        for round in 0..3 {
+            fill_and_free(dir, &store, round).await;
+        }
+        let state = store.state();
+        store.shutdown().await;
+        let store = Store::open(config(dir)).await.unwrap();
+        assert_eq!(store.state().nodes, state.nodes);
+        store.shutdown().await;
+    });
+}
+
+async fn fill_and_free(dir: &Path, store: &Store, round: u16) {
+    let (mut leads, mut revision) = (store.leader_changes(), store.watch());
+    let ballast = dir.join("ballast");
+    fill(&ballast);
+    // The file has some room of its own left.
+    let text = |number: u16| format!("{round} {number} {}", "x".repeat(64 << 10));
+    let mut confirmed = Vec::new();
+    let until = Instant::now() + DEADLINE;
+    let error = loop {
+        assert!(Instant::now() < until, "the disk is never full");
+        let number = 2 + confirmed.len() as u16 % 50;
+        match store.propose(put(number, &text(number))).await {
+            Ok(_) => confirmed.push(number),
+            Err(error) => break error,
+        }
+        fill(&ballast);
+    };
+    says_full(&error);
+    let unsure = 2 + confirmed.len() as u16 % 50;
+
+    // From now on it is said at once, and nobody leads.
+    for _ in 0..20 {
+        let asked = Instant::now();
+        says_full(&store.propose(put(60, "never")).await.unwrap_err());
+        assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
+    }
+    says_full(&store.health().unwrap_err());
+    tokio::time::timeout(DEADLINE, leads.wait_for(|leads| !*leads)).await.unwrap().unwrap();
+    assert!(!store.is_leader());
+    // What is there can be read.
+    for number in confirmed.iter().rev().take(50).filter(|n| **n != unsure) {
+        assert_eq!(message(store, *number), Some(text(*number)));
+    }
+
+    // Space is enough: nobody does anything else.
+    let mut changes = store.changes();
+    let before = store.state().revision;
+    revision.mark_unchanged();
+    fs::remove_file(&ballast).unwrap();
+    let until = Instant::now() + DEADLINE;
+    while let Err(error) = store.propose(put(61, &format!("again {round}"))).await {
+        assert!(Instant::now() < until, "it does not go on: {error}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(store.health().is_ok());
+    tokio::time::timeout(DEADLINE, leads.wait_for(|leads| *leads)).await.unwrap().unwrap();
+    assert!(store.state().revision > before);
+    assert_eq!(message(store, 61), Some(format!("again {round}")));
+    assert_eq!(message(store, 60), None, "a refused write shows up");
+    for number in confirmed.iter().rev().take(50).filter(|n| **n != unsure) {
+        assert_eq!(message(store, *number), Some(text(*number)), "confirmed and lost");
+    }
+    // Who followed before goes on following, and hears nothing twice.
+    tokio::time::timeout(DEADLINE, revision.wait_for(|now| *now > before)).await.unwrap().unwrap();
+    let next = tokio::time::timeout(DEADLINE, changes.next()).await.unwrap();
+    let Some(ChangeEvent::Applied { revision, .. }) = next else { panic!("{next:?}") };
+    assert!(revision > before, "{revision:?} was told before");
+}
+
+#[track_caller]
+fn says_full(error: &StoreError) {
+    assert!(matches!(error, StoreError::Full { .. }), "{error:?}");
+    assert_eq!(error.id().unwrap().0, "SH-STO-014");
+    assert_eq!(error.kind(), FaultKind::Unavailable);
+}
+
+/// Fills the disk to the last byte.
+fn fill(path: &Path) {
+    let mut file = OpenOptions::new().create(true).append(true).open(path).unwrap();
+    let mut step = 1 << 20;
+    while step > 0 {
+        if file.write_all(&vec![0x5a; step]).is_err() {
+            step /= 4;
+        }
+    }
+}
