@@ -28,7 +28,9 @@ cargo xtask <command>
           (`cargo xtask vm 6.1` takes that kernel; --list tells them)
   docs    build the API documentation, warnings denied
   bench   measurements, side by side with the other thing: `cargo xtask bench unikernel`
-          re-runs every row and writes docs/benchmarks.md. Needs root
+          re-runs every row and writes docs/benchmarks.md; `cargo xtask bench node
+          [--kind bridge|none|service] [--count N] [--json]` starts many containers on one
+          daemon and removes them. Need root
   demo    build and run `shoal demo` (further arguments are passed on)
 ";
 

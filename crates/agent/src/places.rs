@@ -168,6 +168,10 @@ impl Agent {
     /// Finds a network by what a user calls it. A member cannot know every network of the cluster:
     /// then the manager decides when the container starts.
     pub(crate) fn find_network(&self, word: &str) -> Result<NetworkName, AgentError> {
+        // Modes rather than networks, and always there.
+        if matches!(word, "none" | "host") {
+            return Ok(NetworkName { id: NetworkId::new(word), name: word.to_owned() });
+        }
         match self.local().find(word) {
             Ok(network) => {
                 return Ok(NetworkName { id: network.id.clone(), name: network.spec.name });

@@ -34,6 +34,9 @@ const LIFE_DEADLINE: Duration = Duration::from_secs(60);
 const DYING_POLLS: u32 = 100;
 const DYING_POLL: Duration = Duration::from_millis(10);
 
+/// The longest exit file that is read: an error and 64 execs.
+const RECORD_BYTES_MAX: u64 = 1 << 20;
+
 /// One container's shim. Cheap to clone. Works on when the shim has ended: what it recorded answers
 /// then.
 #[derive(Clone, Debug)]
@@ -292,10 +295,11 @@ impl Shim {
         if let Ok(mut connection) = self.open(Request::Shutdown, "remove").await {
             // Ignored because: the end of the connection is the answer, and if the shim does not
             // end in time, what follows kills its workload.
-            let _ = timeout(LIFE_DEADLINE, connection.reply()).await;
+            let _ = timeout(ANSWER_DEADLINE, connection.reply()).await;
             let _ = timeout(ANSWER_DEADLINE, connection.reply()).await;
         }
         self.blocking("remove", |cgroup| cgroup.kill_and_remove()).await?;
+        self.end_shim().await?;
         match tokio::fs::remove_dir_all(&self.inner.dir).await {
             Err(source) if source.kind() != io::ErrorKind::NotFound => Err(RuntimeError::File {
                 action: "remove",
@@ -305,6 +309,24 @@ impl Shim {
             }),
             _ => Ok(()),
         }
+    }
+
+    /// A shim ends with its container. One that does not (it is stopped, or has gone wrong) is
+    /// killed, so that none serves a directory that is gone.
+    async fn end_shim(&self) -> Result<(), RuntimeError> {
+        for round in 0..DYING_POLLS {
+            if !self.is_alive() {
+                return Ok(());
+            }
+            if round == DYING_POLLS / 2
+                && let Some(pid) = lock_holder(&self.inner.dir)
+            {
+                // Ignored because: whether it is gone is looked at next.
+                let _ = crate::process::sys::kill(pid, libc::SIGKILL);
+            }
+            tokio::time::sleep(DYING_POLL).await;
+        }
+        Err(self.talk("end", io::ErrorKind::TimedOut.into()))
     }
 
     /// Whether the shim's process is there.
@@ -424,15 +446,9 @@ impl Shim {
             container: self.inner.id.clone(),
             source,
         };
-        match fs::read(&path) {
-            Ok(bytes) => {
-                let state: ShimState = serde_json::from_slice(&bytes)
-                    .map_err(|e| fail(io::Error::new(io::ErrorKind::InvalidData, e)))?;
-                Ok(Some(ShimState { phase: Phase::Exited, pid: 0, shim_pid: 0, ..state }))
-            }
-            Err(source) if source.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(fail(source)),
-        }
+        let state: Option<ShimState> =
+            shoal_durable::read_json(&path, RECORD_BYTES_MAX).map_err(fail)?;
+        Ok(state.map(|state| ShimState { phase: Phase::Exited, pid: 0, shim_pid: 0, ..state }))
     }
 
     pub(crate) async fn blocking<T: Send + 'static>(
@@ -466,4 +482,21 @@ pub(crate) fn is_locked(dir: &Path) -> bool {
     };
     let lock = rustix::fs::FlockOperation::NonBlockingLockExclusive;
     rustix::fs::fcntl_lock(&file, lock).is_err()
+}
+
+/// The process that holds the lock of `dir`.
+fn lock_holder(dir: &Path) -> Option<u32> {
+    let file = fs::OpenOptions::new().write(true).open(dir.join(LOCK_FILE)).ok()?;
+    let mut lock = libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_GETLK(&mut lock)).ok()?;
+    (lock.l_type != libc::F_UNLCK as libc::c_short)
+        .then(|| u32::try_from(lock.l_pid).ok())
+        .flatten()
+        .filter(|pid| *pid != 0)
 }

@@ -4,6 +4,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -116,7 +117,9 @@ impl JsonLog {
             rotate(&path, self.plan.max_files.max(1))?;
         }
         if self.file.is_none() {
-            let file = OpenOptions::new().create(true).append(true).open(&path)?;
+            let mut options = OpenOptions::new();
+            options.create(true).append(true).mode(shoal_durable::PRIVATE_FILE);
+            let file = options.open(&path)?;
             self.size = file.metadata()?.len();
             self.file = Some(file);
         }

@@ -6,7 +6,10 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use shoal_model::id::ContainerId;
+use shoal_model::sysctl::{self, OwnNamespaces};
 
+use crate::cgroup::Layout;
+use crate::protocol::{Failure, FailureKind};
 use crate::unikernel::UnikernelPlan;
 
 /// The format of the plan file and of everything else in a shim's directory.
@@ -86,6 +89,8 @@ pub struct ContainerPlan {
     /// Its cgroup below each hierarchy's root, two levels: `shoal-<instance>/<id>`. Empty: the
     /// runtime fills it in.
     pub cgroup_path: String,
+    /// The machine's cgroup hierarchies; the runtime fills them in. Without them the shim looks.
+    pub cgroups: Option<Layout>,
     /// Where output goes.
     pub log: LogPlan,
     /// Whether standard input closes when the first client that was attached to it goes away.
@@ -121,10 +126,32 @@ impl Default for ContainerPlan {
             sysctls: BTreeMap::new(),
             limits: Limits::default(),
             cgroup_path: String::new(),
+            cgroups: None,
             log: LogPlan::default(),
             stdin_once: false,
             unikernel: None,
         }
+    }
+}
+
+impl ContainerPlan {
+    /// The files below `/proc/sys` that its kernel settings are, with their values; only those that
+    /// the kernel keeps for a namespace that is the container's own.
+    ///
+    /// # Errors
+    /// One would change the host.
+    pub fn check_sysctls(&self) -> Result<Vec<(String, &str)>, Failure> {
+        let own = OwnNamespaces {
+            network: self.network != NetworkNamespace::Host,
+            ipc: self.ipc != IpcMode::Host,
+            uts: true,
+        };
+        let each = self.sysctls.iter().map(|(name, value)| {
+            let file = sysctl::check(name, value, own);
+            let file = file.map_err(|e| Failure::new(FailureKind::Invalid, e.to_string()))?;
+            Ok((file, value.as_str()))
+        });
+        each.collect()
     }
 }
 

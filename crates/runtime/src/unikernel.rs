@@ -168,14 +168,18 @@ pub struct GuestFacts {
     pub stats_file: PathBuf,
 }
 
+/// The largest image that is looked at: the ones that ship have some hundred KiB.
+const IMAGE_BYTES_MAX: u64 = 256 << 20;
+
 /// Reads what the image at `path` declares.
 ///
 /// # Errors
 /// It cannot be read, or is no image.
 pub fn declared(path: &Path) -> Result<Vec<Declared>, ImageError> {
     let path = || path.to_owned();
-    let bytes =
-        std::fs::read(path()).map_err(|source| ImageError::Read { path: path(), source })?;
+    let bytes = shoal_durable::read(&path(), IMAGE_BYTES_MAX)
+        .and_then(|bytes| bytes.ok_or_else(|| io::ErrorKind::NotFound.into()))
+        .map_err(|source| ImageError::Read { path: path(), source })?;
     let image = Image::parse(&bytes).map_err(|source| ImageError::Elf { path: path(), source })?;
     let checked = manifest::Declared::check(&image.manifest);
     let checked = checked.map_err(|source| ImageError::Manifest { path: path(), source })?;
@@ -248,7 +252,7 @@ pub(crate) fn interfaces(counters: &Snapshot) -> BTreeMap<String, InterfaceStats
 pub(crate) async fn write_config(dir: &Path, plan: &ContainerPlan) -> io::Result<()> {
     let Some(unikernel) = &plan.unikernel else { return Ok(()) };
     let text = serde_json::to_vec(&config(plan, unikernel, dir))?;
-    tokio::fs::write(dir.join(CONFIG_FILE), text).await
+    crate::runtime::write_private(&dir.join(CONFIG_FILE), &text).await
 }
 
 fn config(plan: &ContainerPlan, unikernel: &UnikernelPlan, dir: &Path) -> Config {

@@ -268,7 +268,7 @@ async fn kill_9_of_the_daemon_stops_no_container() {
         tender: Vec::new(),
     })
     .unwrap();
-    assert_eq!(runtime.sweep().unwrap(), vec![]);
+    assert_eq!(runtime.sweep().unwrap(), shoal_runtime::Swept::default());
     let shim = runtime.connect(&id.into()).await.unwrap();
     assert_eq!(shim.state().await.unwrap().phase, Phase::Running);
     let mut streams = shim.attach(true, true, true).await.unwrap();
@@ -281,7 +281,7 @@ async fn kill_9_of_the_daemon_stops_no_container() {
     eventually("the shim's end", || !shim.is_alive());
     let state = runtime.connect(&id.into()).await.unwrap().state().await.unwrap();
     assert_eq!((state.phase, state.exit.unwrap().code), (Phase::Exited, 6));
-    assert_eq!(runtime.sweep().unwrap().len(), 1);
+    assert_eq!(runtime.sweep().unwrap().leftovers.len(), 1);
     shim.delete().await.unwrap();
     assert_eq!(runtime.list().unwrap(), vec![]);
 }
@@ -303,7 +303,7 @@ async fn a_dead_shim_takes_its_container_down() {
     eventually("the container's end", || {
         !std::path::Path::new(&format!("/proc/{}", state.pid)).exists()
     });
-    let found = host.runtime.sweep().unwrap();
+    let found = host.runtime.sweep().unwrap().leftovers;
     assert_eq!((found.len(), found[0].exit), (1, None));
     shim.delete().await.unwrap();
     assert_eq!(host.cgroups(), Vec::<std::path::PathBuf>::new());

@@ -207,11 +207,13 @@ async fn limits_read_back_and_memory_runs_out() {
     shim.delete().await.unwrap();
     assert_eq!(host.cgroups(), Vec::<std::path::PathBuf>::new());
 
-    let mut plan =
-        host.plan(&["sh", "-c", "head -c 100000000 /dev/zero | tail -c 99999999 | wc -c"]);
-    plan.limits.memory_bytes = Some(16 << 20);
-    let (status, _) = host.run(&plan).await.unwrap();
-    assert!(status.oom_killed, "{status:?}");
+    for init in [false, true] {
+        let mut plan = host.plan(&["tail", "-c", "99999999", "/dev/zero"]);
+        plan.limits.memory_bytes = Some(16 << 20);
+        plan.init = init;
+        let (status, _) = host.run(&plan).await.unwrap();
+        assert!(status.oom_killed, "{status:?}");
+    }
 }
 
 #[tokio::test]

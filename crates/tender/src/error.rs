@@ -160,6 +160,16 @@ impl TenderError {
         }
     }
 
+    /// Whether it says no more than that there is no KVM here, or none for this user.
+    #[must_use]
+    pub fn is_absence_of_kvm(&self) -> bool {
+        let Self::Kvm { action: crate::kvm::OPENING, source } = self else { return false };
+        matches!(
+            source.raw_os_error(),
+            Some(libc::ENOENT | libc::ENODEV | libc::ENXIO | libc::EACCES | libc::EPERM)
+        )
+    }
+
     /// Id, message and all causes, on one line.
     #[must_use]
     pub fn chain(&self) -> String {
@@ -171,5 +181,25 @@ impl TenderError {
             cause = error.source();
         }
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_machine_without_kvm_has_none() {
+        let kvm = |action, error| TenderError::Kvm {
+            action,
+            source: io::Error::from_raw_os_error(error),
+        };
+        for error in [libc::ENOENT, libc::ENODEV, libc::EACCES, libc::EPERM] {
+            assert!(kvm(crate::kvm::OPENING, error).is_absence_of_kvm());
+            assert!(!kvm("making a virtual machine", error).is_absence_of_kvm());
+        }
+        for error in [libc::EMFILE, libc::EBUSY, libc::ENOMEM] {
+            assert!(!kvm(crate::kvm::OPENING, error).is_absence_of_kvm());
+        }
     }
 }

@@ -20,6 +20,9 @@ use std::io;
 
 use crate::error::TenderError;
 
+/// The first step, which fails where the machine has no KVM or the user may not have it.
+pub(crate) const OPENING: &str = "opening /dev/kvm";
+
 /// Port of the hypercall entry.
 pub(crate) const CALL_PORT: u8 = 0x53;
 /// Port of the exception stubs.

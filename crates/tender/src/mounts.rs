@@ -43,6 +43,10 @@ pub fn open(source: &Path) -> Result<Archive, TenderError> {
         let (file, bytes) = packer.finish().map_err(|error| failed(source, error))?;
         return Ok(Archive { file, bytes });
     }
+    if !kind.is_file() {
+        let error = io::Error::new(io::ErrorKind::InvalidInput, "neither a folder nor a file");
+        return Err(failed(source, error));
+    }
     let file = File::open(source).map_err(|error| failed(source, error))?;
     let bytes = kind.len();
     let mut magic = [0; 5];

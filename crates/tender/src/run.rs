@@ -70,8 +70,15 @@ struct Loaded {
 fn load(config: &Config) -> Result<Loaded, TenderError> {
     let path = || config.image.clone();
     let read = |source| TenderError::ReadImage { path: path(), source };
-    let file = File::open(&config.image).map_err(read)?;
-    let len = file.metadata().map_err(read)?.len();
+    // A FIFO under this name must not be waited for.
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&config.image);
+    let file = file.map_err(read)?;
+    let about = file.metadata().map_err(read)?;
+    if !about.is_file() {
+        let source = std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file");
+        return Err(read(source));
+    }
+    let len = about.len();
     let bytes = memory::file_bytes(&file, len)?;
     let image =
         Image::parse(bytes).map_err(|source| TenderError::CheckImage { path: path(), source })?;
@@ -169,9 +176,13 @@ fn machine(choice: BackendChoice) -> Result<Option<Machine>, TenderError> {
     match choice {
         BackendChoice::Process => Ok(None),
         BackendChoice::Kvm => Machine::open().map(Some),
-        // Ignored because: a machine without KVM, or a user who may not open it, has the other
-        // backend; which one it is, is told in the counters and in crash records.
-        BackendChoice::Auto => Ok(Machine::open().ok()),
+        BackendChoice::Auto => match Machine::open() {
+            // Where there is no KVM, or this user may not have it, that is how the machine was set
+            // up; which backend it is then is told in the counters and in crash records.
+            Err(error) if error.is_absence_of_kvm() => Ok(None),
+            // Anything else must not weaken the isolation in silence.
+            opened => opened.map(Some),
+        },
     }
 }
 

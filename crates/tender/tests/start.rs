@@ -41,6 +41,31 @@ fn a_guest_speaks_and_ends() {
     }
 }
 
+/// What is at `/dev/kvm` here is no KVM: the guest must not quietly run in the weaker backend.
+#[test]
+fn a_kvm_that_fails_is_an_error_and_a_missing_one_is_not() {
+    // SAFETY: no pointers.
+    if unsafe { libc::geteuid() } != 0 {
+        eprintln!("skipped: devices cannot be hidden, because this user is not root");
+        return;
+    }
+    let run = |make: &str| {
+        let instance = Instance::new("auto", &ImageBuilder::new(hello::code()));
+        let tender = instance.command();
+        let mut command = Command::new("unshare");
+        let script = format!("mount -t tmpfs none /dev && {make} && exec \"$@\"");
+        command.args(["-m", "sh", "-c", &script, "sh"]).arg(tender.get_program());
+        command.args(tender.get_args());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        instance.finish(command.spawn().unwrap())
+    };
+    let broken = run("mknod /dev/kvm c 1 3");
+    assert_eq!(broken.status, Some(125), "{broken:?}");
+    assert!(broken.stderr.contains("SH-TEN-009"), "{broken:?}");
+    let missing = run("true");
+    assert_eq!(missing.status, Some(7), "{missing:?}");
+}
+
 /// A user that is nobody.
 const NOBODY: u32 = 65_534;
 

@@ -2,9 +2,11 @@
 //! in the same run, because machines are noisy, and writes its part of `docs/benchmarks.md`.
 
 mod density;
+mod engine_api;
 mod first_byte;
 mod ground;
 mod load;
+mod node;
 mod process;
 mod protection;
 mod service;
@@ -19,9 +21,10 @@ use anyhow::{Result, bail};
 /// If there is no such benchmark, or something could not be measured.
 pub fn run(args: &[String]) -> Result<()> {
     match args.split_first() {
+        Some((name, rest)) if name == "node" => node::run(rest),
         Some((name, rest)) if name == "unikernel" => unikernel::run(rest),
-        Some((name, _)) => bail!("no benchmark '{name}'; there is: unikernel"),
-        None => bail!("which benchmark? there is: unikernel"),
+        Some((name, _)) => bail!("no benchmark '{name}'; there are: node, unikernel"),
+        None => bail!("which benchmark? there are: node, unikernel"),
     }
 }
 
@@ -32,6 +35,7 @@ pub fn run(args: &[String]) -> Result<()> {
 pub fn inside(args: &[String]) -> Result<()> {
     match args.split_first() {
         Some((name, rest)) if name == "first-byte" => first_byte::inside(rest),
+        Some((name, rest)) if name == "node" => node::inside(rest),
         Some((name, rest)) if name == "service" => service::inside(rest),
         _ => bail!("not a helper of a benchmark: {args:?}"),
     }

@@ -130,7 +130,10 @@ fn build_programs(root: &Path) -> Result<PathBuf> {
 }
 
 /// Builds packages of the workspace as users would.
-fn build(root: &Path, packages: &[&str]) -> Result<()> {
+///
+/// # Errors
+/// If they do not compile.
+pub(super) fn build(root: &Path, packages: &[&str]) -> Result<()> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command.current_dir(root).args(["build", "--release", "--quiet"]);

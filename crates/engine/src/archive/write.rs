@@ -36,9 +36,15 @@ pub(super) fn owner(root: &Root, user: &str) -> Result<Owner, EngineError> {
         return Ok(Owner { uid, gid: group.parse().unwrap_or(0) });
     }
     let fail = |error| EngineError::io("read", "/etc/passwd")(error);
-    let file = root.open(Path::new("/etc/passwd"), OFlags::RDONLY).map_err(fail)?;
-    let mut text = String::new();
-    File::from(file).take(PASSWD_MAX).read_to_string(&mut text).map_err(fail)?;
+    // The container may have made anything of it: a FIFO that nobody writes to is not waited for.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK;
+    let file = File::from(root.open(Path::new("/etc/passwd"), flags).map_err(fail)?);
+    if !file.metadata().map_err(fail)?.is_file() {
+        return Err(EngineError::invalid(format!("unable to find user {name}: no passwd file")));
+    }
+    let mut bytes = Vec::new();
+    file.take(PASSWD_MAX).read_to_end(&mut bytes).map_err(fail)?;
+    let text = String::from_utf8_lossy(&bytes);
     let line = text.lines().find(|line| line.split(':').next() == Some(name));
     let ids = line.and_then(|line| {
         let mut fields = line.split(':').skip(2);

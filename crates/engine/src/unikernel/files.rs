@@ -13,6 +13,8 @@ use crate::request::InjectedFile;
 
 /// Bytes of an archive's header, and what a file's content is rounded up to.
 const HEADER_BYTES: u64 = 512;
+/// The largest single file that is shown to a guest; folders are packed by the tender.
+const FILE_BYTES_MAX: u64 = 64 << 20;
 /// Deepest directory that the tender packs.
 const DEPTH_MAX: usize = 32;
 
@@ -29,7 +31,7 @@ pub(crate) struct Shown {
 /// guest that has single files one archive below `dir`, which is made anew. Blocks.
 ///
 /// # Errors
-/// A source cannot be read, or an archive cannot be written.
+/// A source cannot be read or is too large, or an archive cannot be written.
 pub(crate) fn assemble(
     dir: &Path,
     shown: &[Shown],
@@ -45,6 +47,11 @@ pub(crate) fn assemble(
         if kind.is_dir() {
             files.push(GuestFiles { path: one.target.clone(), source: one.source.clone() });
             continue;
+        }
+        // A FIFO or a device has no end.
+        if !kind.is_file() || kind.len() > FILE_BYTES_MAX {
+            let why = format!("'{}' is no regular file of 64 MiB or less", one.source.display());
+            return Err(EngineError::invalid(why));
         }
         let data = fs::read(&one.source).map_err(EngineError::io("read", &one.source))?;
         let (parent, name) = split(&one.target);

@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use serde::{Deserialize, Serialize};
 
 use super::{CgroupError, read, write};
 use crate::plan::Limits;
@@ -26,7 +29,7 @@ const V1_CONTROLLERS: [&str; 13] = [
 ];
 
 /// The mounted hierarchies.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Layout {
     /// Controller (or `name=…`) to mount point, version 1. Empty on a pure version 2 machine.
     v1: BTreeMap<String, PathBuf>,
@@ -35,12 +38,26 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Reads this process's mount table.
+    /// The hierarchies, looked for once: nobody mounts them elsewhere under a running daemon, and
+    /// the table of mounts grows with every container.
+    ///
+    /// # Errors
+    /// As [`Self::detect`]; the next call tries again.
+    pub fn of_this_machine() -> io::Result<Self> {
+        static FOUND: OnceLock<Layout> = OnceLock::new();
+        if let Some(layout) = FOUND.get() {
+            return Ok(layout.clone());
+        }
+        let layout = Self::detect()?;
+        Ok(FOUND.get_or_init(|| layout).clone())
+    }
+
+    /// Reads this thread's mount table.
     ///
     /// # Errors
     /// It cannot be read, or no hierarchy is mounted.
     pub fn detect() -> io::Result<Self> {
-        Self::parse(&fs::read_to_string("/proc/self/mountinfo")?)
+        Self::parse(&fs::read_to_string("/proc/thread-self/mountinfo")?)
             .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "none is mounted"))
     }
 

@@ -11,9 +11,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
-
 use crate::plan::Limits;
+use crate::process::sys;
 pub(crate) use devices::DeviceRule;
 pub use devices::{DevicePolicy, restrict_v2};
 pub use layout::Layout;
@@ -35,6 +34,12 @@ pub enum CgroupError {
         /// Why.
         #[source]
         source: io::Error,
+    },
+    /// No group's.
+    #[error("'{path}' is not the path of a cgroup")]
+    Name {
+        /// What was given.
+        path: String,
     },
     /// A file or directory of a group.
     #[error("{action} '{}'", path.display())]
@@ -96,10 +101,19 @@ impl Cgroup {
     /// The group at `path` below every hierarchy's root; makes nothing.
     ///
     /// # Errors
-    /// [`CgroupError::Layout`] if no hierarchy is mounted.
+    /// [`CgroupError::Name`], or [`CgroupError::Layout`] if no hierarchy is mounted.
     pub fn open(path: &str) -> Result<Self, CgroupError> {
-        let layout = Layout::detect().map_err(|source| CgroupError::Layout { source })?;
-        Ok(Self { layout, path: path.trim_matches('/').to_owned() })
+        let path = valid(path)?;
+        let layout = Layout::of_this_machine().map_err(|source| CgroupError::Layout { source })?;
+        Ok(Self { layout, path })
+    }
+
+    /// The same where the hierarchies are known.
+    ///
+    /// # Errors
+    /// [`CgroupError::Name`].
+    pub fn within(layout: Layout, path: &str) -> Result<Self, CgroupError> {
+        Ok(Self { layout, path: valid(path)? })
     }
 
     /// The hierarchies.
@@ -223,11 +237,11 @@ impl Cgroup {
     ///
     /// # Errors
     /// The list cannot be read.
-    pub fn signal(&self, signal: Signal) -> Result<usize, CgroupError> {
+    pub fn signal(&self, signal: i32) -> Result<usize, CgroupError> {
         let pids = self.processes()?;
-        for pid in pids.iter().filter_map(|pid| Pid::from_raw((*pid).cast_signed())) {
+        for pid in &pids {
             // Ignored because: a process that ended in between needs no signal.
-            let _ = kill_process(pid, signal);
+            let _ = sys::kill(*pid, signal);
         }
         Ok(pids.len())
     }
@@ -240,7 +254,7 @@ impl Cgroup {
     pub fn kill_and_remove(&self) -> Result<(), CgroupError> {
         let deadline = Instant::now() + KILL_DEADLINE;
         loop {
-            let count = self.signal(Signal::KILL)?;
+            let count = self.signal(libc::SIGKILL)?;
             if count == 0 {
                 break;
             }
@@ -286,7 +300,7 @@ impl Cgroup {
     /// The names of the groups directly below `parent`, in any hierarchy.
     #[must_use]
     pub fn children(parent: &str) -> BTreeSet<String> {
-        let Ok(layout) = Layout::detect() else { return BTreeSet::new() };
+        let Ok(layout) = Layout::of_this_machine() else { return BTreeSet::new() };
         let mut names = BTreeSet::new();
         for root in layout.roots() {
             let Ok(entries) = fs::read_dir(root.join(parent)) else { continue };
@@ -295,6 +309,15 @@ impl Cgroup {
         }
         names
     }
+}
+
+/// Without a name it would be every process of the machine that is killed with the group.
+fn valid(path: &str) -> Result<String, CgroupError> {
+    let path = path.trim_matches('/');
+    if path.split('/').any(|part| matches!(part, "" | "." | "..")) {
+        return Err(CgroupError::Name { path: path.to_owned() });
+    }
+    Ok(path.to_owned())
 }
 
 fn collect(dir: &Path, pids: &mut Vec<u32>) -> Result<(), CgroupError> {

@@ -3,10 +3,9 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
@@ -29,6 +28,17 @@ pub(crate) enum Note {
     Failed(Failure),
 }
 
+/// What the other side said.
+#[derive(Debug)]
+pub(crate) enum Heard {
+    /// A report, and the descriptor that came along.
+    Note(Note, Option<OwnedFd>),
+    /// Nothing yet.
+    Nothing,
+    /// The program has been started, or the process has ended.
+    End,
+}
+
 /// One end.
 #[derive(Debug)]
 pub(crate) struct Channel(OwnedFd);
@@ -38,6 +48,12 @@ pub(crate) fn pair() -> io::Result<(Channel, Channel)> {
     let (a, b) =
         socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     Ok((Channel(a), Channel(b)))
+}
+
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
 }
 
 impl Channel {
@@ -68,28 +84,24 @@ impl Channel {
         Ok(())
     }
 
-    /// The next report; `None` when the program has been started (or the process has ended).
-    pub(crate) fn next(&self, deadline: Instant) -> io::Result<Option<(Note, Option<OwnedFd>)>> {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let left = left.max(Duration::from_millis(1));
-        let limit = Timespec::try_from(left).map_err(io::Error::other)?;
-        if poll(&mut [PollFd::new(&self.0, PollFlags::IN)], Some(&limit))? == 0 {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
+    /// What has been reported since, without waiting for more.
+    pub(crate) fn next(&self) -> io::Result<Heard> {
         let mut text = vec![0_u8; NOTE_BYTES_MAX];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        let flags = RecvFlags::CMSG_CLOEXEC;
-        let got = recvmsg(&self.0, &mut [IoSliceMut::new(&mut text)], &mut ancillary, flags)?;
-        if got.bytes == 0 {
-            return Ok(None);
-        }
+        let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+        let got = match recvmsg(&self.0, &mut [IoSliceMut::new(&mut text)], &mut ancillary, flags) {
+            Ok(got) if got.bytes == 0 => return Ok(Heard::End),
+            Ok(got) => got,
+            Err(Errno::AGAIN | Errno::INTR) => return Ok(Heard::Nothing),
+            Err(error) => return Err(error.into()),
+        };
         text.truncate(got.bytes);
         let note = serde_json::from_slice(&text)?;
         let fds = ancillary.drain().filter_map(|message| match message {
             RecvAncillaryMessage::ScmRights(fds) => Some(fds),
             _ => None,
         });
-        Ok(Some((note, fds.flatten().next())))
+        Ok(Heard::Note(note, fds.flatten().next()))
     }
 }

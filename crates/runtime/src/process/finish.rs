@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use rustix::fs::{Mode, OFlags};
 use rustix::process::{Gid, Resource, Rlimit, Signal, Uid};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
@@ -22,6 +23,9 @@ use crate::seccomp;
 
 /// Where programs are looked for when the environment has no `PATH`: Docker's own default.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The longest user or group file that is read. A larger one is no reason to fill the memory.
+const NAMES_BYTES_MAX: u64 = 4 << 20;
 
 /// Everything that is decided before privileges are dropped.
 #[derive(Debug)]
@@ -50,10 +54,7 @@ impl Ready {
     /// Looks everything up inside the container, with all privileges; sets the process limits.
     pub(crate) fn new(plan: &ProcessPlan, filtered: bool, mode: SeccompMode) -> Step<Self> {
         set_limits(plan)?;
-        // Ignored because: an image without these files has no names, which is said on use.
-        let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
-        let group = fs::read_to_string("/etc/group").unwrap_or_default();
-        let user = user::resolve(&plan.user, &plan.groups, &passwd, &group)?;
+        let user = find_user(plan)?;
         // Nobody can give what the daemon itself does not have; Docker leaves those out too.
         let own = rustix::thread::capabilities(None).during("read the capabilities")?.permitted;
         let mut capabilities = CapabilitySet::empty();
@@ -177,6 +178,32 @@ impl Ready {
         };
         Failure::new(kind, format!("exec {}: {}", self.shown, describe(&error)))
     }
+}
+
+/// Looks the user up in the container's own files, which are what it made of them. Numbers need
+/// none.
+fn find_user(plan: &ProcessPlan) -> Step<User> {
+    let mut unread = None;
+    let mut names = |path: &str| {
+        let root = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+        let read = root
+            .map_err(std::io::Error::from)
+            .and_then(|root| shoal_durable::read_beneath(&root, Path::new(path), NAMES_BYTES_MAX));
+        match read {
+            Ok(bytes) => String::from_utf8_lossy(&bytes.unwrap_or_default()).into_owned(),
+            Err(error) => {
+                unread = Some(super::failure(format!("read '{path}' of the container"), &error));
+                String::new()
+            }
+        }
+    };
+    let (passwd, group) = (names("/etc/passwd"), names("/etc/group"));
+    let found = user::resolve(&plan.user, &plan.groups, &passwd, &group);
+    // Why there are no names says more than that this one is not among them.
+    found.map_err(|failure| match unread {
+        Some(Failure { chain, .. }) => Failure { kind: failure.kind, chain },
+        None => failure,
+    })
 }
 
 fn text(word: &str) -> Step<CString> {

@@ -1,12 +1,12 @@
 //! The first process of a container, between its fork and its program.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use super::channel::{Channel, Note};
 use super::{During, Step, devices, finish, mounts, sys};
+use crate::cgroup::Layout;
 use crate::plan::{ContainerPlan, NetworkNamespace};
 use crate::protocol::{Failure, FailureKind};
 
@@ -14,11 +14,17 @@ use crate::protocol::{Failure, FailureKind};
 pub(crate) type Stdio = Option<[OwnedFd; 3]>;
 
 /// Makes the container around this process and runs its program. Never returns.
-pub(crate) fn run(plan: &ContainerPlan, place: &Path, stdio: Stdio, channel: Channel) -> ! {
+pub(crate) fn run(
+    plan: &ContainerPlan,
+    place: &Path,
+    layout: &Layout,
+    stdio: Stdio,
+    channel: Channel,
+) -> ! {
     if channel.wait_go().is_err() {
         sys::exit_now(1); // The shim is gone.
     }
-    let failure = match prepare(plan, place, stdio, &channel) {
+    let failure = match prepare(plan, (place, layout), stdio, &channel) {
         Ok(ready) => ready.run(plan.init, channel),
         Err(failure) => {
             // Ignored because: without a shim there is nobody to tell.
@@ -31,7 +37,7 @@ pub(crate) fn run(plan: &ContainerPlan, place: &Path, stdio: Stdio, channel: Cha
 
 fn prepare(
     plan: &ContainerPlan,
-    place: &Path,
+    (place, layout): (&Path, &Layout),
     stdio: Stdio,
     channel: &Channel,
 ) -> Step<finish::Ready> {
@@ -39,6 +45,8 @@ fn prepare(
     let undumpable = rustix::process::DumpableBehavior::NotDumpable;
     rustix::process::set_dumpable_behavior(undumpable).during("hide from the container")?;
     rustix::process::setsid().during("begin a session")?;
+    // The shim's own is private; what is made here, the container's users see.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     sys::unshare(libc::CLONE_NEWCGROUP).during("make a cgroup namespace")?;
     join_network(&plan.network)?;
     if !plan.hostname.is_empty() {
@@ -51,16 +59,15 @@ fn prepare(
     }
     let host_nodes = if plan.privileged { devices::host_nodes() } else { Vec::new() };
     let held = mounts::take_hold(plan)?;
-    mounts::remember_cgroups();
     mounts::enter_root(plan, place)?;
     rustix::process::umask(rustix::fs::Mode::empty());
-    mounts::standard(plan)?;
+    mounts::standard(plan, layout)?;
     devices::populate(&host_nodes)?;
     mounts::place(plan, held)?;
     connect(plan, stdio, channel)?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     make_workdir(&plan.process.cwd)?;
-    set_sysctls(&plan.sysctls)?;
+    set_sysctls(plan)?;
     mounts::protect(plan)?;
     if plan.readonly_rootfs {
         mounts::read_only("/", false)?;
@@ -107,15 +114,11 @@ pub(crate) fn make_workdir(cwd: &str) -> Step<()> {
     Ok(())
 }
 
-fn set_sysctls(sysctls: &BTreeMap<String, String>) -> Step<()> {
-    for (key, value) in sysctls {
-        let action = || format!("set the sysctl '{key}' to '{value}'");
-        if key.contains("..") || key.starts_with('/') {
-            let text = format!("the sysctl '{key}' is not a valid name");
-            return Err(Failure::new(FailureKind::Invalid, text));
-        }
-        let path = format!("/proc/sys/{}", key.replace('.', "/"));
-        fs::write(path, value).during(action())?;
+/// Each file is looked up once more in what the container may set: a plan on a disk may be anyone's.
+fn set_sysctls(plan: &ContainerPlan) -> Step<()> {
+    for (file, value) in plan.check_sysctls()? {
+        let action = || format!("set the sysctl '{file}' to '{value}'");
+        fs::write(Path::new("/proc/sys").join(&file), value).during(action())?;
     }
     Ok(())
 }

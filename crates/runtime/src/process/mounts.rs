@@ -132,7 +132,8 @@ pub(crate) fn exchange_root(place: &Path) -> Step<()> {
 }
 
 /// The file systems that every container has.
-pub(crate) fn standard(plan: &ContainerPlan) -> Step<()> {
+/// `layout` is the host's, which can no longer be seen here.
+pub(crate) fn standard(plan: &ContainerPlan, layout: &Layout) -> Step<()> {
     const STRICT: MountFlags =
         MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
     for name in ["/proc", "/sys", "/dev"] {
@@ -150,7 +151,7 @@ pub(crate) fn standard(plan: &ContainerPlan) -> Step<()> {
     fresh("/dev", "tmpfs", strict_time, "mode=755,size=65536k")?;
     fresh("/dev/pts", "devpts", quiet, pts)?;
     fresh("/sys", "sysfs", STRICT, "")?;
-    cgroups(plan)?;
+    cgroups(plan, layout)?;
     fresh("/dev/mqueue", "mqueue", STRICT, "")?;
     fresh("/dev/shm", "tmpfs", STRICT, &shm)?;
     if !plan.privileged {
@@ -166,13 +167,9 @@ fn fresh(target: &str, kind: &str, flags: MountFlags, options: &str) -> Step<()>
     mount(kind, target, kind, flags, options.as_c_str()).during(action())
 }
 
-fn cgroups(plan: &ContainerPlan) -> Step<()> {
+fn cgroups(plan: &ContainerPlan, layout: &Layout) -> Step<()> {
     const ROOT: &str = "/sys/fs/cgroup";
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    // /proc is the container's by now, but its mount table still names what is left of the host's:
-    // nothing. So the layout was read before the root was exchanged.
-    let layout = LAYOUT.with(|cell| cell.borrow_mut().take());
-    let Some(layout) = layout else { return Ok(()) };
     if layout.is_v2() {
         fresh(ROOT, "cgroup2", flags, "")?;
         return if plan.privileged { Ok(()) } else { read_only(ROOT, false) };
@@ -191,17 +188,6 @@ fn cgroups(plan: &ContainerPlan) -> Step<()> {
         }
     }
     if plan.privileged { Ok(()) } else { read_only(ROOT, false) }
-}
-
-thread_local! {
-    /// The host's hierarchies, from before the root was exchanged until they are mounted again.
-    static LAYOUT: std::cell::RefCell<Option<Layout>> = const { std::cell::RefCell::new(None) };
-}
-
-/// Remembers the host's cgroup hierarchies while its mount table can be read.
-pub(crate) fn remember_cgroups() {
-    // Ignored because: without hierarchies there was no group to make, and that failed before.
-    LAYOUT.with(|cell| *cell.borrow_mut() = Layout::detect().ok());
 }
 
 /// Puts what [`take_hold`] holds, and the plan's tmpfs mounts, into their places.

@@ -3,7 +3,7 @@
 
 use std::os::fd::AsFd;
 
-use rustix::process::{Pid, Signal, WaitOptions, kill_process, wait};
+use rustix::process::{Pid, WaitOptions, wait};
 
 use super::sys;
 
@@ -28,10 +28,8 @@ pub(crate) fn run(child: u32) -> i32 {
     loop {
         let signal = sys::wait_signal();
         if signal != libc::SIGCHLD {
-            if let Some(signal) = Signal::from_named_raw(signal) {
-                // Ignored because: a program that has just ended is reaped next.
-                let _ = kill_process(child, signal);
-            }
+            // Ignored because: a program that has just ended is reaped next.
+            let _ = sys::kill(child.as_raw_nonzero().get().cast_unsigned(), signal);
             continue;
         }
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {

@@ -2,14 +2,14 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
+use rustix::process::{Pid, PidfdFlags, WaitOptions, pidfd_open, waitpid};
 
-use super::channel::{self, Channel, Note};
+use super::channel::{self, Channel, Heard, Note};
 use super::enter::{self, Entry};
 use super::init::{self, Stdio};
 use super::{During, Step, sys, tender};
@@ -24,8 +24,8 @@ const SPAWN_DEADLINE: Duration = Duration::from_secs(50);
 #[derive(Debug)]
 pub(crate) struct Spawned {
     pub(crate) pid: u32,
-    /// A descriptor of the process: a container's first one only.
-    pub(crate) pidfd: Option<OwnedFd>,
+    /// A descriptor of the process: its id may be another's as soon as it was reaped.
+    pub(crate) pidfd: OwnedFd,
     pub(crate) streams: OwnStreams,
 }
 
@@ -45,8 +45,120 @@ pub(crate) struct Wanted {
     pub(crate) output: bool,
 }
 
-/// Makes the container of `plan` and runs its program.
-pub(crate) fn container(plan: &ContainerPlan, dir: &Path, cgroup: &Cgroup) -> Step<Spawned> {
+/// A process on its way to its program: mounts, and files that the container made, may hold it up,
+/// so nobody waits for it ([`Launch::proceed`]).
+#[derive(Debug)]
+pub(crate) struct Launch {
+    /// The process that was forked: the container's first one, or an exec's helper.
+    child: u32,
+    child_fd: OwnedFd,
+    /// An exec's process, once the helper has told of it.
+    exec: Option<(u32, OwnedFd)>,
+    is_exec: bool,
+    channel: Channel,
+    streams: OwnStreams,
+    deadline: Instant,
+}
+
+/// How far a [`Launch`] has come.
+#[derive(Debug)]
+pub(crate) enum Progress {
+    /// Its program does not run yet.
+    Waiting,
+    /// Its program runs, or has ended already.
+    Runs(Spawned),
+    /// It will not run.
+    Failed(Failure),
+}
+
+impl Launch {
+    /// The process that was forked.
+    pub(crate) fn child(&self) -> u32 {
+        self.child
+    }
+
+    /// Kills what there is of it.
+    pub(crate) fn kill(&self) {
+        for fd in [Some(&self.child_fd), self.exec.as_ref().map(|(_, fd)| fd)].into_iter().flatten()
+        {
+            // Ignored because: it has ended, which is what was wanted.
+            let _ = sys::signal(fd.as_fd(), libc::SIGKILL);
+        }
+    }
+
+    /// Takes note of what it has reported; fails when its time is up.
+    pub(crate) fn proceed(&mut self, now: Instant) -> Progress {
+        let action = "wait for the new process";
+        loop {
+            match self.channel.next().during(action) {
+                Ok(Heard::Nothing) if now < self.deadline => return Progress::Waiting,
+                Ok(Heard::Nothing) => {
+                    let late = io::Error::from(io::ErrorKind::TimedOut);
+                    return self.fail(super::failure(action, &late));
+                }
+                Ok(Heard::End) => return self.end(),
+                Ok(Heard::Note(note, fd)) => {
+                    if let Err(failure) = self.note(note, fd) {
+                        return self.fail(failure);
+                    }
+                }
+                Err(failure) => return self.fail(failure),
+            }
+        }
+    }
+
+    fn note(&mut self, note: Note, fd: Option<OwnedFd>) -> Step<()> {
+        match note {
+            Note::Pid(number) => {
+                let action = "take hold of the new process";
+                let pid = Pid::from_raw(number.cast_signed());
+                let pid = pid.ok_or_else(|| Failure::new(FailureKind::Internal, action))?;
+                let fd = pidfd_open(pid, PidfdFlags::empty()).during(action)?;
+                self.exec = Some((number, fd));
+                Ok(())
+            }
+            Note::Terminal => {
+                if let Some(fd) = &fd {
+                    rustix::io::ioctl_fionbio(fd, true).during("set up the terminal")?;
+                }
+                self.streams.terminal = fd;
+                Ok(())
+            }
+            Note::Failed(failure) => Err(failure),
+        }
+    }
+
+    fn end(&mut self) -> Progress {
+        let streams = std::mem::take(&mut self.streams);
+        if !self.is_exec {
+            return match self.child_fd.try_clone().during("keep hold of the new process") {
+                Ok(pidfd) => Progress::Runs(Spawned { pid: self.child, pidfd, streams }),
+                Err(failure) => self.fail(failure),
+            };
+        }
+        match self.exec.take() {
+            Some((pid, pidfd)) => Progress::Runs(Spawned { pid, pidfd, streams }),
+            None => {
+                let text = "the new process ended before it ran its program";
+                Progress::Failed(Failure::new(FailureKind::Internal, text))
+            }
+        }
+    }
+
+    fn fail(&self, failure: Failure) -> Progress {
+        self.kill();
+        Progress::Failed(failure)
+    }
+}
+
+impl AsFd for Launch {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.channel.as_fd()
+    }
+}
+
+/// Begins to make the container of `plan` and to run its program.
+pub(crate) fn container(plan: &ContainerPlan, dir: &Path, cgroup: &Cgroup) -> Step<Launch> {
     let place = dir.join("rootfs");
     fs::create_dir_all(&place).during(format!("make '{}'", place.display()))?;
     let wanted = Wanted { stdin: plan.process.open_stdin, output: true };
@@ -56,30 +168,22 @@ pub(crate) fn container(plan: &ContainerPlan, dir: &Path, cgroup: &Cgroup) -> St
     match sys::fork_into(namespaces(plan)).during(action)? {
         sys::Forked::Child => {
             drop(near);
-            init::run(plan, &place, theirs, far)
+            init::run(plan, &place, cgroup.layout(), theirs, far)
         }
-        sys::Forked::Parent((pid, pidfd)) => {
+        sys::Forked::Parent(child) => {
             drop((far, theirs));
-            let admitted = admit(pid, &plan.process, cgroup);
-            let spawned = admitted.and_then(|()| settle(&near, ours));
-            match spawned {
-                Ok((streams, _)) => Ok(Spawned { pid, pidfd: Some(pidfd), streams }),
-                Err(failure) => {
-                    bury(pid);
-                    Err(failure)
-                }
-            }
+            launch(child, near, ours, false, &plan.process, cgroup)
         }
     }
 }
 
-/// Runs the tender of a unikernel, told by the file `config`. It makes its jail itself.
+/// Begins to run the tender of a unikernel, told by the file `config`. It makes its jail itself.
 pub(crate) fn tender(
     command: &[String],
     config: &Path,
     process: &ProcessPlan,
     cgroup: &Cgroup,
-) -> Step<Spawned> {
+) -> Step<Launch> {
     let wanted = Wanted { stdin: false, output: true };
     let plain = ProcessPlan { tty: false, ..process.clone() };
     let (ours, theirs) = streams(&plain, wanted).during("make the standard streams")?;
@@ -89,42 +193,53 @@ pub(crate) fn tender(
             drop(near);
             tender::run(command, config, theirs, far)
         }
-        sys::Forked::Parent((pid, pidfd)) => {
+        sys::Forked::Parent(child) => {
             drop((far, theirs));
-            let admitted = admit(pid, process, cgroup);
-            match admitted.and_then(|()| settle(&near, ours)) {
-                Ok((streams, _)) => Ok(Spawned { pid, pidfd: Some(pidfd), streams }),
-                Err(failure) => {
-                    bury(pid);
-                    Err(failure)
-                }
-            }
+            launch(child, near, ours, false, process, cgroup)
         }
     }
 }
 
-/// Runs a further process in the container whose first process is behind `entry.container`.
-pub(crate) fn exec(entry: &Entry<'_>, wanted: Wanted, cgroup: &Cgroup) -> Step<Spawned> {
+/// Begins to run a further process in the container whose first process is behind
+/// `entry.container`.
+pub(crate) fn exec(entry: &Entry<'_>, wanted: Wanted, cgroup: &Cgroup) -> Step<Launch> {
     let (ours, theirs) = streams(entry.process, wanted).during("make the standard streams")?;
     let (near, far) = channel::pair().during("make a channel to the new process")?;
-    match sys::fork().during("fork")? {
+    match sys::fork_into(0).during("fork")? {
         sys::Forked::Child => {
             drop(near);
             enter::run(entry, theirs, far)
         }
-        sys::Forked::Parent(helper) => {
+        sys::Forked::Parent(child) => {
             drop((far, theirs));
-            let admitted = admit(helper, entry.process, cgroup);
-            let spawned = admitted.and_then(|()| settle(&near, ours));
-            bury(helper);
-            match spawned {
-                Ok((streams, Some(pid))) => Ok(Spawned { pid, pidfd: None, streams }),
-                Ok((_, None)) => {
-                    let text = "the new process ended before it ran its program";
-                    Err(Failure::new(FailureKind::Internal, text))
-                }
-                Err(failure) => Err(failure),
+            launch(child, near, ours, true, entry.process, cgroup)
+        }
+    }
+}
+
+/// Puts the new process into its group and lets it go on.
+fn launch(
+    (child, child_fd): (u32, OwnedFd),
+    channel: Channel,
+    streams: OwnStreams,
+    is_exec: bool,
+    process: &ProcessPlan,
+    cgroup: &Cgroup,
+) -> Step<Launch> {
+    let deadline = Instant::now() + SPAWN_DEADLINE;
+    let launch = Launch { child, child_fd, exec: None, is_exec, channel, streams, deadline };
+    let going = admit(child, process, cgroup)
+        .and_then(|()| launch.channel.go().during("let the new process go on"));
+    match going {
+        Ok(()) => Ok(launch),
+        Err(failure) => {
+            // It waits for a word and holds nothing, so that it is gone at once.
+            launch.kill();
+            if let Some(pid) = Pid::from_raw(child.cast_signed()) {
+                // Ignored because: nobody else takes its status, and there is no other failure.
+                let _ = waitpid(Some(pid), WaitOptions::empty());
             }
+            Err(failure)
         }
     }
 }
@@ -153,41 +268,6 @@ fn admit(pid: u32, process: &ProcessPlan, cgroup: &Cgroup) -> Step<()> {
     let score = process.oom_score_adj.unwrap_or(0);
     fs::write(format!("/proc/{pid}/oom_score_adj"), score.to_string())
         .during(format!("set the out-of-memory score to {score}"))
-}
-
-/// Lets the process go on and collects its reports until its program runs.
-fn settle(channel: &Channel, mut streams: OwnStreams) -> Step<(OwnStreams, Option<u32>)> {
-    let deadline = Instant::now() + SPAWN_DEADLINE;
-    let action = "wait for the new process";
-    channel.go().during(action)?;
-    let mut pid = None;
-    loop {
-        match channel.next(deadline).during(action)? {
-            None => return Ok((streams, pid)),
-            Some((Note::Pid(number), _)) => pid = Some(number),
-            Some((Note::Terminal, fd)) => {
-                if let Some(fd) = &fd {
-                    rustix::io::ioctl_fionbio(fd, true).during("set up the terminal")?;
-                }
-                streams.terminal = fd;
-            }
-            Some((Note::Failed(failure), _)) => {
-                if let Some(pid) = pid {
-                    bury(pid);
-                }
-                return Err(failure);
-            }
-        }
-    }
-}
-
-/// Kills a child and takes its exit status, so that nothing is left of it.
-fn bury(pid: u32) {
-    if let Some(pid) = Pid::from_raw(pid.cast_signed()) {
-        // Ignored because: it may have ended by itself; then there is just its status to take.
-        let _ = kill_process(pid, Signal::KILL);
-        let _ = waitpid(Some(pid), WaitOptions::empty());
-    }
 }
 
 fn streams(process: &ProcessPlan, wanted: Wanted) -> io::Result<(OwnStreams, Stdio)> {

@@ -4,6 +4,9 @@ use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
+/// The kernel's highest signal number.
+pub(crate) const SIGNAL_MAX: libc::c_int = 64;
+
 /// What a fork returned.
 #[derive(Debug)]
 pub(crate) enum Forked<T> {
@@ -120,11 +123,50 @@ pub(crate) fn install_filter(program: &[seccompiler::sock_filter]) -> io::Result
     Ok(())
 }
 
+/// Sends signal `number`, also one without a name (a real-time signal), to the process behind
+/// `pidfd`: never to another one that got its id.
+pub(crate) fn signal(pidfd: BorrowedFd<'_>, number: libc::c_int) -> io::Result<()> {
+    let none: *const libc::siginfo_t = std::ptr::null();
+    // SAFETY: plain system call on a descriptor that lives through it; no information is given.
+    check(unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), number, none, 0)
+    })?;
+    Ok(())
+}
+
+/// Sends signal `number` to the process `pid`.
+pub(crate) fn kill(pid: u32, number: libc::c_int) -> io::Result<()> {
+    // Zero and what is negative as a number would be groups of processes.
+    let pid = libc::pid_t::try_from(pid).ok().filter(|pid| *pid > 0);
+    let pid = pid.ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?;
+    // SAFETY: plain system call without memory.
+    check(libc::c_long::from(unsafe { libc::kill(pid, number) }))?;
+    Ok(())
+}
+
+/// Lets all threads share at most `count` heaps.
+pub(crate) fn limit_heaps(count: libc::c_int) {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: sets a number in the C library; no thread but this one runs yet.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, count);
+    }
+    #[cfg(not(target_env = "gnu"))]
+    let _ = count;
+}
+
+/// Gives free pages of all heaps back.
+pub(crate) fn trim_heaps() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes the heaps' own locks, touches free memory only.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// Every signal back to its default and none blocked: both are inherited through exec otherwise.
 pub(crate) fn reset_signals() {
-    /// The kernel's highest signal number.
-    const LAST: libc::c_int = 64;
-    for signal in 1..=LAST {
+    for signal in 1..=SIGNAL_MAX {
         // SAFETY: the default action is no function of ours. The two signals whose action cannot
         // be changed are refused, which changes nothing.
         unsafe { libc::signal(signal, libc::SIG_DFL) };

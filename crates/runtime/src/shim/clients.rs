@@ -32,8 +32,11 @@ pub(super) enum Role {
 /// One connection.
 #[derive(Debug)]
 pub(super) struct Client {
+    pub(super) id: u64,
     pub(super) stream: UnixStream,
     pub(super) role: Role,
+    /// It asked for a process that is on its way; until then nothing more is read of it.
+    pub(super) awaits_launch: bool,
     input: Vec<u8>,
     output: VecDeque<u8>,
     /// Since when its full buffer has not moved.
@@ -44,11 +47,13 @@ pub(super) struct Client {
 }
 
 impl Client {
-    pub(super) fn new(stream: UnixStream) -> io::Result<Self> {
+    pub(super) fn new(id: u64, stream: UnixStream) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
         Ok(Self {
+            id,
             stream,
             role: Role::Control,
+            awaits_launch: false,
             input: Vec::new(),
             output: VecDeque::new(),
             stalled_since: None,

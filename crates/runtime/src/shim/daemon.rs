@@ -13,7 +13,7 @@ use super::server::Server;
 use crate::cgroup::Cgroup;
 use crate::plan::{ContainerPlan, FORMAT_VERSION};
 use crate::process::sys;
-use crate::runtime::{LOCK_FILE, PLAN_FILE, SOCKET_FILE, STDERR_FILE};
+use crate::runtime::{LOCK_FILE, PLAN_BYTES_MAX, PLAN_FILE, SOCKET_FILE, STDERR_FILE};
 
 /// What the background process says when it serves.
 const READY: &[u8] = b"ready";
@@ -70,10 +70,12 @@ fn launch(dir: &Path) -> io::Result<Vec<u8>> {
 fn prepare(dir: &Path) -> Result<Server, String> {
     let step = |what: &'static str| move |e: io::Error| format!("{what}: {e}");
     rustix::process::setsid().map_err(|e| format!("begin a session: {e}"))?;
+    // Socket, log and records are root's alone.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let dir = dir.canonicalize().map_err(step("find the directory"))?;
-    let text = fs::read(dir.join(PLAN_FILE)).map_err(step("read the plan"))?;
-    let plan: ContainerPlan =
-        serde_json::from_slice(&text).map_err(|e| format!("read the plan: {e}"))?;
+    let plan: ContainerPlan = shoal_durable::read_json(&dir.join(PLAN_FILE), PLAN_BYTES_MAX)
+        .and_then(|plan| plan.ok_or_else(|| io::ErrorKind::NotFound.into()))
+        .map_err(step("read the plan"))?;
     if plan.version != FORMAT_VERSION {
         return Err(format!(
             "the plan has format version {}, this program has {FORMAT_VERSION}",
@@ -87,7 +89,11 @@ fn prepare(dir: &Path) -> Result<Server, String> {
     let _ = fs::write("/proc/self/oom_score_adj", OOM_SCORE);
     let own = rustix::process::getpid();
     rustix::process::set_child_subreaper(Some(own)).map_err(|e| format!("reap: {e}"))?;
-    let cgroup = Cgroup::open(&plan.cgroup_path).map_err(|e| shoal_model::fault::chain(&e))?;
+    let cgroup = match plan.cgroups.clone() {
+        Some(layout) => Cgroup::within(layout, &plan.cgroup_path),
+        None => Cgroup::open(&plan.cgroup_path),
+    };
+    let cgroup = cgroup.map_err(|e| shoal_model::fault::chain(&e))?;
     let listener = bind(&dir).map_err(step("listen"))?;
     Server::new(dir, plan, cgroup, listener, lock).map_err(step("take signals"))
 }

@@ -12,6 +12,7 @@
 
 mod clients;
 mod daemon;
+mod launches;
 mod procs;
 mod requests;
 mod server;

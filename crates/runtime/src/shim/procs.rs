@@ -18,6 +18,9 @@ const READ_BYTES: usize = 64 << 10;
 /// How long the streams of an ended process are still read if somebody else holds them open.
 const DRAIN_DEADLINE: Duration = Duration::from_millis(500);
 
+/// The status of a process that SIGKILL ended, as init and shells give it.
+const KILLED: i32 = 128 + libc::SIGKILL;
+
 /// Which stream of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Channel {
@@ -42,7 +45,11 @@ impl Channel {
 #[derive(Debug)]
 pub(super) struct Proc {
     pub(super) pid: u32,
-    pub(super) pidfd: Option<OwnedFd>,
+    pub(super) pidfd: OwnedFd,
+    /// How often the kernel had killed for want of memory before it started.
+    oom_kills: u64,
+    /// Whether a client had it killed.
+    pub(super) killed_on_request: bool,
     streams: OwnStreams,
     stdin: VecDeque<u8>,
     close_stdin: bool,
@@ -59,15 +66,33 @@ pub(super) enum Got {
 }
 
 impl Proc {
-    pub(super) fn new(spawned: Spawned) -> Self {
+    pub(super) fn new(spawned: Spawned, oom_kills: u64) -> Self {
         Self {
             pid: spawned.pid,
             pidfd: spawned.pidfd,
+            oom_kills,
+            killed_on_request: false,
             streams: spawned.streams,
             stdin: VecDeque::new(),
             close_stdin: false,
             ended: None,
         }
+    }
+
+    /// Whether it was the kernel's want of memory that ended it, with `oom_kills` counted by now.
+    /// Below an init process it is `status` 137 that tells.
+    pub(super) fn ended_by_oom(&self, status: &ExitStatus, oom_kills: u64, init: bool) -> bool {
+        let killed = status.signal == Some(libc::SIGKILL) || (init && status.code == KILLED);
+        killed && !self.killed_on_request && oom_kills > self.oom_kills
+    }
+
+    /// Sends it a signal, unless it has ended.
+    pub(super) fn signal(&mut self, number: i32) -> std::io::Result<()> {
+        if self.ended.is_some() {
+            return Err(Errno::SRCH.into());
+        }
+        self.killed_on_request |= number == libc::SIGKILL;
+        crate::process::sys::signal(self.pidfd.as_fd(), number)
     }
 
     pub(super) fn terminal(&self) -> Option<&OwnedFd> {

@@ -1,15 +1,16 @@
 //! What a shim does on request.
 
-use rustix::process::{Pid, Signal, kill_process};
 use shoal_model::fault::chain;
 
 use super::clients::{Client, Role, Target};
+use super::launches::Pending;
 use super::procs::Proc;
-use super::server::{Exec, Server, wall_clock};
+use super::server::{Exec, Server};
 use crate::caps;
 use crate::cgroup::{CgroupError, DevicePolicy};
 use crate::plan::{ExecPlan, ProcessPlan, TtySize};
 use crate::process::spawn::{self, Wanted};
+use crate::process::sys::SIGNAL_MAX;
 use crate::process::{During, Entry, set_size};
 use crate::protocol::{
     Envelope, Failure, FailureKind, FrameError, FrameKind, PROTOCOL_VERSION, Phase, Reply, Request,
@@ -65,7 +66,13 @@ impl Server {
 
     fn act(&mut self, client: &mut Client, request: Request) {
         let result = match request {
-            Request::Start => self.start(),
+            Request::Start => match self.start(client.id) {
+                Ok(()) => {
+                    client.awaits_launch = true;
+                    return;
+                }
+                Err(failure) => Err(failure),
+            },
             Request::State => Ok(Reply::State(Box::new(self.state()))),
             Request::Wait => return self.wait_for_main(client),
             Request::Signal { signal, all } => self.signal(signal, all),
@@ -77,7 +84,13 @@ impl Server {
                     Ok(Reply::Done)
                 }
             }
-            Request::Exec(plan) => self.exec(client, *plan),
+            Request::Exec(plan) => match self.exec(client.id, &plan) {
+                Ok(()) => {
+                    client.awaits_launch = true;
+                    return;
+                }
+                Err(failure) => Err(failure),
+            },
             Request::ExecWait { exec } => return self.wait_for_exec(client, exec),
             Request::ExecSignal { exec, signal } => self.signal_exec(&exec, signal),
             Request::Resize { exec, size } => self.resize(exec, size),
@@ -107,8 +120,9 @@ impl Server {
         }
     }
 
-    fn start(&mut self) -> Result<Reply, Failure> {
-        if self.phase != Phase::Created {
+    /// Begins to make the container; the client is answered when its program runs.
+    fn start(&mut self, client: u64) -> Result<(), Failure> {
+        if self.phase != Phase::Created || self.is_pending(&Target::Main) {
             return Err(conflict("the container has been started already"));
         }
         let devices = match &self.plan.unikernel {
@@ -117,22 +131,21 @@ impl Server {
             None => DevicePolicy::Standard,
         };
         self.cgroup.create(&self.plan.limits, devices).map_err(kernel("make the cgroup"))?;
-        let spawned = match &self.plan.unikernel {
+        // A group that an earlier end could not remove has counted before.
+        let oom_kills = self.cgroup.oom_kills();
+        let launch = match &self.plan.unikernel {
             Some(unikernel) => {
                 let config = self.dir.join(crate::unikernel::CONFIG_FILE);
                 spawn::tender(&unikernel.tender, &config, &self.plan.process, &self.cgroup)
             }
             None => spawn::container(&self.plan, &self.dir, &self.cgroup),
         };
-        let spawned = spawned.inspect_err(|_| {
+        let launch = launch.inspect_err(|_| {
             // Ignored because: the failure of the start says more, and deletion tries again.
             let _ = self.cgroup.kill_and_remove();
         })?;
-        let (pid, at) = (spawned.pid, wall_clock());
-        self.main = Some(Proc::new(spawned));
-        self.phase = Phase::Running;
-        self.started_at = Some(at);
-        Ok(Reply::Started { pid, at })
+        self.launches.push(Pending::main(launch, client, oom_kills));
+        Ok(())
     }
 
     fn running(&self) -> Result<(), Failure> {
@@ -145,19 +158,20 @@ impl Server {
         }
     }
 
-    fn exec(&mut self, client: &mut Client, plan: ExecPlan) -> Result<Reply, Failure> {
+    fn exec(&mut self, client: u64, plan: &ExecPlan) -> Result<(), Failure> {
         self.running()?;
         if self.plan.unikernel.is_some() {
             return Err(conflict("a unikernel runs no further processes"));
         }
         let running = self.execs.values().filter(|e| matches!(e, Exec::Running(_))).count();
-        if running >= EXECS_MAX {
+        if running + self.launches.len() >= EXECS_MAX {
             return Err(conflict("too many execs run in the container"));
         }
-        if self.execs.contains_key(&plan.id) {
+        let target = Target::Exec(plan.id.clone());
+        if self.execs.contains_key(&plan.id) || self.is_pending(&target) {
             return Err(conflict("the exec has been started already"));
         }
-        let process = self.complete(&plan);
+        let process = self.complete(plan);
         let container = self.container().ok_or_else(|| conflict("the container has ended"))?;
         let entry = Entry {
             container,
@@ -166,16 +180,11 @@ impl Server {
             filtered: !self.plan.privileged,
         };
         let wanted = Wanted { stdin: process.open_stdin, output: plan.attach_output };
-        let spawned = spawn::exec(&entry, wanted, &self.cgroup)?;
-        let (pid, at) = (spawned.pid, wall_clock());
-        self.execs.insert(plan.id.clone(), Exec::Running(Box::new(Proc::new(spawned))));
-        client.role = Role::Stream {
-            target: Target::Exec(plan.id),
-            stdin: process.open_stdin,
-            stdout: plan.attach_output,
-            stderr: plan.attach_output,
-        };
-        Ok(Reply::Started { pid, at })
+        let oom_kills = self.cgroup.oom_kills();
+        let launch = spawn::exec(&entry, wanted, &self.cgroup)?;
+        let flows = (process.open_stdin, plan.attach_output);
+        self.launches.push(Pending::exec(&plan.id, launch, client, flows, oom_kills));
+        Ok(())
     }
 
     /// What an exec does not say is the container's.
@@ -204,23 +213,22 @@ impl Server {
     }
 
     fn signal(&mut self, signal: i32, all: bool) -> Result<Reply, Failure> {
-        let pid = self.main.as_ref().map_or(0, |proc| proc.pid);
-        let signal = number(signal)?;
-        if all && pid != 0 {
+        check_signal(signal)?;
+        if all && self.main.is_some() {
             self.cgroup.signal(signal).map_err(kernel("signal every process"))?;
         }
-        send(pid, signal)?;
+        send(self.main.as_mut(), signal)?;
         // A frozen process does not even die before it is let go.
-        if signal == Signal::KILL {
+        if signal == libc::SIGKILL {
             self.kill_main();
         }
         Ok(Reply::Done)
     }
 
     fn signal_exec(&mut self, id: &str, signal: i32) -> Result<Reply, Failure> {
-        let signal = number(signal)?;
-        let pid = self.proc(&Target::Exec(id.to_owned())).map(|proc| proc.pid);
-        send(pid.ok_or_else(|| no_exec(id))?, signal)?;
+        check_signal(signal)?;
+        let proc = self.proc(&Target::Exec(id.to_owned()));
+        send(Some(proc.ok_or_else(|| no_exec(id))?), signal)?;
         Ok(Reply::Done)
     }
 
@@ -276,12 +284,18 @@ fn no_exec(id: &str) -> Failure {
     Failure::new(FailureKind::NotFound, format!("no such exec instance: {id}"))
 }
 
-fn number(signal: i32) -> Result<Signal, Failure> {
-    let refuse = || Failure::new(FailureKind::Invalid, format!("invalid signal: {signal}"));
-    Signal::from_named_raw(signal).ok_or_else(refuse)
+/// Every number that the kernel knows, named or not: systemd stops at SIGRTMIN+3.
+fn check_signal(signal: i32) -> Result<(), Failure> {
+    if (1..=SIGNAL_MAX).contains(&signal) {
+        return Ok(());
+    }
+    Err(Failure::new(FailureKind::Invalid, format!("invalid signal: {signal}")))
 }
 
-fn send(pid: u32, signal: Signal) -> Result<(), Failure> {
-    let pid = Pid::from_raw(pid.cast_signed()).ok_or_else(|| conflict("the process has ended"))?;
-    kill_process(pid, signal).during(format!("send signal {}", signal.as_raw()))
+fn send(proc: Option<&mut Proc>, signal: i32) -> Result<(), Failure> {
+    let ended = || conflict("the process has ended");
+    match proc.ok_or_else(ended)?.signal(signal) {
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Err(ended()),
+        sent => sent.during(format!("send signal {signal}")),
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
@@ -11,10 +11,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use nix::sys::signal::{SigSet, Signal as NixSignal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, Signal, WaitOptions, kill_process, wait};
+use rustix::process::{WaitOptions, wait};
 use shoal_model::time::Timestamp;
 
 use super::clients::{Client, Role, Target};
+use super::launches::Pending;
 use super::procs::{Channel, Got, Proc};
 use crate::cgroup::Cgroup;
 use crate::json_log::{JsonLog, Source};
@@ -50,6 +51,8 @@ enum Token {
     Client(u64),
     Output(Target, Channel),
     Input(Target),
+    /// Something is told of a process on its way; [`Server::settle_launches`] hears it.
+    Launch,
 }
 
 /// A shim's whole state.
@@ -62,12 +65,15 @@ pub(super) struct Server {
     /// Held as long as the process lives.
     _lock: File,
     signals: SignalFd,
-    clients: BTreeMap<u64, Client>,
+    pub(super) clients: BTreeMap<u64, Client>,
     next_client: u64,
     pub(super) phase: Phase,
     pub(super) main: Option<Proc>,
     pub(super) execs: BTreeMap<String, Exec>,
     ended_execs: VecDeque<String>,
+    pub(super) launches: Vec<Pending>,
+    /// Ends of processes that may turn out to be one that is launched.
+    pub(super) strangers: BTreeMap<u32, ExitStatus>,
     log: JsonLog,
     pub(super) started_at: Option<Timestamp>,
     exit: Option<ExitStatus>,
@@ -110,6 +116,8 @@ impl Server {
             main: None,
             execs: BTreeMap::new(),
             ended_execs: VecDeque::new(),
+            launches: Vec::new(),
+            strangers: BTreeMap::new(),
             log,
             started_at: None,
             exit: None,
@@ -132,7 +140,8 @@ impl Server {
     }
 
     fn is_over(&self) -> bool {
-        let unstarted = self.shutting_down && self.phase == Phase::Created;
+        let unstarted =
+            self.shutting_down && self.phase == Phase::Created && self.launches.is_empty();
         let told = self.clients.is_empty() || self.shutting_down;
         let flushed = self.clients.values().all(|client| !client.has_output());
         let late = self.leave_at.is_some_and(|at| Instant::now() >= at);
@@ -156,7 +165,11 @@ impl Server {
                 fds.push(PollFd::new(&client.stream, flags));
             }
         }
-        let mut ticking = self.leave_at.is_some();
+        let mut ticking = self.leave_at.is_some() || !self.launches.is_empty();
+        for launch in &self.launches {
+            tokens.push(Token::Launch);
+            fds.push(PollFd::new(launch, PollFlags::IN));
+        }
         for (target, proc) in self.procs() {
             ticking |= proc.has_ended();
             let room = self.has_room(&target);
@@ -201,6 +214,9 @@ impl Server {
 
     /// A client whose input the process does not take yet is not read.
     fn may_send(&self, client: &Client) -> bool {
+        if client.awaits_launch {
+            return false;
+        }
         let Role::Stream { target, stdin: true, .. } = &client.role else { return !client.closing };
         let proc = match target {
             Target::Main => self.main.as_ref(),
@@ -218,6 +234,7 @@ impl Server {
 
     fn handle(&mut self, token: Token, flags: PollFlags) {
         match token {
+            Token::Launch => {}
             Token::Listener => self.accept(),
             Token::Signals => self.take_signals(),
             Token::Input(target) => {
@@ -243,7 +260,8 @@ impl Server {
             // The directory is root's alone; this holds where somebody opened it up.
             let own = rustix::process::geteuid();
             let same = rustix::net::sockopt::socket_peercred(&stream).is_ok_and(|c| c.uid == own);
-            if let Some(client) = Client::new(stream).ok().filter(|_| same) {
+            let client = Client::new(self.next_client, stream);
+            if let Some(client) = client.ok().filter(|_| same) {
                 self.clients.insert(self.next_client, client);
                 self.next_client += 1;
             }
@@ -251,9 +269,12 @@ impl Server {
     }
 
     /// Answers what client `id` has sent.
-    fn serve(&mut self, id: u64) {
+    pub(super) fn serve(&mut self, id: u64) {
         loop {
             let Some(client) = self.clients.get_mut(&id) else { return };
+            if client.awaits_launch {
+                return;
+            }
             match client.frame() {
                 Ok(Some((kind, payload))) => {
                     // The request may change the other clients; this one is out meanwhile.
@@ -286,10 +307,16 @@ impl Server {
             let pid = pid.as_raw_nonzero().get().cast_unsigned();
             let signal = status.terminating_signal();
             let code = status.exit_status().or(signal.map(|s| 128 + s)).unwrap_or(255);
-            let oom_killed = self.cgroup.oom_kills() > 0;
-            let exit = ExitStatus { code, signal, oom_killed, finished_at: wall_clock() };
+            let mut exit =
+                ExitStatus { code, signal, oom_killed: false, finished_at: wall_clock() };
             let target = self.procs().find(|(_, proc)| proc.pid == pid).map(|(target, _)| target);
-            if let Some(proc) = target.and_then(|target| self.proc(&target)) {
+            let Some(target) = target else {
+                self.remember(pid, exit);
+                continue;
+            };
+            let (oom_kills, init) = (self.cgroup.oom_kills(), self.plan.init);
+            if let Some(proc) = self.proc(&target) {
+                exit.oom_killed = proc.ended_by_oom(&exit, oom_kills, init);
                 proc.end(exit, now);
             }
         }
@@ -297,11 +324,11 @@ impl Server {
 
     /// Kills the container's first process, and with it all others.
     pub(super) fn kill_main(&mut self) {
-        let pid = self.main.as_ref().and_then(|proc| Pid::from_raw(proc.pid.cast_signed()));
-        if let Some(pid) = pid {
+        if let Some(main) = &mut self.main {
             // Ignored because: it may have ended just now, which is what was wanted.
-            let _ = kill_process(pid, Signal::KILL);
+            let _ = main.signal(libc::SIGKILL);
         }
+        self.kill_pending_main();
         if self.phase == Phase::Paused && self.cgroup.freeze(false).is_ok() {
             self.phase = Phase::Running;
         }
@@ -330,6 +357,7 @@ impl Server {
 
     /// What follows from what has happened: ends, lost clients, output to write.
     fn settle(&mut self, now: Instant) {
+        self.settle_launches(now);
         let held: Vec<Target> =
             self.procs().map(|(t, _)| t).filter(|target| !self.has_room(target)).collect();
         for target in held {
@@ -412,12 +440,7 @@ impl Server {
 
     /// Writes the exit file, whole or not at all.
     fn record(&self) -> io::Result<()> {
-        let place = self.dir.join(EXIT_FILE);
-        let draft = place.with_extension("new");
-        let mut file = File::create(&draft)?;
-        file.write_all(&serde_json::to_vec(&self.state())?)?;
-        file.sync_all()?;
-        fs::rename(draft, place)
+        shoal_durable::replace_json(&self.dir.join(EXIT_FILE), &self.state())
     }
 
     pub(super) fn state(&self) -> ShimState {
@@ -442,6 +465,6 @@ impl Server {
 
     /// Descriptor of the container's first process.
     pub(super) fn container(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
-        self.main.as_ref()?.pidfd.as_ref().map(AsFd::as_fd)
+        self.main.as_ref().map(|main| main.pidfd.as_fd())
     }
 }

@@ -34,7 +34,7 @@ pub fn busybox_rootfs(dir: &Path, busybox: &Path) {
         "sh", "cat", "echo", "sleep", "id", "ls", "true", "false", "env", "pwd", "touch", "mkdir",
         "head", "tail", "stty", "hostname", "ip", "mount", "umount", "kill", "grep", "mknod", "dd",
         "seq", "tr", "wc", "ps", "tty", "chmod", "readlink", "unshare", "df", "cut", "rm",
-        "ulimit", "od",
+        "ulimit", "od", "mkfifo", "ln", "stat",
     ] {
         symlink("busybox", dir.join("bin").join(name)).unwrap();
     }

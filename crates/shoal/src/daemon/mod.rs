@@ -20,6 +20,14 @@ use settings::Settings;
 /// How long the runtime waits for blocking work when everything has been told to stop.
 const RUNTIME_PATIENCE: Duration = Duration::from_secs(2);
 
+/// Most threads for blocking work. A thousand containers that end at once do not need one each, and
+/// each keeps a stack; more than this wait their turn.
+const BLOCKING_THREADS_MAX: usize = 128;
+
+/// How often freed memory is given back: a small part of the 30 s in which the daemon should be
+/// small again.
+const GIVE_BACK_EVERY: Duration = Duration::from_secs(5);
+
 /// Runs a node until it is told to stop.
 pub fn run(args: &DaemonArgs) -> ExitCode {
     match serve(args) {
@@ -41,13 +49,30 @@ fn serve(args: &DaemonArgs) -> Result<()> {
         tracing::info!(flag, "accepted for dockerd's sake, without effect");
     }
     let _claims = lock::claim(&settings)?;
+    shoal_runtime::memory::share_heaps();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS_MAX)
         .build()
         .context("start the runtime")?;
-    let done = runtime.block_on(compose::run(&settings));
+    let done = runtime.block_on(async {
+        let housekeeping = tokio::spawn(give_back());
+        let done = compose::run(&settings).await;
+        housekeeping.abort();
+        done
+    });
     runtime.shutdown_timeout(RUNTIME_PATIENCE);
     done
+}
+
+/// Gives memory back as long as the daemon lives: what a thousand starts needed for a moment would
+/// stay for ever.
+async fn give_back() {
+    loop {
+        tokio::time::sleep(GIVE_BACK_EVERY).await;
+        // Ignored because: it has no result, and a runtime that ends needs no memory.
+        let _ = tokio::task::spawn_blocking(shoal_runtime::memory::give_back).await;
+    }
 }
 
 fn log_to_stderr(settings: &Settings) {

@@ -11,7 +11,7 @@ use shoal_unikernel_abi::features;
 
 use super::cpu::{self, Abilities, Ring};
 use super::tables::{Full, Owner, Tables, tables_needed};
-use super::{CALL_PORT, failed};
+use super::{CALL_PORT, OPENING, failed};
 use crate::elf::{Access, PAGE};
 use crate::error::TenderError;
 use crate::layout::{HIGHEST, LARGE_PAGE, Layout, Purpose};
@@ -45,7 +45,7 @@ pub(crate) struct Processor {
 impl Machine {
     /// Opens `/dev/kvm` and makes a virtual machine.
     pub fn open() -> Result<Self, TenderError> {
-        let kvm = Kvm::new().map_err(failed("opening /dev/kvm"))?;
+        let kvm = Kvm::new().map_err(failed(OPENING))?;
         let vm = kvm.create_vm().map_err(failed("making a virtual machine"))?;
         let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES);
         let cpuid = cpuid.map_err(failed("asking for the processor's features"))?;
