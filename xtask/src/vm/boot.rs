@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -234,6 +234,9 @@ impl Follower<'_> {
     }
 }
 
+/// Lines of the console that wait to be read; the emulator waits once there are more.
+const LINES_MAX: usize = 1024;
+
 /// The emulator's process, which never outlives this value.
 struct Emulator(Child);
 
@@ -245,7 +248,7 @@ impl Emulator {
     /// What it says, line by line, from a thread that ends with it.
     fn lines(&mut self) -> Result<Receiver<String>> {
         let output = self.0.stdout.take().context("the emulator's output")?;
-        let (send, lines) = channel();
+        let (send, lines) = sync_channel(LINES_MAX);
         std::thread::spawn(move || {
             for line in BufReader::new(output).split(b'\n').map_while(std::io::Result::ok) {
                 let line = String::from_utf8_lossy(&line).trim_end().to_owned();

@@ -62,6 +62,7 @@ pub(super) async fn ask(servers: &[IpAddr], question: &[u8], tcp: bool) -> Optio
     race(&addresses, question, tcp).await
 }
 
+#[expect(clippy::disallowed_methods, reason = "one question for each server, SERVERS_MAX at most")]
 async fn race(servers: &[SocketAddr], question: &[u8], tcp: bool) -> Option<Vec<u8>> {
     let deadline = Instant::now() + DEADLINE;
     let mut waiting = servers.iter();
