@@ -172,13 +172,13 @@ impl Engine {
     /// that failed and is tried again. One line each, for `info`.
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
-        let mut lines: Vec<String> = self
-            .inner
-            .damage
-            .errors
-            .iter()
-            .map(|e| format!("DAMAGED: {}", fault::report(e)))
-            .collect();
+        let damaged = self.inner.damage.errors.iter().filter(|error| match error {
+            // What was mended or removed meanwhile is no longer worth a word.
+            EngineError::Record { path, .. } | EngineError::Io { path, .. } => path.exists(),
+            _ => true,
+        });
+        let mut lines: Vec<String> =
+            damaged.map(|error| format!("DAMAGED: {}", fault::report(error))).collect();
         for container in self.all() {
             for (_, text) in container.problems() {
                 lines.push(format!("OWED: container {}: {text}", container.name()));

@@ -148,7 +148,7 @@ impl Engine {
     fn overlay(&self, container: &Container, shows: Shows) -> Result<Overlay, EngineError> {
         let files = container.files();
         let target = self.inner.config.exec_root.join("mounts");
-        std::fs::create_dir_all(&target)
+        shoal_durable::make_private_dir(&target)
             .map_err(EngineError::io("create the directory", &target))?;
         let mut binds = container.read(|record: &Record| {
             let bind = |mount: &crate::mounts::MountRecord| {

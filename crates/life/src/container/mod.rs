@@ -452,8 +452,10 @@ impl State {
                 owed.push(work);
             }
         }
-        if matches!(self.paper, Paper::Owed(_)) {
-            owed.push(Work::Save);
+        match self.paper {
+            Paper::Owed(_) => owed.push(Work::Save),
+            Paper::Writing(retry) if retry.failures > 0 => owed.push(Work::Save),
+            _ => {}
         }
         if matches!(self.stage, Stage::Dead(_)) {
             owed.push(Work::DeleteDirectory);
