@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use shoal_model::id::{ContainerId, NetworkId, TaskId};
+use shoal_model::id::{ContainerId, NetworkId, SWARM_ID_LEN, TaskId};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -28,6 +28,22 @@ struct Table {
     by_container: BTreeMap<ContainerId, Attached>,
     /// Places that the manager gave and no container has taken yet, and since when.
     given: BTreeMap<TaskId, Instant>,
+}
+
+/// The places on the swarm's networks that hand-made containers hold.
+#[derive(Debug)]
+pub(crate) struct Held {
+    /// The tasks that stand for them.
+    pub tasks: BTreeSet<TaskId>,
+    /// How many have one that is not known here.
+    unknown: usize,
+}
+
+impl Held {
+    /// Whether a container has a place whose task is not known here.
+    pub(crate) fn has_unknown(&self) -> bool {
+        self.unknown > 0
+    }
 }
 
 impl Attachments {
@@ -86,10 +102,7 @@ impl Attachments {
 
     /// Every place of a hand-made container that this node holds. A place whose task is not known
     /// (its record came from an earlier daemon) is looked up in `remembered`.
-    pub(crate) fn held(
-        &self,
-        remembered: &BTreeMap<(ContainerId, NetworkId), TaskId>,
-    ) -> BTreeSet<TaskId> {
+    pub(crate) fn held(&self, remembered: &BTreeMap<(ContainerId, NetworkId), TaskId>) -> Held {
         let mut table = lock(&self.table);
         table.given.retain(|_, since| since.elapsed() < GIVEN_MAX);
         let given: Vec<TaskId> = table.given.keys().cloned().collect();
@@ -99,9 +112,13 @@ impl Attachments {
                 place.task_id = remembered.get(&key).cloned();
             }
         }
-        let own = table.by_container.values().filter(|a| a.task_id.is_none());
-        let own = own.flat_map(|a| a.places.iter().filter_map(|place| place.task_id.clone()));
-        own.chain(given).collect()
+        let own = || table.by_container.values().filter(|a| a.task_id.is_none());
+        let places = || own().flat_map(|attached| attached.places.iter());
+        let tasks = places().filter_map(|place| place.task_id.clone()).chain(given).collect();
+        // Ids of the cluster's networks have 25 characters, a node's own ones 64.
+        let swarm = |place: &&Place| place.network_id.as_str().len() == SWARM_ID_LEN;
+        let unknown = places().filter(swarm).filter(|place| place.task_id.is_none()).count();
+        Held { tasks, unknown }
     }
 }
 
@@ -111,13 +128,15 @@ mod tests {
 
     use super::*;
 
+    const NETWORK: &str = "network00000000000000000n";
+
     fn attached(container: &str, place: Option<&str>, task: Option<&str>) -> Attached {
         Attached {
             container_id: ContainerId::new(container),
             name: container.to_owned(),
             sandbox: SandboxSpec::default(),
             places: vec![Place {
-                network_id: NetworkId::new("n"),
+                network_id: NetworkId::new(NETWORK),
                 addresses: Vec::new(),
                 aliases: Vec::new(),
                 task_id: place.map(TaskId::new),
@@ -136,22 +155,24 @@ mod tests {
         attachments.insert(attached("hand", Some("t1"), None));
         attachments.insert(attached("service", Some("t2"), Some("t2")));
         attachments.given(TaskId::new("t3"));
-        let ids = |set: BTreeSet<TaskId>| set.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let ids = |held: Held| held.tasks.iter().map(ToString::to_string).collect::<Vec<_>>();
         assert_eq!(ids(attachments.held(&none)), ["t1", "t3"]);
         // Whoever asked for it has gone: nobody takes it.
         tokio::time::advance(GIVEN_MAX).await;
         assert_eq!(ids(attachments.held(&none)), ["t1"]);
         attachments.remove(&ContainerId::new("hand"));
-        assert!(attachments.held(&none).is_empty());
+        assert!(attachments.held(&none).tasks.is_empty());
     }
 
     #[tokio::test]
     async fn a_place_of_an_earlier_daemon_is_found_again() {
         let attachments = Attachments::default();
         attachments.insert(attached("hand", None, None));
-        let key = (ContainerId::new("hand"), NetworkId::new("n"));
+        assert!(attachments.held(&BTreeMap::new()).has_unknown());
+        let key = (ContainerId::new("hand"), NetworkId::new(NETWORK));
         let remembered = BTreeMap::from([(key, TaskId::new("t1"))]);
-        assert_eq!(attachments.held(&remembered).len(), 1);
+        let held = attachments.held(&remembered);
+        assert!(!held.has_unknown() && held.tasks.len() == 1, "{held:?}");
         let place = attachments.get(&ContainerId::new("hand")).map(|a| a.places[0].clone());
         assert_eq!(place.and_then(|p| p.task_id), Some(TaskId::new("t1")));
     }

@@ -81,8 +81,8 @@ impl Agent {
         }
     }
 
-    /// Gives a place of the swarm back. A manager that cannot be told hears it with the whole set of
-    /// this node's places, in the next session at the latest.
+    /// Gives a place of the swarm back. A manager that cannot be told hears it with the whole set
+    /// of this node's places, in the next session at the latest.
     async fn give_back(&self, task_id: &TaskId) {
         let attachments = &self.inner.attachments;
         attachments.given_up(task_id);

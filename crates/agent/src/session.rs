@@ -29,6 +29,11 @@ const RETRY_MAX: Duration = Duration::from_secs(2);
 /// Pause before the whole set of this node's places is stated again, so that its cost is bounded
 /// however many change.
 const RESTATE_PAUSE: Duration = Duration::from_secs(1);
+/// How often it is stated when nothing is known to differ: a place that was asked for by somebody
+/// who has gone is found so.
+const RESTATE_EVERY: Duration = Duration::from_secs(60);
+/// How long the first assignment of a session may take to say which places this node has.
+const KNOWN_DEADLINE: Duration = Duration::from_secs(10);
 /// How long saying good-bye may take.
 const LEAVE_DEADLINE: Duration = Duration::from_secs(1);
 
@@ -343,14 +348,28 @@ async fn send_attachments(agent: Agent, sender: SessionSender<NodeMessage>) {
     if assignment.wait_for(|known| known.revision != Revision(0)).await.is_err() {
         return;
     }
+    // The file that an earlier daemon left may be older than its containers: then this session's
+    // first assignment says which places those have.
+    let known = async {
+        while attachments.held(&agent.remembered_tasks()).has_unknown() {
+            if assignment.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    // Ignored because: what no assignment knows by then is no place of this node any more.
+    let _ = tokio::time::timeout(KNOWN_DEADLINE, known).await;
     loop {
         changes.borrow_and_update();
-        let tasks = attachments.held(&agent.remembered_tasks()).into_iter().collect();
+        let tasks = attachments.held(&agent.remembered_tasks()).tasks.into_iter().collect();
         let set = NodeMessage::AttachmentSet(AttachmentSet { tasks });
-        if sender.send(set).await.is_err() || changes.changed().await.is_err() {
+        if sender.send(set).await.is_err() {
             return;
         }
         tokio::time::sleep(RESTATE_PAUSE).await;
+        if let Ok(Err(_)) = tokio::time::timeout(RESTATE_EVERY, changes.changed()).await {
+            return;
+        }
     }
 }
 

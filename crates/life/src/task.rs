@@ -392,7 +392,7 @@ impl Task {
                 let text = "unhealthy container".to_owned();
                 self.stop(Why::Failed(Failure { step: "failed", text }), todo);
             }
-            Seen::Alive(Health::Well) if is_up => {
+            Seen::Alive(Health::Well) if self.stage == Stage::Warming => {
                 todo.push(Effect::Abandon);
                 self.serve(todo);
             }

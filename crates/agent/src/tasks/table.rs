@@ -69,7 +69,7 @@ impl Table {
         self.stopped.contains(task)
     }
 
-    /// Says what managers want of a task. A task that is new here needs an owner: what it must know.
+    /// Says what managers want of a task. One that is new here needs an owner: what it must know.
     pub(crate) fn want(&self, task: &Task) -> Option<watch::Receiver<Inputs>> {
         let wish = wish(task);
         let mut rows = lock(&self.rows);
