@@ -3,13 +3,14 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
 use shoal_doctor::damage::Damage;
 use shoal_doctor::host::HostConfig;
 use shoal_doctor::report;
 use shoal_doctor::run::{DEADLINE, run_all};
-use shoal_model::check::{Check, CheckResult};
+use shoal_model::check::{Check, CheckResult, Verdict};
 use shoal_network::node_network::NodeNetwork;
 
 use crate::output;
@@ -28,6 +29,11 @@ pub struct DoctorArgs {
     data_root: PathBuf,
 }
 
+/// How often a node that starts tries what fails.
+const TRIES: u32 = 3;
+/// Time between two tries.
+const BETWEEN_TRIES: Duration = Duration::from_secs(1);
+
 /// Makes a fresh set of checks.
 type Checks = dyn Fn() -> Vec<Box<dyn Check>> + Send + Sync;
 
@@ -42,6 +48,21 @@ impl Checkup {
     pub fn of_node(network: &NodeNetwork, data_root: &Path) -> Self {
         let (network, config) = (network.clone(), HostConfig::new(data_root));
         Self { checks: Arc::new(move || with_host(network.checks(), &config)) }
+    }
+
+    /// Runs them until none fails, a few times at most. A machine that has just booted is still
+    /// loading modules, and answers "not supported" until it has; what a node cannot do when it
+    /// starts, it is not asked to do later.
+    pub fn run_at_start(&self) -> Vec<CheckResult> {
+        let mut found = self.run();
+        for _ in 1..TRIES {
+            if found.iter().all(|check| check.verdict != Verdict::Fail) {
+                break;
+            }
+            std::thread::sleep(BETWEEN_TRIES);
+            found = self.run();
+        }
+        found
     }
 
     /// The checks of a machine without a node.
@@ -107,4 +128,50 @@ pub fn run(args: &DoctorArgs) -> ExitCode {
         print!("{}", report::text(&results, output::width()));
     }
     if report::healthy(&results) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use shoal_model::check::Need;
+
+    use super::*;
+
+    /// Fails until it was tried so often.
+    struct Loading(Arc<AtomicU32>, u32);
+
+    impl Check for Loading {
+        fn run(&self) -> CheckResult {
+            let tried = self.0.fetch_add(1, Ordering::SeqCst) + 1;
+            CheckResult {
+                id: "SH-DOC-999".into(),
+                name: "loading".into(),
+                verdict: if tried < self.1 { Verdict::Fail } else { Verdict::Ok },
+                detail: String::new(),
+                remedy: String::new(),
+                needed_for: Need::Nothing,
+            }
+        }
+        fn label(&self) -> String {
+            "loading".into()
+        }
+    }
+
+    fn tried(succeeds_at: u32) -> (u32, Verdict) {
+        let tries = Arc::new(AtomicU32::new(0));
+        let count = Arc::clone(&tries);
+        let checks: Arc<Checks> = Arc::new(move || {
+            vec![Box::new(Loading(Arc::clone(&count), succeeds_at)) as Box<dyn Check>]
+        });
+        let found = Checkup { checks }.run_at_start();
+        (tries.load(Ordering::SeqCst), found[0].verdict)
+    }
+
+    #[test]
+    fn what_fails_when_a_node_starts_is_tried_again_and_what_does_not_is_not() {
+        assert_eq!(tried(1), (1, Verdict::Ok));
+        assert_eq!(tried(2), (2, Verdict::Ok));
+        assert_eq!(tried(9), (TRIES, Verdict::Fail));
+    }
 }

@@ -60,7 +60,7 @@ fn no_module_yet() -> Result<()> {
 }
 
 fn modules_on_demand() -> Result<()> {
-    equal(&loaded()?.join(" "), &MODULES.join(" "))
+    eventually("they are loaded", || equal(&loaded()?.join(" "), &MODULES.join(" ")))
 }
 
 fn doctor() -> Result<()> {

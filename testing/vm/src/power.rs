@@ -83,7 +83,7 @@ fn change(number: u32) -> Change {
         7 => make("/networks/create", json!({"Name": name("n")}), "networks", name("n")),
         8 => {
             let path = format!("/containers/create?name={}", name("d"));
-            make(&path, json!({"Image": "busybox:vm"}), "containers", name("d"))
+            make(&path, json!({"Image": "busybox:vm", "Cmd": ["true"]}), "containers", name("d"))
         }
         9 => bare("DELETE", format!("/containers/{}", name("d")), "containers", name("d"), false),
         10 => bare("DELETE", format!("/volumes/{}", name("v")), "volumes", name("v"), false),

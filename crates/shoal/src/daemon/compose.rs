@@ -104,7 +104,8 @@ async fn start(settings: &Settings) -> Result<Parts> {
     let checkup = Checkup::of_node(&network, &settings.data_root);
     // Tried before the node takes its first task: what it cannot do is part of its description.
     let first = checkup.clone();
-    let found = tokio::task::spawn_blocking(move || first.run()).await.context("run the checks")?;
+    let found = tokio::task::spawn_blocking(move || first.run_at_start());
+    let found = found.await.context("run the checks")?;
     let checks: Arc<RwLock<Vec<CheckResult>>> = Arc::new(RwLock::new(found.clone()));
     let describe = {
         let (name, labels) = (settings.node_name.clone(), settings.labels.clone());
