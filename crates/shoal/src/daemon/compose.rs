@@ -169,8 +169,7 @@ fn api_state(settings: &Settings, parts: &Parts) -> ApiState {
             node: parts.node.clone(),
         },
     });
-    let mut facts = facts::facts(settings, &parts.instance, parts.started_at, &parts.found);
-    facts.warnings.extend(parts.agent.damaged());
+    let facts = facts::facts(settings, &parts.instance, parts.started_at, &parts.found);
     ApiState {
         facts,
         swarm: Arc::new(Membership { node: parts.node.clone() }),
