@@ -8,7 +8,7 @@ const MAY_SLEEP: &[(&str, &str)] = &[
     // Product: pauses between attempts, and paces.
     ("crates/agent/src/agent.rs", "the deadline of a hand-over, beside what it waits for"),
     ("crates/agent/src/session.rs", "pause before the next manager is tried, growing to a bound"),
-    ("crates/agent/src/assigned.rs", "pause before a write is tried again"),
+    ("crates/agent/src/assigned.rs", "looks again for a condition, with a deadline"),
     ("crates/agent/src/tasks/steps.rs", "pause of a restart; half a second for packets under way"),
     ("crates/agent/src/tasks/listening.rs", "the kernel tells nobody that a port is listened on"),
     ("crates/api/src/http/body.rs", "the deadline of a client that sends nothing"),
