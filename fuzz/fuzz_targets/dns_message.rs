@@ -1,4 +1,5 @@
-//! Queries: whatever is asked over either transport, the server says something that fits, or nothing.
+//! Queries: whatever is asked over either transport, the server says something that fits, or
+//! nothing.
 #![no_main]
 
 use std::net::{IpAddr, Ipv4Addr};

@@ -78,8 +78,8 @@ pub enum SysctlError {
     },
 }
 
-/// Whether a container with these namespaces may set `name` to `value`. Returns the path of its file
-/// below `/proc/sys`.
+/// Whether a container with these namespaces may set `name` to `value`. Returns the path of its
+/// file below `/proc/sys`.
 ///
 /// # Errors
 /// [`SysctlError`] says which rule it breaks.

@@ -78,8 +78,8 @@ pub(crate) fn judge(slot: &Slot, ended: &Task, now: Timestamp) -> Verdict {
     Verdict::Replace(ended.status.timestamp.plus(delay(policy)))
 }
 
-/// Every task of the place that ended by itself but the first was an attempt. The window is the span
-/// before the last end: what was decided then stays decided.
+/// Every task of the place that ended by itself but the first was an attempt. The window is the
+/// span before the last end: what was decided then stays decided.
 fn attempts_used_up(slot: &Slot, ended: &Task, policy: Option<&RestartPolicy>) -> bool {
     let max = attempts_kept(policy);
     if max == 0 {

@@ -97,8 +97,8 @@ type Loads = BTreeMap<NodeId, Load>;
 pub(crate) fn tasks(work: &mut Work<'_>) {
     let waits = |t: &&Arc<Task>| t.status.state == TaskState::Pending && t.is_live();
     let mut waiting: Vec<Arc<Task>> = work.tasks.values().filter(waits).cloned().collect();
-    // An attempt begins on a node with its image and its mounts, which may be what fails: before its
-    // time has come, a replacement is shown to nobody.
+    // An attempt begins on a node with its image and its mounts, which may be what fails: before
+    // its time has come, a replacement is shown to nobody.
     waiting.retain(|task| task.not_before.is_none_or(|at| work.due(at)));
     if waiting.is_empty() {
         return;

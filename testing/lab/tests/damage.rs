@@ -198,8 +198,8 @@ fn nobody_but_root_reads_a_daemons_files() {
         let root_mode = |path: &Path| std::fs::symlink_metadata(path).unwrap().mode();
         open.extend(found.into_iter().filter(|path| root_mode(path) & 0o004 != 0));
     }
-    // Images are public as far as Shoal is concerned; sockets and helpers' files lie below the roots,
-    // which nobody else enters.
+    // Images are public as far as Shoal is concerned; sockets and helpers' files lie below the
+    // roots, which nobody else enters.
     let elsewhere = [place.data.join("images"), place.exec.clone()];
     open.retain(|path: &PathBuf| !elsewhere.iter().any(|dir| path.starts_with(dir)));
     assert!(open.is_empty(), "readable by everybody: {open:?}");

@@ -4,7 +4,8 @@
 //!
 //! `cargo xtask torture [--seed N] [--minutes M]` runs it, in a mount namespace of its own; the
 //! daemon is a host of the lab, in a network namespace. Begin reading at [`torture`]; [`user`] has
-//! what users do, [`chaos`] what is done to the daemon, [`check`] and `shoal_lab::reality` what must hold.
+//! what users do, [`chaos`] what is done to the daemon, [`check`] and `shoal_lab::reality` what
+//! must hold.
 
 #![forbid(unsafe_code)]
 

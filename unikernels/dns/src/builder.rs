@@ -1,8 +1,9 @@
 //! Encodes what follows the question of a response, once for every client.
 //!
-//! Only the question's name differs in length, so that all compression pointers are kept relative to
-//! its end and moved when a response is sent: one into the name is a distance backwards, one into
-//! the records a distance forwards. Only a pointer to the whole question name is the same for all.
+//! Only the question's name differs in length, so that all compression pointers are kept relative
+//! to its end and moved when a response is sent: one into the name is a distance backwards, one
+//! into the records a distance forwards. Only a pointer to the whole question name is the same for
+//! all.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;

@@ -397,7 +397,8 @@ impl Database {
         Answer::new(builder.finish(), code, authoritative)
     }
 
-    /// Names the servers of a zone that is not served, and their addresses as far as they are known.
+    /// Names the servers of a zone that is not served, and their addresses as far as they are
+    /// known.
     fn add_referral(&self, builder: &mut Builder, at: usize) {
         let node = &self.nodes[at];
         let records = self.records(node);

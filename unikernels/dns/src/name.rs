@@ -107,8 +107,8 @@ impl Name {
         self.0[at..].eq_ignore_ascii_case(&other.0) && suffixes(&self.0).any(|start| start == at)
     }
 
-    /// Sort key: canonical order (RFC 4034, section 6.1), and the key of a name begins with the keys
-    /// of the names above it.
+    /// Sort key: canonical order (RFC 4034, section 6.1), and the key of a name begins with the
+    /// keys of the names above it.
     #[must_use]
     pub fn key(&self) -> Key {
         let starts: Vec<usize> = suffixes(&self.0).collect();

@@ -178,7 +178,8 @@ impl<'a> Words<'a> {
     }
 }
 
-/// Data of a known type in generic form must still be well formed: names in it are compressed later.
+/// Data of a known type in generic form must still be well formed: names in it are compressed
+/// later.
 fn check_generic(rtype: Type, data: &[u8]) -> Result<(), Problem> {
     let fits = match rtype {
         Type::A => data.len() == 4,

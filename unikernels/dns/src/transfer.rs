@@ -1,4 +1,5 @@
-//! Whole zones (RFC 5936): the SOA, all other records, the SOA again, in as many messages as needed.
+//! Whole zones (RFC 5936): the SOA, all other records, the SOA again, in as many messages as
+//! needed.
 
 use alloc::vec::Vec;
 

@@ -1,4 +1,5 @@
-//! Every answer is compared with NSD's for the same zones, record by record; malformed requests, too.
+//! Every answer is compared with NSD's for the same zones, record by record; malformed requests,
+//! too.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 

@@ -13,8 +13,8 @@ pub enum Verdict {
     Failed,
 }
 
-/// Decides in the order of RFC 9110, section 13.2.2. `etag` is the file's entity tag with its quotes,
-/// strong; `modified` when it last changed, in seconds since 1970, if that is known.
+/// Decides in the order of RFC 9110, section 13.2.2. `etag` is the file's entity tag with its
+/// quotes, strong; `modified` when it last changed, in seconds since 1970, if that is known.
 #[must_use]
 pub fn verdict(request: &Request<'_>, etag: &[u8], modified: Option<u64>) -> Verdict {
     let mut tags = request.all("if-match").peekable();
@@ -57,7 +57,8 @@ fn moment(request: &Request<'_>, name: &str) -> Option<u64> {
     date::parse(request.field(name)?)
 }
 
-/// Whether a list of entity tags has `etag` in it, or is `*`. A weak comparison takes weak tags, too.
+/// Whether a list of entity tags has `etag` in it, or is `*`. A weak comparison takes weak tags,
+/// too.
 fn matches_any(list: &[u8], etag: &[u8], weak: bool) -> bool {
     if list == b"*" {
         return true;

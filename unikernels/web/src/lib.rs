@@ -3,8 +3,8 @@
 //! [`unikernel::http`].
 //!
 //! [`path`] turns a target into the path of a file, [`site`] holds the files with their fields
-//! already written, [`conditions`] and [`range`] decide what is sent (RFC 9110, sections 13 and 14),
-//! and [`pages`] puts it together. [`settings`] reads what the program was told.
+//! already written, [`conditions`] and [`range`] decide what is sent (RFC 9110, sections 13 and
+//! 14), and [`pages`] puts it together. [`settings`] reads what the program was told.
 //!
 //! Not here: TLS, compression, directory listings, anything that changes files.
 //!

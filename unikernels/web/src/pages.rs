@@ -84,8 +84,8 @@ impl Web {
     }
 }
 
-/// Writes a path so that it can stand in a field: from the normal path, so that it never begins with
-/// two slashes, which would name another host.
+/// Writes a path so that it can stand in a field: from the normal path, so that it never begins
+/// with two slashes, which would name another host.
 fn encode(path: &str) -> String {
     let mut to = String::with_capacity(path.len());
     for byte in path.bytes() {

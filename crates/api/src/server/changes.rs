@@ -1,7 +1,8 @@
 //! Requests that change something run to their end, whoever still waits for the answer.
 //!
-//! hyper drops a handler when its client hangs up. What is dropped at some `await` may have made one
-//! half of a change. So such a handler is a task of its own, and the connection only waits for it.
+//! hyper drops a handler when its client hangs up. What is dropped at some `await` may have made
+//! one half of a change. So such a handler is a task of its own, and the connection only waits for
+//! it.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -100,8 +101,8 @@ impl Changes {
         self.tracker.len()
     }
 
-    /// Takes no more, waits for those that run at most `patience`, and drops what is left: those who
-    /// own the changed things see to it that a dropped request leaves nothing half done.
+    /// Takes no more, waits for those that run at most `patience`, and drops what is left: those
+    /// who own the changed things see to it that a dropped request leaves nothing half done.
     pub async fn shutdown(&self, patience: Duration) {
         self.turns.close();
         self.tracker.close();

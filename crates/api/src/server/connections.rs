@@ -1,8 +1,8 @@
 //! How many clients may be connected, and who has to go when one more comes.
 //!
-//! Connections without a request cost a descriptor each, and descriptors are what containers, images
-//! and the store need, too. So they are bounded; when the bound is reached, the one that has been
-//! quiet for longest is closed for the new one. Clients that keep connections expect that.
+//! Connections without a request cost a descriptor each, and descriptors are what containers,
+//! images and the store need, too. So they are bounded; when the bound is reached, the one that has
+//! been quiet for longest is closed for the new one. Clients that keep connections expect that.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};

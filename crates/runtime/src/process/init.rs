@@ -114,7 +114,8 @@ pub(crate) fn make_workdir(cwd: &str) -> Step<()> {
     Ok(())
 }
 
-/// Each file is looked up once more in what the container may set: a plan on a disk may be anyone's.
+/// Each file is looked up once more in what the container may set: a plan on a disk may be
+/// anyone's.
 fn set_sysctls(plan: &ContainerPlan) -> Step<()> {
     for (file, value) in plan.check_sysctls()? {
         let action = || format!("set the sysctl '{file}' to '{value}'");

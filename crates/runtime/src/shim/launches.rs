@@ -14,8 +14,8 @@ use crate::protocol::{ExitStatus, Failure, Phase, Reply};
 /// uninterruptible wait for a dead disk may take for ever.
 const DYING_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Most ends of unknown processes that are remembered while something is launched. An exec's process
-/// may end before its helper has told its id.
+/// Most ends of unknown processes that are remembered while something is launched. An exec's
+/// process may end before its helper has told its id.
 const STRANGERS_MAX: usize = 256;
 
 /// One of them.

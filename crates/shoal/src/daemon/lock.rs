@@ -69,8 +69,8 @@ pub fn claim(settings: &Settings) -> Result<Claims> {
     Ok(Claims { _data_root: file, pidfile: settings.pidfile.clone() })
 }
 
-/// The instance id of a data root; made when it is first asked for. A copy is kept in the exec root:
-/// what runs carries the id, and would not be found again without it.
+/// The instance id of a data root; made when it is first asked for. A copy is kept in the exec
+/// root: what runs carries the id, and would not be found again without it.
 ///
 /// # Errors
 /// There is none yet, and the file system refuses a new one.
