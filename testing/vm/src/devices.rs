@@ -1,5 +1,5 @@
 //! Device rules, which cgroup version 2 has as a program in the kernel. Options that ask for
-//! further devices are not there yet, and are refused by name.
+//! further devices are not there yet and are refused by name.
 
 use anyhow::{Result, ensure};
 
