@@ -28,8 +28,9 @@ const COALESCE: Duration = Duration::from_millis(20);
 const BATCH_MAX: usize = 500;
 /// First pause after the store did not take them, and the longest.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(2));
-/// Longest text of a status, bytes: the longest chain of causes that was seen has two thousand.
-const TEXT_MAX: usize = 16 << 10;
+/// Longest text of a status, bytes. The longest chain of causes that was seen has two thousand; an
+/// assignment with hundreds of such tasks must still fit a session's message.
+const TEXT_MAX: usize = 8 << 10;
 /// Longest id of a container.
 const CONTAINER_ID_MAX: usize = 128;
 /// Ports that one task can have: as many as its service may publish.

@@ -269,14 +269,17 @@ impl FakeNode {
 
     pub async fn tell(&self, message: NodeMessage) {
         let until = tokio::time::Instant::now() + DEADLINE;
-        let sender = loop {
-            if let Some(sender) = self.sender.lock().unwrap().clone() {
-                break sender;
+        loop {
+            let sender = self.sender.lock().unwrap().clone();
+            // The sender of a session that has just ended takes nothing: the next one comes.
+            if let Some(sender) = sender
+                && sender.send(message.clone()).await.is_ok()
+            {
+                return;
             }
             assert!(tokio::time::Instant::now() < until, "no session");
             tokio::time::sleep(Duration::from_millis(10)).await;
-        };
-        sender.send(message).await.unwrap();
+        }
     }
 }
 
