@@ -22,7 +22,8 @@ const NOTE_BYTES_MAX: usize = 32 << 10;
 pub(crate) enum Note {
     /// The controlling side of its terminal comes along.
     Terminal,
-    /// The process of an exec, by its id outside.
+    /// The process of an exec, by its id outside; a descriptor of it comes along, because it may
+    /// have ended before this is read.
     Pid(u32),
     /// It cannot be made.
     Failed(Failure),

@@ -25,9 +25,9 @@ pub(crate) fn run(entry: &Entry<'_>, stdio: Stdio, channel: Channel) -> ! {
     }
     let code = match join(entry).and_then(|()| sys::fork_sibling().during("fork in the container"))
     {
-        Ok(sys::Forked::Parent(pid)) => {
+        Ok(sys::Forked::Parent((pid, pidfd))) => {
             // Ignored because: a shim that is gone takes everything down anyway.
-            let _ = channel.report(&Note::Pid(pid), None);
+            let _ = channel.report(&Note::Pid(pid), Some(&pidfd));
             0
         }
         Ok(sys::Forked::Child) => match prepare(entry, stdio, &channel) {

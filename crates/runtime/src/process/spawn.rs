@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Pid, PidfdFlags, WaitOptions, pidfd_open, waitpid};
+use rustix::process::{Pid, WaitOptions, waitpid};
 
 use super::channel::{self, Channel, Heard, Note};
 use super::enter::{self, Entry};
@@ -110,10 +110,8 @@ impl Launch {
     fn note(&mut self, note: Note, fd: Option<OwnedFd>) -> Step<()> {
         match note {
             Note::Pid(number) => {
-                let action = "take hold of the new process";
-                let pid = Pid::from_raw(number.cast_signed());
-                let pid = pid.ok_or_else(|| Failure::new(FailureKind::Internal, action))?;
-                let fd = pidfd_open(pid, PidfdFlags::empty()).during(action)?;
+                let lost = "the new process came without a descriptor";
+                let fd = fd.ok_or_else(|| Failure::new(FailureKind::Internal, lost))?;
                 self.exec = Some((number, fd));
                 Ok(())
             }

@@ -34,13 +34,17 @@ fn number(pid: libc::c_long) -> u32 {
 
 /// A fork into new namespaces; the parent gets the child's id and a descriptor of it.
 pub(crate) fn fork_into(namespaces: libc::c_int) -> io::Result<Forked<(u32, OwnedFd)>> {
+    clone3(namespaces, libc::SIGCHLD)
+}
+
+fn clone3(flags: libc::c_int, exit_signal: libc::c_int) -> io::Result<Forked<(u32, OwnedFd)>> {
     let mut pidfd: RawFd = -1;
-    let flags = namespaces | libc::CLONE_PIDFD;
+    let flags = flags | libc::CLONE_PIDFD;
     // SAFETY: all-zero is a valid value: no stack of its own means fork's behaviour.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
     args.flags = u64::from(flags.cast_unsigned());
     args.pidfd = (&raw mut pidfd) as u64;
-    args.exit_signal = u64::from(libc::SIGCHLD.cast_unsigned());
+    args.exit_signal = u64::from(exit_signal.cast_unsigned());
     // SAFETY: the arguments outlive the call, their size is theirs; single thread as in `fork`.
     let pid = check(unsafe {
         libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>())
@@ -53,17 +57,11 @@ pub(crate) fn fork_into(namespaces: libc::c_int) -> io::Result<Forked<(u32, Owne
     Ok(Forked::Parent((number(pid), pidfd)))
 }
 
-/// A fork whose child becomes the caller's sibling: its parent is the caller's parent.
-pub(crate) fn fork_sibling() -> io::Result<Forked<u32>> {
-    // SAFETY: all-zero is valid, as above.
-    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
-    args.flags = u64::from(libc::CLONE_PARENT.cast_unsigned());
+/// A fork whose child becomes the caller's sibling: its parent is the caller's parent. The caller
+/// gets its id and a descriptor of it.
+pub(crate) fn fork_sibling() -> io::Result<Forked<(u32, OwnedFd)>> {
     // With CLONE_PARENT the signal is the parent's own and must not be given.
-    // SAFETY: as in `fork_into`.
-    let pid = check(unsafe {
-        libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>())
-    })?;
-    Ok(if pid == 0 { Forked::Child } else { Forked::Parent(number(pid)) })
+    clone3(libc::CLONE_PARENT, 0)
 }
 
 /// Ends this process at once, without running anything of the parent's that was copied into it.
