@@ -26,6 +26,17 @@ async fn exit_codes_and_output_come_through() {
     assert_eq!(host.cgroups(), Vec::<std::path::PathBuf>::new());
 }
 
+/// With a terminal, the program takes it over from the init process that it starts behind.
+#[tokio::test]
+async fn a_program_behind_an_init_process_gets_its_terminal() {
+    let host = Host::new();
+    let mut plan = host.plan(&["sh", "-c", "tty; exit 4"]);
+    plan.process.tty = true;
+    plan.init = true;
+    let (status, log) = host.run(&plan).await.unwrap();
+    assert_eq!(status.code, 4, "{log:?}");
+}
+
 #[tokio::test]
 async fn errors_before_the_program_runs_are_told_in_docker_words() {
     let host = Host::new();

@@ -14,7 +14,10 @@ pub(crate) fn lead_group(tty: bool) {
     let _ = rustix::process::setpgid(None, None);
     if tty {
         let own = rustix::process::getpid();
-        // Ignored because: as above. (Blocked signals let this pass from the background.)
+        // A process in the background that takes the terminal is stopped for it (SIGTTOU), unless
+        // that signal is blocked; the program starts with none blocked.
+        sys::block_signals();
+        // Ignored because: as above.
         let _ = rustix::termios::tcsetpgrp(rustix::stdio::stdin().as_fd(), own);
     }
 }
