@@ -109,6 +109,9 @@ impl Volumes {
         }
         let dir = self.root.join(name);
         let data = dir.join(DATA);
+        shoal_durable::make_private_dir(&dir)
+            .map_err(EngineError::io("create the directory", &dir))?;
+        // What is in the volume belongs to the containers that mount it.
         fs::create_dir_all(&data).map_err(EngineError::io("create the directory", &data))?;
         let record = VolumeRecord {
             version: VOLUME_VERSION,

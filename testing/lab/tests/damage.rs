@@ -157,6 +157,9 @@ fn no_damaged_file_keeps_the_daemon_down() {
             if *damage == Damage::Stray {
                 // Ignored because: the daemon may have moved it out of the way.
                 let _ = std::fs::remove_file(path.join("stray"));
+            } else if path.parent().is_some_and(|dir| !dir.exists()) {
+                // The directory of a task that was replaced meanwhile is gone, and rightly so.
+                must(std::process::Command::new("rm").arg("-rf").arg(&backup));
             } else {
                 must(std::process::Command::new("mv").arg("-T").arg(&backup).arg(&path));
             }
