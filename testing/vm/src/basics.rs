@@ -22,11 +22,15 @@ pub const MACHINE: &[Claim] = &[
 /// The founding scenario.
 pub const DEMO: &[Claim] = &[("the demonstration", demo)];
 
-/// A node that works.
-pub const NODE: &[Claim] = &[
+/// A node that starts and works.
+pub const STARTS: &[Claim] = &[
     ("the daemon starts", || start_daemon("first")),
     ("an image is imported", import),
     ("a container runs", || equal(&shell(&[], "echo hello")?, "hello")),
+];
+
+/// Ports of its containers.
+pub const PORTS: &[Claim] = &[
     ("a published port answers on both network cards", published),
     ("a port published on one card answers there alone", published_on_one),
 ];
