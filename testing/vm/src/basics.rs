@@ -39,7 +39,7 @@ pub const PORTS: &[Claim] = &[
 const MODULES: &[&str] = &["overlay", "nf_tables", "veth", "vxlan"];
 
 /// How often as long as on a machine of today the demonstration may take.
-const SLOWER: &str = "4";
+const SLOWER: &str = "8";
 /// Longest that all of it may take.
 const DEMO_LONGEST: Duration = Duration::from_secs(600);
 
