@@ -36,9 +36,9 @@ const HELP: &str = "\
 cargo xtask vm [KERNEL] [--brief | --only NAME]
 
 Boots a stock kernel of Debian and tries the program there. KERNEL is the beginning of its version,
-for example 6.1; the newest if unsaid. `--list` tells the kernels. `--brief` is what CI has time for:
-no demonstration, no orderly reboot. Of the boots `--only NAME` does one that needs no other:
-diskless or first.
+for example 6.1; the newest if unsaid. `--list` tells the kernels. `--brief` is what CI has time
+for: no devices, no demonstration, no reboot in order. Of the boots `--only NAME` does one that
+needs no other: diskless or first.
 ";
 
 /// Runs the command.
