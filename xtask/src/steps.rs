@@ -22,7 +22,7 @@ pub fn ci() -> Result<()> {
         ("tests", test),
         ("lab", || lab(&[])),
         ("torture", || torture(&[])),
-        ("vm", || vm::run(&[])),
+        ("vm", || vm::run(&["--brief".to_owned()])),
         ("docs", docs),
     ];
     let before = tree()?;

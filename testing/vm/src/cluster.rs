@@ -5,11 +5,15 @@ use anyhow::{Result, ensure};
 use crate::node::{answers, detached, docker, equal, eventually, remove, shell};
 use crate::report::Claim;
 
-/// What is claimed of the cluster.
-pub const CLAIMS: &[Claim] = &[
+/// A cluster that forms, and its first service.
+pub const FORMS: &[Claim] = &[
     ("with two network cards, init asks which address to advertise", asks_which),
     ("init by the name of a network card", init),
     ("a service on an overlay comes up", service),
+];
+
+/// What is claimed of the cluster then.
+pub const CLAIMS: &[Claim] = &[
     ("its published port answers on both network cards", published),
     ("it is found by its name", by_name),
     ("its limits are what the kernel is told", limits),

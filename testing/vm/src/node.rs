@@ -17,7 +17,7 @@ const SOCKET: &str = "/run/shoal.sock";
 const LOGS: &str = "/var/log";
 /// Longest that anything awaited may take. Emulated processors are slow, and so is a machine that
 /// emulates beside other work.
-pub const PATIENCE: Duration = Duration::from_secs(90);
+pub const PATIENCE: Duration = Duration::from_secs(180);
 /// Time between two looks.
 const BETWEEN: Duration = Duration::from_millis(250);
 
