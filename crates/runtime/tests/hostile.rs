@@ -113,7 +113,8 @@ async fn every_signal_number_is_sent_and_no_other() {
 #[tokio::test]
 async fn an_oom_kill_in_a_containers_past_is_not_its_end() {
     let host = Host::new();
-    // What grows is the child, and it is the one that the kernel shall take; the main process goes on.
+    // What grows is the child, and it is the one that the kernel shall take; the main process goes
+    // on.
     let grow = "sh -c 'echo 1000 > /proc/self/oom_score_adj; \
                 a=$(tr \"\\0\" x < /dev/zero | head -c 200000000)'; ";
     for (script, code) in [("exit 0", 0), ("exit 5", 5), ("exit 137", 137)] {
