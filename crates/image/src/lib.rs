@@ -23,6 +23,7 @@ mod damage;
 pub mod digest;
 pub mod error;
 mod files;
+pub mod header;
 mod index;
 mod ingest;
 mod lock;

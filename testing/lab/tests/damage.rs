@@ -13,9 +13,21 @@ use shoal_lab::{CONVERGE, Host, Lab, eventually, import_busybox, must};
 /// How long a daemon may take to start on what it finds.
 const START: Duration = Duration::from_secs(20);
 /// What is never damaged by itself: content of containers, volumes and images, locks that are held,
-/// logs, and namespaces, which are mounts.
-const CONTENT: [&str; 9] =
-    ["upper", "work", "_data", "l", "netns", "lock", "log", "shim.err", "rootfs"];
+/// logs, namespaces, which are mounts, and files that each start of a container makes anew.
+const CONTENT: [&str; 12] = [
+    "upper",
+    "work",
+    "_data",
+    "l",
+    "netns",
+    "lock",
+    "log",
+    "shim.err",
+    "rootfs",
+    "hosts",
+    "hostname",
+    "resolv.conf",
+];
 
 /// What is done to a file or a directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -270,8 +270,8 @@ impl Unpacker<'_> {
         if let Some(owner) = self.owner {
             return Ok(owner);
         }
-        let number = |n: u64| u32::try_from(n).map_err(|_| io::Error::other("id out of range"));
-        Ok(Owner { uid: number(entry.header().uid()?)?, gid: number(entry.header().gid()?)? })
+        let (uid, gid) = shoal_image::header::owner(entry.header())?;
+        Ok(Owner { uid, gid })
     }
 }
 

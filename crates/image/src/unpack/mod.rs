@@ -213,11 +213,11 @@ impl Step {
 /// What an entry says about its file; PAX records win over the header.
 fn attributes_of(entry: &mut Entry<'_, impl Read>) -> io::Result<Attributes> {
     let header = entry.header();
-    let number = |value: u64| u32::try_from(value).map_err(|_| io::Error::from(Errno::OVERFLOW));
+    let (uid, gid) = crate::header::owner(header)?;
     let mut attributes = Attributes {
         mode: header.mode()? & 0o7777,
-        uid: number(header.uid()?)?,
-        gid: number(header.gid()?)?,
+        uid,
+        gid,
         modified: (i64::try_from(header.mtime()?).unwrap_or(0), 0),
         xattrs: Vec::new(),
     };
