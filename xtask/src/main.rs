@@ -25,7 +25,7 @@ cargo xtask <command>
           there are compared (`cargo xtask torture [--seed N] [--minutes M]`). Needs root
   vm      the program on a stock kernel of Debian, booted under software emulation: demo,
           limits, devices, memory that runs out, a reboot, a power cut
-          (`cargo xtask vm 6.1` takes that kernel; --list tells them; --brief is what `ci` does)
+          (`cargo xtask vm 6.1` takes that kernel; --list tells them; --brief is the half of it)
   docs    build the API documentation, warnings denied
   bench   measurements, side by side with the other thing: `cargo xtask bench unikernel`
           re-runs every row and writes docs/benchmarks.md; `cargo xtask bench node

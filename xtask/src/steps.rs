@@ -21,8 +21,6 @@ pub fn ci() -> Result<()> {
         ("lints", lint),
         ("tests", test),
         ("lab", || lab(&[])),
-        ("torture", || torture(&[])),
-        ("vm", || vm::run(&["--brief".to_owned()])),
         ("docs", docs),
     ];
     let before = tree()?;
