@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{packages, vm};
+use crate::packages;
 
 /// A step's name and what it does.
 type Step = (&'static str, fn() -> Result<()>);
