@@ -106,7 +106,7 @@ fn copy(from: &Path, to: &Path) {
 }
 
 /// One kind of damage to one thing: stopped daemon, damaged copy, start, and what holds then.
-fn survives(host: &Host, path: &Path, damage: Damage) -> Result<(), String> {
+fn survives(host: &Host, kind: &str, path: &Path, damage: Damage) -> Result<(), String> {
     let place = host.place();
     let log_len = std::fs::metadata(&host.logs()[0]).unwrap().size();
     host.kill_daemon();
@@ -121,15 +121,22 @@ fn survives(host: &Host, path: &Path, damage: Damage) -> Result<(), String> {
     let said = info["Warnings"].as_array().is_some_and(|list| !list.is_empty())
         || info["Swarm"]["LocalNodeState"] == "error"
         || new.contains("ERROR");
-    // What is gone without a trace, or made anew each time, cannot be named.
-    if !said && matches!(damage, Damage::Garbage | Damage::CutShort) {
+    let spoilt = matches!(damage, Damage::Garbage | Damage::CutShort);
+    if !said && spoilt && NAMED.contains(&kind) {
         return Err("nobody says so".to_owned());
     }
     Ok(())
 }
 
-/// Where damage is not yet survived or not yet named; each has an owner who works on it.
-const NOT_YET: &[&str] = &[];
+/// State that nothing else holds: its damage has to be said. The rest is made anew or healed from
+/// a copy, or is gone without a trace.
+const NAMED: [&str; 5] = [
+    "agent/assignment.json",
+    "agent/networks.json",
+    "containers/ID/record.json",
+    "images/index.json",
+    "swarm/node.json",
+];
 
 #[test]
 fn no_damaged_file_keeps_the_daemon_down() {
@@ -161,7 +168,7 @@ fn no_damaged_file_keeps_the_daemon_down() {
             if *damage != Damage::Stray {
                 copy(&path, &backup);
             }
-            if let Err(problem) = survives(host, &path, *damage) {
+            if let Err(problem) = survives(host, &kind, &path, *damage) {
                 wrong.push(format!("{kind} {damage:?}: {problem}"));
             }
             // As it was, for the next one.
@@ -180,7 +187,6 @@ fn no_damaged_file_keeps_the_daemon_down() {
             }
         }
     }
-    wrong.retain(|text| !NOT_YET.iter().any(|known| text.starts_with(known)));
     assert!(wrong.is_empty(), "not survived:\n  {}", wrong.join("\n  "));
     for name in ["one", "two"] {
         eventually("the undamaged to run", CONVERGE, || {
@@ -188,7 +194,8 @@ fn no_damaged_file_keeps_the_daemon_down() {
             if state == "running" { Ok(()) } else { Err(state) }
         });
     }
-    host.docker("swarm leave --force");
+    // Ignored because: with its membership's record gone, the node left by itself.
+    let _ = host.try_docker("swarm leave --force");
     host.docker("rm -f one two three");
     lab.finish();
 }
