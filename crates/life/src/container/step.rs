@@ -1,4 +1,4 @@
-//! One event in a container's life; what is done next, [`super::advance`] finds in the state.
+//! One event in a container's life; what is done next, `advance` finds in the state.
 
 use std::time::Duration;
 
