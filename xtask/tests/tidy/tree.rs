@@ -11,7 +11,12 @@ const BINARY_ALLOWED: &[&str] = &["fuzz/seeds/"];
 
 #[test]
 fn the_tree_has_no_products() {
-    let output = Command::new("git").args(["ls-files", "-z"]).current_dir(root()).output().unwrap();
+    if !root().join(".git").exists() {
+        return; // Sources without their history have no list of files.
+    }
+    let mut list = Command::new("git");
+    list.args(["-c", "safe.directory=*", "ls-files", "-z"]).current_dir(root());
+    let output = list.output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let list = String::from_utf8(output.stdout).unwrap();
     let files: Vec<&str> = list.split_terminator('\0').collect();
