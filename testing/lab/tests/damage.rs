@@ -11,7 +11,7 @@ use shoal_lab::http::get;
 use shoal_lab::{CONVERGE, Host, Lab, eventually, import_busybox, must};
 
 /// How long a daemon may take to start on what it finds.
-const START: Duration = Duration::from_secs(20);
+const START: Duration = Duration::from_secs(60);
 /// What is never damaged by itself: content of containers, volumes and images, locks that are held,
 /// logs, namespaces, which are mounts, and files that each start of a container makes anew.
 const CONTENT: [&str; 12] = [
