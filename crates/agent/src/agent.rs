@@ -84,7 +84,7 @@ pub(crate) struct Inner {
     pub(crate) reporter: Reporter,
     pub(crate) hub: SessionHub,
     pub(crate) tasks: tasks::Table,
-    /// This node as templates and placeholders may name it: it does not change while it runs.
+    /// This node as the templates of a task may name it; read once, for as long as the daemon runs.
     description: tokio::sync::OnceCell<NodeDescription>,
     damage: Damage,
     stop: CancellationToken,
@@ -408,8 +408,11 @@ async fn keep_local(inner: &Arc<Inner>) {
         tokio::time::sleep(SETTLE_PAUSE).await;
         if !inner.local.problem().is_empty() {
             let inner = Arc::clone(inner);
-            // Ignored because: a write that broke off is owed as before.
-            let _ = tokio::task::spawn_blocking(move || inner.local.settle()).await;
+            let wrote = tokio::task::spawn_blocking(move || inner.local.settle()).await;
+            if let Err(error) = wrote {
+                tracing::error!(cause = %error, "a write of the local networks broke off; it is \
+                                                 owed as before");
+            }
         }
     }
 }

@@ -86,9 +86,11 @@ impl Assigned {
                         return;
                     }
                 }
-                // Ignored because: whether there is something newer by then, it is written now.
+                // Written again after the pause, or at once if there is something newer.
                 Owed::AWrite => {
-                    let _ = tokio::time::timeout(RETRY, changed).await;
+                    if let Ok(Err(_)) = tokio::time::timeout(RETRY, changed).await {
+                        return;
+                    }
                 }
             }
             let latest = Arc::clone(&follow.borrow_and_update());

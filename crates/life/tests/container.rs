@@ -297,7 +297,7 @@ impl World {
             self.state.shim = Holding::Held;
         }
         if self.network && self.state.network == Holding::Free {
-            // Made, but not yet written down: the network side finds it by itself.
+            // Made, and the record of it was lost: the network side finds it by itself.
             self.network = false;
         }
         let lost = Outcome { result: RunResult::Failure, lasted: Duration::ZERO };

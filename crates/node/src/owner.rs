@@ -261,7 +261,11 @@ impl Owner {
             }
             Came::Swept(Ok(())) => Event::Swept,
             Came::Swept(Err(error)) => {
-                tracing::warn!(cause = report(&error), "leftovers of a membership stay for now");
+                tracing::warn!(
+                    cause = report(&error),
+                    "leftovers of a membership cannot be removed; \
+                                                       tried again every 5 seconds"
+                );
                 Event::SweepFailed
             }
             Came::Plain(event) => event,

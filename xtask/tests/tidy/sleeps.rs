@@ -12,7 +12,6 @@ const MAY_SLEEP: &[(&str, &str)] = &[
     ("crates/agent/src/tasks/steps.rs", "pause of a restart; half a second for packets under way"),
     ("crates/agent/src/tasks/listening.rs", "the kernel tells nobody that a port is listened on"),
     ("crates/api/src/http/body.rs", "the deadline of a client that sends nothing"),
-    ("crates/api/src/server/cluster_events.rs", "pause before the manager is asked again"),
     ("crates/api/src/server/mod.rs", "pause after accept(2) failed for want of descriptors"),
     ("crates/engine/src/events.rs", "the end that the client wished for its stream"),
     ("crates/engine/src/exit.rs", "pause of a restart policy"),

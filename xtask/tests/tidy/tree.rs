@@ -23,7 +23,7 @@ fn the_tree_has_no_products() {
     assert!(files.len() > 500, "only {} files found: the check would prove nothing", files.len());
     let mut wrong = Vec::new();
     for file in files {
-        // A file may be deleted and not yet committed.
+        // A file that was deleted stays in the list until that is committed.
         let Ok(bytes) = std::fs::read(root().join(file)) else { continue };
         if bytes.len() as u64 > FILE_BYTES_MAX {
             wrong.push(format!("{file}: {} bytes, more than {FILE_BYTES_MAX}", bytes.len()));

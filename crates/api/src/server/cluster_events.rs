@@ -7,7 +7,8 @@ use futures::StreamExt;
 
 use crate::backend::ApiState;
 
-/// Pause after a manager's events have ended, which is about to stop then.
+/// How long a change of this node's part is waited for after a manager's events have ended: it is
+/// about to stop then.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// Copies events as long as this node manages a cluster; runs until it is dropped.
@@ -20,7 +21,9 @@ pub async fn forward(state: Arc<ApiState>) {
             while let Some(event) = events.next().await {
                 state.events.publish(event);
             }
-            tokio::time::sleep(LOOK_AGAIN).await;
+            if let Ok(Err(_)) = tokio::time::timeout(LOOK_AGAIN, changes.changed()).await {
+                return;
+            }
         } else if changes.changed().await.is_err() {
             // Nobody changes this node's part in a swarm any more: it is stopping.
             return;
