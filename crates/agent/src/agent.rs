@@ -405,14 +405,15 @@ impl Inner {
 /// Writes what of the local networks is owed to the disk, for ever.
 async fn keep_local(inner: &Arc<Inner>) {
     loop {
-        tokio::time::sleep(SETTLE_PAUSE).await;
+        inner.local.owes().await;
+        let local = Arc::clone(inner);
+        let wrote = tokio::task::spawn_blocking(move || local.local.settle()).await;
+        if let Err(error) = wrote {
+            tracing::error!(cause = %error, "a write of the local networks broke off; it is owed \
+                                             as before");
+        }
         if !inner.local.problem().is_empty() {
-            let inner = Arc::clone(inner);
-            let wrote = tokio::task::spawn_blocking(move || inner.local.settle()).await;
-            if let Err(error) = wrote {
-                tracing::error!(cause = %error, "a write of the local networks broke off; it is \
-                                                 owed as before");
-            }
+            tokio::time::sleep(SETTLE_PAUSE).await;
         }
     }
 }

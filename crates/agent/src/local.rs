@@ -17,6 +17,7 @@ use shoal_model::name::{Lookup, check_name, resolve};
 use shoal_model::object::Subnet;
 use shoal_model::spec::network::{NetworkSpec, OPTION_MTU};
 use shoal_model::time::Timestamp;
+use tokio::sync::Notify;
 
 use crate::damage::Damage;
 use crate::error::AgentError;
@@ -80,6 +81,8 @@ struct Inner {
 pub struct LocalNetworks {
     path: PathBuf,
     inner: Mutex<Inner>,
+    /// Told when something is owed to the disk.
+    owing: Notify,
 }
 
 impl LocalNetworks {
@@ -114,7 +117,7 @@ impl LocalNetworks {
                 Err(error) => damage.note(shoal_model::fault::report(&error)),
             }
         }
-        let this = Self { path, inner: Mutex::new(inner) };
+        let this = Self { path, inner: Mutex::new(inner), owing: Notify::new() };
         this.settle();
         this
     }
@@ -122,6 +125,13 @@ impl LocalNetworks {
     /// Why the file does not have what is here; empty if it has.
     pub(crate) fn problem(&self) -> String {
         self.lock().problem.clone()
+    }
+
+    /// Waits until something is owed to the disk.
+    pub(crate) async fn owes(&self) {
+        while self.problem().is_empty() {
+            self.owing.notified().await;
+        }
     }
 
     /// Writes what could not be written before, if there is something.
@@ -179,6 +189,7 @@ impl LocalNetworks {
         tracing::warn!(network = network.name(), "a network was taken from a container's record");
         inner.networks.insert(id.clone(), network);
         inner.problem = "not written yet".to_owned();
+        self.owing.notify_one();
     }
 
     /// All of them.

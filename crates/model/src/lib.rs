@@ -23,6 +23,7 @@ pub mod name;
 pub mod net;
 pub mod object;
 pub mod payload;
+pub mod size;
 pub mod spec;
 pub mod sysctl;
 pub mod task_state;

@@ -35,6 +35,35 @@ fn is_reachable(ip: IpAddr) -> bool {
     }
 }
 
+/// The addresses of a membership.
+pub(crate) struct Addresses {
+    /// Where it listens as a manager.
+    pub listen: SocketAddr,
+    /// What other nodes are told.
+    pub advertise: SocketAddr,
+    /// Where its VXLAN frames come from.
+    pub data_path: IpAddr,
+}
+
+impl Addresses {
+    /// What a user says, or what this machine has.
+    ///
+    /// # Errors
+    /// See [`listen`], [`advertise`] and [`data_path`].
+    pub fn find(
+        listen_addr: &str,
+        advertise_addr: &str,
+        data_path_addr: &str,
+        default_advertise: Option<&str>,
+    ) -> Result<Self, NodeError> {
+        let own = own_addresses();
+        let listen = listen(listen_addr, &own)?;
+        let advertise = advertise(advertise_addr, default_advertise, listen, &own)?;
+        let data_path = data_path(data_path_addr, advertise.ip(), &own)?;
+        Ok(Self { listen, advertise, data_path })
+    }
+}
+
 /// Reads `ADDRESS`, `ADDRESS:PORT`, `INTERFACE` or `INTERFACE:PORT`.
 ///
 /// # Errors

@@ -18,7 +18,7 @@ use shoal_model::spec::node::{NodeRole, NodeSpec};
 use shoal_model::time::Timestamp;
 use shoal_store::{Store, StoreConfig};
 
-use crate::address;
+use crate::address::Addresses;
 use crate::error::NodeError;
 use crate::node::{InitOptions, Member, NodeConfig};
 use crate::record::{Folder, Record};
@@ -43,11 +43,12 @@ pub(crate) async fn init(
     folder: &Folder,
     options: InitOptions,
 ) -> Result<Member, NodeError> {
-    let own = address::own_addresses();
-    let listen = address::listen(&options.listen_addr, &own)?;
-    let default = config.default_advertise.as_deref();
-    let advertise = address::advertise(&options.advertise_addr, default, listen, &own)?;
-    let data_path = address::data_path(&options.data_path_addr, advertise.ip(), &own)?;
+    let Addresses { listen, advertise, data_path } = Addresses::find(
+        &options.listen_addr,
+        &options.advertise_addr,
+        &options.data_path_addr,
+        config.default_advertise.as_deref(),
+    )?;
     folder.prepare()?;
     let now = (config.clock)();
     let failed = |action| move |source| NodeError::Identity { action, source };

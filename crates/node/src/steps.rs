@@ -13,6 +13,7 @@ use shoal_wire::client;
 use shoal_wire::error::WireError;
 use shoal_wire::message::NodeFacts;
 
+use crate::address::Addresses;
 use crate::error::NodeError;
 use crate::node::{JoinOptions, Member, NodeConfig};
 use crate::record::{Folder, Record};
@@ -56,11 +57,12 @@ pub(crate) async fn join(
 ) -> Result<Member, NodeError> {
     let failed = |action| move |source| NodeError::Identity { action, source };
     let token = JoinToken::parse(&options.join_token).map_err(failed("read the join token"))?;
-    let own = address::own_addresses();
-    let listen = address::listen(&options.listen_addr, &own)?;
-    let default = config.default_advertise.as_deref();
-    let advertise = address::advertise(&options.advertise_addr, default, listen, &own)?;
-    let data_path = address::data_path(&options.data_path_addr, advertise.ip(), &own)?;
+    let Addresses { listen, advertise, data_path } = Addresses::find(
+        &options.listen_addr,
+        &options.advertise_addr,
+        &options.data_path_addr,
+        config.default_advertise.as_deref(),
+    )?;
     folder.prepare()?;
     let key = KeyAndCsr::generate().map_err(failed("make a key"))?;
     let describe = Arc::clone(&config.describe);

@@ -485,7 +485,7 @@ pub(crate) fn is_locked(dir: &Path) -> bool {
 }
 
 /// The process that holds the lock of `dir`.
-fn lock_holder(dir: &Path) -> Option<u32> {
+pub(crate) fn lock_holder(dir: &Path) -> Option<u32> {
     let file = fs::OpenOptions::new().write(true).open(dir.join(LOCK_FILE)).ok()?;
     let mut lock = libc::flock {
         l_type: libc::F_WRLCK as libc::c_short,

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use openraft::error::{ClientWriteError, RaftError};
 use shoal_model::change::{ApplyError, Changed, Transaction};
+use shoal_model::size::json_len;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::consensus::Command;
@@ -48,7 +49,8 @@ pub(crate) async fn propose(
     queue: &mpsc::Sender<Proposal>,
     transaction: Transaction,
 ) -> Result<Vec<Changed>, StoreError> {
-    let bytes = size_of_json(&transaction)?;
+    let bytes = json_len(&transaction)
+        .map_err(|e| StoreError::Disk { action: "write to", problem: e.to_string() })?;
     if bytes > TRANSACTION_BYTES_MAX {
         return Err(StoreError::TooLarge { bytes, limit: TRANSACTION_BYTES_MAX });
     }
@@ -133,25 +135,4 @@ async fn write(core: &Core, batch: Vec<Proposal>) -> Result<(), StoreError> {
 
 fn stopped(reason: &str) -> StoreError {
     StoreError::Stopped { reason: reason.to_owned() }
-}
-
-/// Counts bytes instead of keeping them.
-struct Counter(usize);
-
-impl std::io::Write for Counter {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0 += bytes.len();
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-fn size_of_json(transaction: &Transaction) -> Result<usize, StoreError> {
-    let mut counter = Counter(0);
-    serde_json::to_writer(&mut counter, transaction)
-        .map_err(|e| StoreError::Disk { action: "write to", problem: e.to_string() })?;
-    Ok(counter.0)
 }

@@ -74,9 +74,11 @@ pub(crate) fn kill_processes(netns: &str, marker: &str) {
     pids.extend(processes(marker).into_iter().map(|(pid, _)| pid));
     // Containers live in namespaces of their own; their parent is a shim that is killed here, and
     // a container does not outlive its shim.
-    for pid in pids {
-        run(Command::new("kill").args(["-9", &pid.to_string()]));
-    }
+    pids.into_iter().for_each(kill);
+}
+
+fn kill(pid: u32) {
+    run(Command::new("kill").args(["-9", &pid.to_string()]));
 }
 
 fn mounts() -> Vec<String> {
@@ -100,6 +102,65 @@ pub(crate) fn sweep(dir: &Path, instances: &[String]) {
         run(Command::new("find")
             .args([&group, "-depth", "-type", "d", "-exec", "rmdir", "{}", "+"]));
     }
+}
+
+/// What a lab's things are called: by its process, so that a later one can tell whether it lives,
+/// and its number within that.
+pub(crate) fn tag(pid: u32, number: u32) -> String {
+    format!("lab{pid}x{number}")
+}
+
+/// The process of the lab that a thing with this name belongs to.
+fn owner(name: &str) -> Option<u32> {
+    let (pid, rest) = name.strip_prefix("lab")?.split_once('x')?;
+    rest.starts_with(|c: char| c.is_ascii_digit()).then_some(())?;
+    pid.parse().ok()
+}
+
+/// Removes what test programs left that were ended by a signal: nothing is unwound then, so nobody
+/// cleaned up. Labs of processes that live are left alone.
+pub(crate) fn sweep_dead_labs() {
+    let is_dead =
+        |name: &str| owner(name).is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists());
+    let namespaces = lines(Command::new("ip").args(["netns", "list"]), |line| {
+        line.split_whitespace().next().filter(|name| is_dead(name)).map(str::to_owned)
+    });
+    let dirs: Vec<PathBuf> = std::fs::read_dir(std::env::temp_dir())
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| {
+            entry.file_name().to_string_lossy().strip_prefix("shoal-").is_some_and(is_dead)
+        })
+        .map(|entry| entry.path())
+        .collect();
+    for dir in &dirs {
+        let marker = dir.to_string_lossy();
+        processes(&marker).into_iter().for_each(|(pid, _)| kill(pid));
+    }
+    for netns in &namespaces {
+        kill_processes(netns, netns);
+        run(Command::new("ip").args(["netns", "del", netns]));
+    }
+    for dir in &dirs {
+        sweep(dir, &instances_below(dir));
+        // Ignored because: what is still busy is tried again by the next lab.
+        let _ = std::fs::remove_dir_all(dir);
+    }
+}
+
+/// The instance ids of the daemons whose folders are below a lab's folder.
+fn instances_below(dir: &Path) -> Vec<String> {
+    let inside = |dir: &Path| -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path()).collect()
+    };
+    let daemons = inside(dir).into_iter().flat_map(|host| inside(&host));
+    let files = daemons.map(|daemon| daemon.join("data/instance"));
+    files
+        .filter_map(|file| std::fs::read_to_string(file).ok())
+        .map(|id| id.trim().to_owned())
+        .collect()
 }
 
 /// Control groups of these daemons, two levels deep in every hierarchy.
@@ -135,4 +196,41 @@ pub(crate) fn inside(netns: &str) -> Vec<String> {
         Some(l.to_owned())
     });
     links.into_iter().chain(tables).map(|thing| format!("{netns}: {thing}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+    use crate::must;
+
+    #[test]
+    fn what_a_killed_test_program_left_is_swept_and_nothing_else() {
+        let mut dead = Command::new("true").spawn().unwrap();
+        let pid = dead.id();
+        dead.wait().unwrap();
+        let (left, living) = (tag(pid, 0), tag(std::process::id(), u32::MAX));
+        let name = |tag: &str| format!("{tag}-u");
+        let dir = |tag: &str| std::env::temp_dir().join(format!("shoal-{tag}-test"));
+        for tag in [&left, &living] {
+            must(Command::new("ip").args(["netns", "add", &name(tag)]));
+            std::fs::create_dir(dir(tag)).unwrap();
+        }
+        let mut stray = Command::new("ip")
+            .args(["netns", "exec", &name(&left), "sleep", "1000"])
+            .spawn()
+            .unwrap();
+        crate::eventually("the stray process", crate::CONVERGE, || {
+            let there = run(Command::new("ip").args(["netns", "pids", &name(&left)]));
+            if there.stdout.is_empty() { Err("not there yet".to_owned()) } else { Ok(()) }
+        });
+        sweep_dead_labs();
+        assert!(!stray.wait().unwrap().success(), "it was killed");
+        let exists = |tag: &str| Path::new("/run/netns").join(name(tag)).exists();
+        assert_eq!((exists(&left), dir(&left).exists()), (false, false));
+        assert_eq!((exists(&living), dir(&living).exists()), (true, true));
+        must(Command::new("ip").args(["netns", "del", &name(&living)]));
+        std::fs::remove_dir(dir(&living)).unwrap();
+    }
 }

@@ -32,8 +32,11 @@ impl Lab {
     #[must_use]
     pub fn start(name: &str, hosts: u8) -> Self {
         let number = LABS.fetch_add(1, Ordering::Relaxed);
-        let tag = format!("lab{}x{number}", std::process::id());
-        let dir = tempfile::Builder::new().prefix("shoal-lab-").tempdir().unwrap();
+        if number == 0 {
+            leaks::sweep_dead_labs();
+        }
+        let tag = leaks::tag(std::process::id(), number);
+        let dir = tempfile::Builder::new().prefix(&format!("shoal-{tag}-")).tempdir().unwrap();
         let underlay = format!("{tag}-u");
         let mut lab = Self {
             name: name.to_owned(),

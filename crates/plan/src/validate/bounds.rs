@@ -18,31 +18,15 @@ pub const REFERENCES_MAX: usize = 256;
 /// Variables, mounts and entries of the hosts file of a task, each.
 pub const ENTRIES_MAX: usize = 10_000;
 
-/// Counts what would be written.
-struct Counter(usize);
-
-impl std::io::Write for Counter {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0 += bytes.len();
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
 /// Whether `spec`, the spec of a `what`, has at most `most` bytes as JSON.
 pub(super) fn fits(what: &str, most: usize, spec: &impl serde::Serialize) -> Result<(), SpecError> {
-    let mut counter = Counter(0);
-    serde_json::to_writer(&mut counter, spec)
+    let bytes = shoal_model::size::json_len(spec)
         .map_err(|e| SpecError::invalid(format!("invalid {what} spec: {e}")))?;
-    if counter.0 <= most {
+    if bytes <= most {
         return Ok(());
     }
     Err(SpecError::invalid(format!(
-        "invalid {what} spec: it has {} bytes, at most {most} are allowed",
-        counter.0
+        "invalid {what} spec: it has {bytes} bytes, at most {most} are allowed"
     )))
 }
 
