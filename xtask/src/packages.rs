@@ -42,6 +42,9 @@ const FOR_MACHINES: &[(&str, &str, &str)] = &[
     ("/bin/busybox", "busybox-static", "is the rest of its system"),
 ];
 
+/// Where the docker CLI may be.
+pub const DOCKER: [&str; 2] = ["/usr/local/bin/docker", "/usr/bin/docker"];
+
 /// Installs what the tests need and is missing, by name.
 ///
 /// # Errors
@@ -49,7 +52,7 @@ const FOR_MACHINES: &[(&str, &str, &str)] = &[
 pub fn install() -> Result<()> {
     install_all(PACKAGES)?;
     ensure!(
-        ["/usr/local/bin/docker", "/usr/bin/docker"].iter().any(|f| Path::new(f).exists()),
+        DOCKER.iter().any(|file| Path::new(file).exists()),
         "the docker client is missing: the lab is driven by it"
     );
     Ok(())

@@ -161,3 +161,14 @@ fn run(command: &mut Command) -> Result<()> {
     ensure!(status.success(), "{command:?} ended with {status}");
     Ok(())
 }
+
+/// Runs a program to its end; its output.
+///
+/// # Errors
+/// If it cannot be started or fails; its words are part of the error.
+pub fn output(command: &mut Command) -> Result<String> {
+    let out = command.output().with_context(|| format!("start {command:?}"))?;
+    let said = String::from_utf8_lossy(&out.stderr);
+    ensure!(out.status.success(), "{command:?} ended with {}: {said}", out.status);
+    Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+}

@@ -292,7 +292,11 @@ impl Agent {
     /// Describes this node, without blocking the runtime.
     pub(crate) async fn description(&self) -> NodeDescription {
         let describe = Arc::clone(&self.inner.config.describe);
-        tokio::task::spawn_blocking(move || describe()).await.unwrap_or_default()
+        let described = tokio::task::spawn_blocking(move || describe()).await;
+        described.unwrap_or_else(|error| {
+            tracing::error!(cause = %error, "this node could not be described");
+            NodeDescription::default()
+        })
     }
 
     /// As [`Self::description`], asked once: for what does not change while the node runs.

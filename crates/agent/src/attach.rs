@@ -19,7 +19,7 @@ use shoal_network::desired::{SandboxId, SandboxSpec};
 use tokio::net::TcpStream;
 
 use crate::agent::Agent;
-use crate::desired::{Attached, Place, guest, place_of};
+use crate::desired::{Attached, Place, guest, place_of, spans_nodes};
 use crate::error::AgentError;
 use crate::local::DEFAULT_NETWORK;
 
@@ -377,12 +377,7 @@ impl Agent {
         EndpointInfo {
             network_id: place.network_id.clone(),
             network_name: name,
-            // Ids of the cluster's networks have 25 characters, a node's own ones 64.
-            driver: if place.network_id.as_str().len() == shoal_model::id::SWARM_ID_LEN {
-                "overlay".to_owned()
-            } else {
-                "bridge".to_owned()
-            },
+            driver: if spans_nodes(&place.network_id) { "overlay" } else { "bridge" }.to_owned(),
             endpoint_id: endpoint_id(&attached.container_id, &place.network_id),
             ipv4: v4,
             ipv6: v6,

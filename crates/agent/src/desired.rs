@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use shoal_engine::attacher::PublishedPort;
 use shoal_model::assignment::{Assignment, BackendState, EndpointEntry, NetworkTable};
-use shoal_model::id::{ContainerId, NetworkId, NodeId, TaskId};
+use shoal_model::id::{ContainerId, NetworkId, NodeId, SWARM_ID_LEN, TaskId};
 use shoal_model::net::{Port, Vni};
 use shoal_network::claims::HostPort;
 use shoal_network::desired::{
@@ -199,6 +199,12 @@ fn bridge(network: &LocalNetwork, members: &[Member<'_>]) -> DesiredNet {
         services: Vec::new(),
         local_ports: Vec::new(),
     }
+}
+
+/// Whether this is a network of the cluster: their ids have 25 characters, those of a node's own
+/// networks 64.
+pub(crate) fn spans_nodes(id: &NetworkId) -> bool {
+    id.as_str().len() == SWARM_ID_LEN
 }
 
 /// The port of the host that is asked for.

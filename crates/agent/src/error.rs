@@ -10,15 +10,6 @@ use shoal_model::name::NameError;
 /// A failure of the agent.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
-    /// A file of the agent cannot be read.
-    #[error("read '{}'", path.display())]
-    ReadFile {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
     /// A file of the agent cannot be written.
     #[error("write '{}'", path.display())]
     WriteFile {
@@ -202,8 +193,7 @@ impl Fault for AgentError {
             Self::NoManager { .. } | Self::ManagerSilent { .. } => FaultKind::Unavailable,
             Self::Refused { source, .. } => source.kind(),
             Self::NotImplemented { .. } => FaultKind::NotImplemented,
-            Self::ReadFile { .. }
-            | Self::WriteFile { .. }
+            Self::WriteFile { .. }
             | Self::Format { .. }
             | Self::NoSubnet
             | Self::Kernel { .. }

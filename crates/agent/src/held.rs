@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use shoal_model::id::{ContainerId, NetworkId, SWARM_ID_LEN, TaskId};
+use shoal_model::id::{ContainerId, NetworkId, TaskId};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::agent::lock;
-use crate::desired::{Attached, Place};
+use crate::desired::{Attached, Place, spans_nodes};
 
 /// How long a place that the manager gave may wait for its container to take it. A start takes
 /// moments; after this the place counts as given up, whoever asked for it.
@@ -115,8 +115,7 @@ impl Attachments {
         let own = || table.by_container.values().filter(|a| a.task_id.is_none());
         let places = || own().flat_map(|attached| attached.places.iter());
         let tasks = places().filter_map(|place| place.task_id.clone()).chain(given).collect();
-        // Ids of the cluster's networks have 25 characters, a node's own ones 64.
-        let swarm = |place: &&Place| place.network_id.as_str().len() == SWARM_ID_LEN;
+        let swarm = |place: &&Place| spans_nodes(&place.network_id);
         let unknown = places().filter(swarm).filter(|place| place.task_id.is_none()).count();
         Held { tasks, unknown }
     }

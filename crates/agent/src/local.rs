@@ -166,6 +166,11 @@ impl LocalNetworks {
         let namesake = inner.networks.values().find(|n| n.name() == endpoint.network_name);
         if let Some(namesake) = namesake.map(|n| n.id.clone()) {
             if inner.leases.get(&namesake).is_some_and(|leases| !leases.is_empty()) {
+                tracing::error!(
+                    network = %id, name = endpoint.network_name,
+                    "a running container's network was lost, and its name is another's; make the \
+                     container anew"
+                );
                 return;
             }
             inner.networks.remove(&namesake);

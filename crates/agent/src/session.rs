@@ -11,8 +11,9 @@ use shoal_model::id::{NodeId, Revision, SessionId};
 use shoal_wire::client;
 use shoal_wire::error::WireError;
 use shoal_wire::message::{
-    AckRevision, AttachOutcome, AttachReply, AttachRequest, AttachmentSet, ByeReason, Hello, Leave,
-    ManagerAddr, ManagerMessage, NeedFull, NodeMessage, PROTOCOL_VERSION, TaskStatuses,
+    AckRevision, AttachOutcome, AttachReply, AttachRequest, AttachmentSet, ByeReason, Detach,
+    Hello, Leave, ManagerAddr, ManagerMessage, NeedFull, NodeMessage, PROTOCOL_VERSION,
+    TaskStatuses,
 };
 use shoal_wire::session::{ClientSession, SessionSender};
 use tokio::sync::{oneshot, watch};
@@ -31,8 +32,8 @@ const RETRY_MAX: Duration = Duration::from_secs(2);
 /// Pause before the whole set of this node's places is stated again, so that its cost is bounded
 /// however many change.
 const RESTATE_PAUSE: Duration = Duration::from_secs(1);
-/// How often it is stated when nothing is known to differ: a place that was asked for by somebody
-/// who has gone is found so.
+/// How often it is stated when nothing is known to differ: a place that somebody who has gone
+/// asked for in an earlier session is found so.
 const RESTATE_EVERY: Duration = Duration::from_secs(60);
 /// How long the first assignment of a session may take to say which places this node has.
 const KNOWN_DEADLINE: Duration = Duration::from_secs(10);
@@ -290,7 +291,7 @@ async fn serve(agent: &Agent, mut session: ClientSession) -> End {
         match message {
             ManagerMessage::Assignment(update) => take(agent, *update, &sender).await,
             ManagerMessage::AttachReply(reply) => {
-                attached(agent, *reply);
+                attached(agent, *reply, &sender).await;
             }
             ManagerMessage::OpenLogs(open) => logs.open(agent, open, sender.clone()),
             ManagerMessage::CloseLogs(close) => logs.close(close.stream),
@@ -325,7 +326,7 @@ async fn take(agent: &Agent, update: AssignmentUpdate, sender: &SessionSender<No
 }
 
 /// A manager's answer about a place: it counts as this node's before anything else is said.
-fn attached(agent: &Agent, reply: AttachReply) {
+async fn attached(agent: &Agent, reply: AttachReply, sender: &SessionSender<NodeMessage>) {
     let attachments = &agent.inner.attachments;
     let id = match &reply.outcome {
         AttachOutcome::Attached { task, .. } => Some(task.id.clone()),
@@ -337,9 +338,11 @@ fn attached(agent: &Agent, reply: AttachReply) {
     if !agent.inner.hub.answered(reply.request, reply.outcome)
         && let Some(id) = id
     {
-        // Whoever asked has given up.
+        // Whoever asked has given up. A set spares what its own session gave, so it is named.
         attachments.given_up(&id);
-        attachments.restate();
+        let detach = NodeMessage::Detach(Detach { task_id: id });
+        // Ignored because: a session that cannot take this ends, and the next one's set says so.
+        let _ = sender.send(detach).await;
     }
 }
 

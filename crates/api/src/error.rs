@@ -202,6 +202,8 @@ impl Fault for RequestFault {
             Self::TooManyChanges { .. } => {
                 Some("wait for some of them, or look at what they wait for".into())
             }
+            Self::Stopping => Some("send it again when the daemon runs".into()),
+            Self::BodySlow { .. } => Some("send the whole body at once".into()),
             _ => None,
         }
     }

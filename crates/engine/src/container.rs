@@ -117,13 +117,9 @@ impl Container {
     }
 
     /// What is owed, and why it failed the last time.
-    pub fn problems(&self) -> Vec<(Work, String)> {
+    pub fn problems(&self) -> Vec<String> {
         let owed = self.read(|record| record.run.life.owed());
-        self.live(|live| {
-            owed.into_iter()
-                .filter_map(|work| Some((work, live.problems.get(&work)?.clone())))
-                .collect()
-        })
+        self.live(|live| owed.iter().filter_map(|work| live.problems.get(work).cloned()).collect())
     }
 
     /// Looks at the record.

@@ -10,7 +10,6 @@ use shoal_image::error::ImageError;
 use shoal_image::reference::Reference;
 use shoal_life::container::Event;
 use shoal_life::container::policy::Past;
-use shoal_model::fault::Fault;
 use shoal_model::id::ContainerId;
 use shoal_model::spec::StringMap;
 use shoal_model::spec::container::ContainerCreate;
@@ -137,6 +136,10 @@ impl Engine {
         self.insert(Arc::clone(&container));
         if *self.inner.resumed.borrow() {
             container.report(Event::Resumed(Past::Fresh)).await;
+        }
+        if self.inner.stopping.is_cancelled() {
+            // Whoever stops all containers may have looked before this one was there.
+            container.report(Event::Stopping).await;
         }
         self.note(&container, "create", &[]);
         self.publish(&container, false);
@@ -324,12 +327,7 @@ pub(crate) fn image_error(
         };
         return EngineError::NoSuchImage { reference: full };
     }
-    EngineError::Image {
-        action,
-        reference: reference.to_owned(),
-        kind: source.kind(),
-        source: Box::new(source),
-    }
+    EngineError::Image { action, reference: reference.to_owned(), source: Box::new(source) }
 }
 
 fn default_hostname(id: &ContainerId, network_mode: Option<&str>) -> String {

@@ -180,7 +180,7 @@ impl Engine {
         let mut lines: Vec<String> =
             damaged.map(|error| format!("DAMAGED: {}", fault::report(error))).collect();
         for container in self.all() {
-            for (_, text) in container.problems() {
+            for text in container.problems() {
                 lines.push(format!("OWED: container {}: {text}", container.name()));
             }
         }

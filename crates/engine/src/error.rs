@@ -156,11 +156,9 @@ pub enum EngineError {
         action: &'static str,
         /// Which image.
         reference: String,
-        /// How the caller should react.
-        kind: FaultKind,
         /// Why not.
         #[source]
-        source: Cause,
+        source: Box<shoal_image::error::ImageError>,
     },
     /// A file of the engine could not be read or written.
     #[error("{action} '{}'", path.display())]
@@ -250,7 +248,7 @@ impl Fault for EngineError {
             Self::NotModified { .. } => FaultKind::NotModified,
             Self::NotImplemented { .. } => FaultKind::NotImplemented,
             Self::Network { source, .. } => source.kind,
-            Self::Image { kind, .. } => *kind,
+            Self::Image { source, .. } => source.kind(),
             Self::ShuttingDown => FaultKind::Unavailable,
             Self::Runtime { .. } | Self::Io { .. } | Self::Record { .. } | Self::Worker { .. } => {
                 FaultKind::Internal
@@ -269,6 +267,7 @@ impl Fault for EngineError {
             Self::Io { .. } => Some(FaultId("SH-ENG-004")),
             Self::Record { .. } => Some(FaultId("SH-ENG-005")),
             Self::Network { source, .. } => source.id.or(Some(FaultId("SH-ENG-006"))),
+            Self::Image { source, .. } => source.id(),
             _ => None,
         }
     }
@@ -276,6 +275,7 @@ impl Fault for EngineError {
     fn remedy(&self) -> Option<String> {
         match self {
             Self::Network { source, .. } => source.remedy.clone(),
+            Self::Image { source, .. } => source.remedy(),
             Self::UnikernelNeeds { remedy, .. } => Some(remedy.clone()),
             _ => None,
         }

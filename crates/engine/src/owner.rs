@@ -182,7 +182,7 @@ impl Owner {
             Command::Start | Command::Restart(_) => self.starters.push(answer),
             Command::Stop(..) => self.stoppers.push(answer),
             Command::Remove(..) => self.removers.push(answer),
-            Command::Disown => drop(answer.send(Ok(()))),
+            Command::Disown => answer_done(&mut vec![answer]),
         }
         self.step(Event::Command(command));
     }
@@ -259,8 +259,10 @@ impl Owner {
             return;
         };
         let text = fault::report(&error);
-        let hope = match error.kind() {
-            FaultKind::NotFound => Hope::None,
+        let hope = match (&error, error.kind()) {
+            // The store mends what it can of a damaged image meanwhile.
+            (EngineError::Image { .. }, _) => Hope::Some,
+            (_, FaultKind::NotFound) => Hope::None,
             _ => Hope::Some,
         };
         let starting = matches!(work, Work::Attach | Work::Launch | Work::Run)
@@ -313,7 +315,10 @@ impl Owner {
             News::Settled => self.tell_settled(),
             News::NotEnding => {
                 let id = &self.container.id;
-                let text = format!("container {id} did not end although it was killed");
+                let text = format!(
+                    "container {id} did not end although it was killed; it is killed again until \
+                     it ends"
+                );
                 self.refuse_all(&text);
             }
             News::RestartDropped => {
@@ -343,10 +348,7 @@ impl Owner {
         self.engine.note_volume_use(&self.container, "mount");
         self.engine.note(&self.container, "start", &[]);
         self.engine.publish(&self.container, false);
-        for answer in self.starters.drain(..) {
-            // Ignored because: who went away does not need to know.
-            let _ = answer.send(Ok(()));
-        }
+        answer_done(&mut self.starters);
         if self.container.read(|record| record.run.life.halt) == Halt::No {
             let text = format!("container {} was started again meanwhile", self.container.id);
             answer_error(&mut self.stoppers, EngineError::conflict(text));
@@ -356,7 +358,7 @@ impl Owner {
     fn tell_start_failed(&mut self) {
         let (engine, container) = (&self.engine, &self.container);
         let error = self.start_error.take();
-        let owed: Vec<String> = container.problems().into_iter().map(|(_, text)| text).collect();
+        let owed: Vec<String> = container.problems();
         container.change(|record| {
             record.run.pid = 0;
             if let Some(error) = &error {
@@ -459,8 +461,7 @@ impl Owner {
     }
 
     fn tell_removal_failed(&mut self) {
-        let owed: Vec<String> =
-            self.container.problems().into_iter().map(|(_, text)| text).collect();
+        let owed: Vec<String> = self.container.problems();
         let error = self.removal_error.take().unwrap_or_else(|| {
             EngineError::conflict(format!(
                 "container {} is removed when what it left is cleaned up: {}",
@@ -482,18 +483,12 @@ impl Owner {
         engine.publish(container, true);
         container.answer(|_| true);
         self.answer_stoppers();
-        for answer in self.removers.drain(..) {
-            // Ignored because: who went away does not need to know.
-            let _ = answer.send(Ok(()));
-        }
+        answer_done(&mut self.removers);
         self.refuse_starters("it was removed");
     }
 
     fn answer_stoppers(&mut self) {
-        for answer in self.stoppers.drain(..) {
-            // Ignored because: who went away does not need to know.
-            let _ = answer.send(Ok(()));
-        }
+        answer_done(&mut self.stoppers);
     }
 
     fn refuse_starters(&mut self, why: &str) {
@@ -505,6 +500,14 @@ impl Owner {
         for list in [&mut self.starters, &mut self.stoppers, &mut self.removers] {
             answer_error(list, EngineError::conflict(text));
         }
+    }
+}
+
+/// Tells everybody that it is done.
+fn answer_done(list: &mut Vec<Answer>) {
+    for answer in list.drain(..) {
+        // Ignored because: who went away does not need to know.
+        let _ = answer.send(Ok(()));
     }
 }
 

@@ -217,7 +217,11 @@ impl Engine {
             let engine = self.clone();
             self.spawn(async move {
                 let mut retry = Retry::default();
-                while let Err(error) = engine.delete_shim(&id).await {
+                let end = async || {
+                    engine.delete_shim(&id).await?;
+                    engine.drop_memory_files(&id).await
+                };
+                while let Err(error) = end().await {
                     tracing::error!(container = %id, error = fault::report(&error),
                         "the shim of an unknown container stays; trying again");
                     retry = retry.next(engine.steady());
@@ -309,7 +313,9 @@ fn read_all(root: &Path, damage: &mut Damage) -> Result<Vec<Record>, EngineError
             damage.add(stray(&dir, "it is no container's directory; move it away"));
             continue;
         }
-        if name.starts_with(REMOVING) || !dir.join(record::RECORD_FILE).exists() {
+        if name.starts_with(REMOVING)
+            || matches!(dir.join(record::RECORD_FILE).try_exists(), Ok(false))
+        {
             // A removal that was cut off, or a creation that nobody was told of.
             if let Err(error) = fs::remove_dir_all(&dir) {
                 damage.add(EngineError::io("remove", &dir)(error));

@@ -1,7 +1,5 @@
 //! Removing containers, and waiting for what becomes of them.
 
-use std::fs;
-
 use shoal_life::container::{Command, Force, Volumes};
 use shoal_model::id::ContainerId;
 
@@ -13,7 +11,7 @@ use crate::record::Record;
 use crate::request::{RemoveOptions, WaitCondition};
 use crate::view::summary::ContainersPruned;
 use crate::volumes::size_of;
-use crate::work::aside;
+use crate::work::remove_directory;
 
 /// Directories of containers that are being removed begin with this; the next start finishes what
 /// a crash has left of them.
@@ -60,6 +58,7 @@ impl Engine {
         let engine = self.clone();
         self.owned(async move {
             engine.delete_shim(&id).await?;
+            engine.drop_memory_files(&id).await?;
             let released = engine.inner.attacher.detach(&id).await;
             released.map_err(|source| EngineError::Network {
                 action: "release the networks",
@@ -69,10 +68,7 @@ impl Engine {
             let root = engine.inner.config.data_root.join("containers");
             let subject = id.clone();
             blocking("remove a container", move || {
-                let dir = root.join(subject.as_str());
-                let aside = aside(&dir, &subject);
-                fs::rename(&dir, &aside).map_err(EngineError::io("move aside", &dir))?;
-                fs::remove_dir_all(&aside).map_err(EngineError::io("remove", &aside))
+                remove_directory(&root.join(subject.as_str()), &subject, || ())
             })
             .await?;
             engine.inner.images.release(&id);

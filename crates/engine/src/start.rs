@@ -86,7 +86,6 @@ impl Engine {
         container: &Arc<Container>,
         attachment: Attachment,
     ) -> Result<ContainerPlan, EngineError> {
-        let layers = self.layers(container)?;
         let etc_dir = match container.read(|r| r.shares_network_of().map(str::to_owned)) {
             Some(word) => Some(self.find(&word)?.dir.clone()),
             None => None,
@@ -97,6 +96,7 @@ impl Engine {
         let container = Arc::clone(container);
         let plan = brief("prepare a container", move || {
             let record = container.read(Record::clone);
+            let layers = engine.layers(&container)?;
             if record.workload == Workload::Unikernel {
                 let around = unikernel::tender_plan::Surroundings {
                     layers: &layers,

@@ -70,7 +70,7 @@ impl Volumes {
             }
             let removing =
                 dir.file_name().is_some_and(|name| name.to_string_lossy().starts_with(REMOVING));
-            if removing || (!dir.join(RECORD).exists() && is_unused(&dir)) {
+            if removing || (matches!(dir.join(RECORD).try_exists(), Ok(false)) && is_unused(&dir)) {
                 // A removal that was cut off, or a creation: nothing refers to it.
                 if let Err(error) = fs::remove_dir_all(&dir) {
                     damaged.push(EngineError::io("remove", &dir)(error));

@@ -1,7 +1,7 @@
 //! Work for a container, as its owner orders it: each piece can be done again at any time.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 
 use futures::FutureExt;
@@ -32,7 +32,7 @@ impl Engine {
                 Work::Launch => self.launch(container).await,
                 Work::Run => self.run_process(container).await,
                 Work::DeleteShim => self.delete_shim(&container.id).await,
-                Work::DropFiles => self.drop_memory_files(container).await,
+                Work::DropFiles => self.drop_memory_files(&container.id).await,
                 Work::ReleaseNetwork => self.release_networks(container).await,
                 Work::DeleteDirectory => self.delete_directory(container).await,
                 Work::Lend => Ok(()),
@@ -160,25 +160,17 @@ impl Engine {
 
     /// Removes what a start wrote for the container's memory file system: it is of use only while
     /// the container runs, and the next start writes it anew.
-    async fn drop_memory_files(&self, container: &Container) -> Result<(), EngineError> {
-        let dir = memory::dir(&self.inner.config.exec_root, &container.id);
+    pub(crate) async fn drop_memory_files(&self, id: &ContainerId) -> Result<(), EngineError> {
+        let dir = memory::dir(&self.inner.config.exec_root, id);
         brief("remove memory files", move || memory::remove(&dir)).await
     }
 
     async fn delete_directory(&self, container: &Arc<Container>) -> Result<(), EngineError> {
-        let dir = container.dir.clone();
-        let aside = aside(&dir, &container.id);
         let subject = Arc::clone(container);
         brief("remove a container", move || {
-            if dir.exists() {
-                fs::rename(&dir, &aside).map_err(EngineError::io("move aside", &dir))?;
-            }
-            // From here on there is nothing to write a record to.
-            subject.live(|live| live.gone = true);
-            if aside.exists() {
-                fs::remove_dir_all(&aside).map_err(EngineError::io("remove", &aside))?;
-            }
-            Ok(())
+            // From there on there is nothing to write a record to.
+            let moved = || subject.live(|live| live.gone = true);
+            remove_directory(&subject.dir, &subject.id, moved)
         })
         .await?;
         let volumes = container.read(|record| record.run.life.intent);
@@ -211,9 +203,22 @@ impl Engine {
     }
 }
 
-/// Where a container's directory is while it is removed.
-pub(crate) fn aside(dir: &std::path::Path, id: &ContainerId) -> PathBuf {
-    dir.with_file_name(format!("{REMOVING}{id}"))
+/// Moves a container's directory aside, if it is there, and removes it; `moved` runs between. A
+/// removal that was cut off goes on. Blocks.
+pub(crate) fn remove_directory(
+    dir: &Path,
+    id: &ContainerId,
+    moved: impl FnOnce(),
+) -> Result<(), EngineError> {
+    let aside = dir.with_file_name(format!("{REMOVING}{id}"));
+    if dir.exists() {
+        fs::rename(dir, &aside).map_err(EngineError::io("move aside", dir))?;
+    }
+    moved();
+    if aside.exists() {
+        fs::remove_dir_all(&aside).map_err(EngineError::io("remove", &aside))?;
+    }
+    Ok(())
 }
 
 /// Joins a client that attached before the start.

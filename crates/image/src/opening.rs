@@ -18,7 +18,7 @@ use crate::index::{INDEX_VERSION, Index};
 use crate::ingest::{Busy, Ingest, parse_config, read_document};
 use crate::lock::StoreLock;
 use crate::rebuild;
-use crate::store::{ImageStore, Inner, State, StoreOptions};
+use crate::store::{ImageStore, Inner, State, StoreOptions, is_full};
 
 /// The largest index that is read: about 100,000 layers.
 const MAX_INDEX: u64 = 64 * 1024 * 1024;
@@ -68,14 +68,15 @@ enum Found {
 fn make_directories(files: &Files, damage: &mut Damage) {
     for path in files.directories() {
         let mut made = shoal_durable::make_private_dir(&path);
-        let foreign = |e: &io::Error| !matches!(e.kind(), io::ErrorKind::StorageFull);
-        if made.as_ref().is_err_and(foreign) && !path.is_dir() {
+        if made.as_ref().is_err_and(|error| !is_full(error)) && !path.is_dir() {
             made = put_aside(&path).and_then(|()| shoal_durable::make_private_dir(&path));
-            let reason = "it was no directory; it is put aside".into();
-            damage.note(
-                Part::Directory(path.clone()),
-                &ImageError::Damaged { path: path.clone(), reason },
-            );
+            if made.is_ok() {
+                let reason = "it was no directory; it is put aside".into();
+                damage.note(
+                    Part::Directory(path.clone()),
+                    &ImageError::Damaged { path: path.clone(), reason },
+                );
+            }
         }
         if let Err(error) = made {
             let error = ImageError::files("create the directory", &path)(error);

@@ -10,6 +10,14 @@
 
 #![forbid(unsafe_code)]
 
+use std::time::Duration;
+
 pub mod container;
 pub mod membership;
 pub mod task;
+
+/// A pause that doubles with each failure, up to `last`.
+fn pause(first: Duration, last: Duration, doublings: u32) -> Duration {
+    // Sixteen doublings of any first pause here are over the longest one.
+    first.saturating_mul(1 << doublings.min(16)).min(last)
+}

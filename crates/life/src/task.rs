@@ -85,7 +85,7 @@ impl Attempts {
     }
 
     fn pause(self) -> Duration {
-        PAUSE_FIRST.saturating_mul(1 << self.0.min(10)).min(PAUSE_MAX)
+        crate::pause(PAUSE_FIRST, PAUSE_MAX, self.0)
     }
 }
 

@@ -26,8 +26,8 @@ use shoal_wire::session::SessionSender;
 use crate::error::ControlError;
 use crate::shared::{RandomIds, Shared};
 
-/// Places of one node at most: as many addresses as a usual network has.
-const PLACES_MAX: usize = 1024;
+/// Places of one node at most: all of them end in the transaction in which it leaves.
+const PLACES_MAX: usize = CHANGES_MAX - 1;
 /// Names of one container on a network at most.
 const NAMES_MAX: usize = 64;
 /// Longest name of a container on a network: the longest that DNS knows.
@@ -97,12 +97,13 @@ impl Caller {
 
     /// Ends the place of a container that has left it.
     pub async fn detach(self, id: TaskId) {
-        let node = self.node.clone();
+        let (node, gone) = (self.node.clone(), id.clone());
         self.insist(move |state, now| {
             let own = state.tasks.get(&id).filter(|task| is_held_by(task, &node));
             own.map(|task| end(task, now, "the container has left")).into_iter().collect()
         })
         .await;
+        self.shared.sessions.note_taken(&self.node, &self.session, &gone);
     }
 
     /// Ends every place that the node does not hold any more.
@@ -128,7 +129,7 @@ impl Caller {
         &self,
         compute: impl Fn(&ClusterState, Timestamp) -> Vec<Change> + Clone + Send + 'static,
     ) {
-        while self.shared.sessions.given(&self.node, &self.session).is_some() {
+        while self.shared.sessions.is_current(&self.node, &self.session) {
             let compute = compute.clone();
             let write = self.shared.writer.write(move |state, now| {
                 let changes = compute(state, now);

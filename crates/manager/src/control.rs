@@ -86,12 +86,6 @@ impl Control {
         Arc::new(honest)
     }
 
-    /// Whether this manager leads and can write.
-    #[must_use]
-    pub fn is_leader(&self) -> bool {
-        self.shared.store.health().is_ok() && self.shared.store.is_leader()
-    }
-
     /// What is wrong with this manager, a line each, for `docker info`.
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {

@@ -360,7 +360,7 @@ fn is_busy(task: &Task, node: &NodeId) -> bool {
 
 fn check_description(description: &NodeDescription) -> Result<(), SpecError> {
     // Cannot fail: maps with text keys and plain values always serialise.
-    let bytes = serde_json::to_vec(description).map_or(usize::MAX, |json| json.len());
+    let bytes = shoal_model::size::json_len(description).unwrap_or(usize::MAX);
     if bytes <= DESCRIPTION_BYTES_MAX {
         return Ok(());
     }

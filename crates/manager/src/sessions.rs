@@ -94,6 +94,20 @@ impl Sessions {
         })
     }
 
+    /// Whether this is still the node's session.
+    pub fn is_current(&self, node: &NodeId, id: &SessionId) -> bool {
+        self.with(|tables| tables.sessions.get(node).is_some_and(|s| s.id == *id))
+    }
+
+    /// A place that was given has been taken back: no set need spare it any more.
+    pub fn note_taken(&self, node: &NodeId, id: &SessionId, task: &TaskId) {
+        self.with(|tables| {
+            if let Some(session) = tables.sessions.get_mut(node).filter(|s| s.id == *id) {
+                session.given.remove(task);
+            }
+        });
+    }
+
     /// The places that were given in this session; `None` once it is over.
     pub fn given(&self, node: &NodeId, id: &SessionId) -> Option<BTreeSet<TaskId>> {
         self.with(|tables| {

@@ -14,6 +14,7 @@ use shoal_model::id::{NodeId, TaskId};
 use shoal_model::object::{NodeState, Task, TaskStatus};
 use shoal_model::task_state::TaskState;
 use shoal_model::time::Timestamp;
+use shoal_plan::validate::PORTS_MAX;
 use shoal_store::StoreError;
 use shoal_wire::message::TaskReport;
 use tokio::sync::Notify;
@@ -33,8 +34,6 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_
 const TEXT_MAX: usize = 8 << 10;
 /// Longest id of a container.
 const CONTAINER_ID_MAX: usize = 128;
-/// Ports that one task can have: as many as its service may publish.
-const PORTS_MAX: usize = 256;
 
 /// A status, with the node that said it.
 #[derive(Clone, Debug)]
@@ -163,17 +162,24 @@ async fn give_up(shared: &Shared, batch: Vec<Reported>, error: &ControlError) {
             node = %reported.node, task = %reported.task, cause,
             "a status of a task cannot be written as its node said it"
         );
-        let status = TaskStatus::new(reported.status.timestamp, reported.status.state, "cut");
+        let status = TaskStatus::new(
+            reported.status.timestamp,
+            reported.status.state,
+            "its node's own words could not be kept",
+        );
         reported.status = TaskStatus {
-            err: format!("the node's status was too large to be kept: {cause}"),
+            err: format!("status not kept: {cause}"),
             container: reported.status.container,
             ..status
         };
-        if let Err(error) = write(shared, std::slice::from_ref(&reported)).await
-            && is_final(&error)
-        {
-            let cause = report(&error);
-            tracing::error!(task = %reported.task, cause, "a status of a task is lost");
+        match write(shared, std::slice::from_ref(&reported)).await {
+            Ok(()) => {}
+            Err(error) if is_final(&error) => {
+                let cause = report(&error);
+                tracing::error!(task = %reported.task, cause, "a status of a task is lost");
+            }
+            // It is tried again like any other.
+            Err(_) => shared.reports.put_back(vec![reported]),
         }
     }
 }

@@ -23,7 +23,24 @@ use crate::sysctl;
 /// The file of the calling thread's own namespace.
 const OWN: &str = "/proc/thread-self/ns/net";
 
+/// What the kernel copies into a new namespace from the machine's first one (see
+/// `devconf_inherit_init_net` in the kernel's `sysctl/net.rst`), at the kernel's own defaults: how
+/// a namespace behaves must not depend on what has been set for the machine.
+const FRESH: [(&str, &str); 9] = [
+    // First: it changes other settings.
+    ("net/ipv4/ip_forward", "0"),
+    ("net/ipv4/conf/all/rp_filter", "0"),
+    ("net/ipv4/conf/default/rp_filter", "0"),
+    ("net/ipv4/conf/all/arp_ignore", "0"),
+    ("net/ipv4/conf/default/arp_ignore", "0"),
+    ("net/ipv4/conf/all/arp_announce", "0"),
+    ("net/ipv4/conf/default/arp_announce", "0"),
+    ("net/ipv4/conf/all/arp_filter", "0"),
+    ("net/ipv4/conf/default/arp_filter", "0"),
+];
+
 /// Makes a namespace, mounts it at `path` and brings its `lo` up. Parent directories are made.
+/// Forwarding, source checks and ARP begin at the kernel's defaults, whatever the machine has.
 ///
 /// # Errors
 /// The path already holds a namespace (`EEXIST`), or a step failed.
@@ -55,7 +72,8 @@ pub fn create_with(
         unshare(CloneFlags::CLONE_NEWNET).map_err(|e| Cause::system("unshare", e))?;
         mount(Some(OWN), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
             .map_err(|e| Cause::system("mount it", e))?;
-        if let Err((key, cause)) = sysctl::write_all(needed) {
+        let settled = sysctl::write_all(&FRESH).and_then(|()| sysctl::write_all(needed));
+        if let Err((key, cause)) = settled {
             return Ok(Err(cause.of("set the sysctl", key)));
         }
         for one in optional {

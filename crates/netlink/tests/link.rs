@@ -40,6 +40,11 @@ fn a_namespace_lives_at_its_path_until_it_is_deleted() {
     assert!(netns::create(&path).unwrap_err().is_exists());
     let up = netns::run_in(&path, || std::fs::read_to_string("/proc/thread-self/net/dev")).unwrap();
     assert!(up.unwrap().contains("lo:"));
+    // The machine that runs this may forward and filter; what it makes does not.
+    let handle = netns::NetnsHandle::open(&path).unwrap();
+    for key in ["ip_forward", "conf/all/rp_filter", "conf/all/arp_ignore", "conf/lo/forwarding"] {
+        assert_eq!(handle.sysctl(&format!("net/ipv4/{key}")).unwrap(), "0", "{key}");
+    }
     netns::delete(&path).unwrap();
     netns::delete(&path).unwrap();
     assert!(!path.exists());

@@ -39,6 +39,14 @@ impl HostPort {
     }
 }
 
+impl Published {
+    /// The port that it is about.
+    #[must_use]
+    pub fn place(&self) -> HostPort {
+        HostPort::new(self.port, self.host_ip)
+    }
+}
+
 /// A port that somebody did not get.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PortConflict {
@@ -91,15 +99,14 @@ pub fn decide(
     published: &[Published],
     held: &BTreeMap<HostPort, String>,
 ) -> (Vec<Published>, Vec<PortConflict>) {
-    let place = |publication: &Published| HostPort::new(publication.port, publication.host_ip);
     let keeps =
-        |publication: &Published| held.get(&place(publication)) == Some(&publication.holder);
+        |publication: &Published| held.get(&publication.place()) == Some(&publication.holder);
     let mut given: BTreeMap<Port, Vec<(HostPort, &str)>> = BTreeMap::new();
     let mut lost: BTreeMap<usize, PortConflict> = BTreeMap::new();
     let in_order = published.iter().enumerate();
     let (first, rest): (Vec<_>, Vec<_>) = in_order.partition(|(_, one)| keeps(one));
     for (at, publication) in first.into_iter().chain(rest) {
-        let place = place(publication);
+        let place = publication.place();
         let others = given.entry(publication.port).or_default();
         // The same port of the same holder twice is one port with two lists of backends.
         let same = (place, publication.holder.as_str());
@@ -139,8 +146,7 @@ mod tests {
     }
 
     fn decided(list: &[Published], held: &[&Published]) -> (Vec<String>, Vec<String>) {
-        let place = |one: &Published| HostPort::new(one.port, one.host_ip);
-        let held = held.iter().map(|one| (place(one), one.holder.clone())).collect();
+        let held = held.iter().map(|one| (one.place(), one.holder.clone())).collect();
         let (given, lost) = decide(list, &held);
         (
             given.into_iter().map(|one| one.holder).collect(),

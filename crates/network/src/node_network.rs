@@ -91,13 +91,16 @@ impl NodeNetwork {
         let resolver = Arc::clone(&self.resolver);
         let published = blocking(move || resolver.publish(number, names, check)).await;
         done.resolver = published.err().map(|error| report(&error));
-        let noted = done.resolver.clone();
+        self.note_resolver(done.resolver.clone()).await?;
+        Ok(done)
+    }
+
+    async fn note_resolver(&self, error: Option<String>) -> Result<(), NetworkError> {
         self.with(move |worker| {
-            worker.note_resolver(noted);
+            worker.note_resolver(error);
             Ok(())
         })
-        .await?;
-        Ok(done)
+        .await
     }
 
     /// Takes `address` out of every bucket of `network` at once and resets its connections, on
@@ -128,12 +131,7 @@ impl NodeNetwork {
             None => {
                 let resolver = Arc::clone(&self.resolver);
                 let error = blocking(move || resolver.check()).await.err();
-                let error = error.map(|error| report(&error));
-                self.with(move |worker| {
-                    worker.note_resolver(error);
-                    Ok(())
-                })
-                .await?;
+                self.note_resolver(error.map(|error| report(&error))).await?;
             }
         }
         Ok(drift)

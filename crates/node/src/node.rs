@@ -39,6 +39,18 @@ pub struct NodeConfig {
     pub describe: Arc<dyn Fn() -> NodeDescription + Send + Sync>,
 }
 
+impl NodeConfig {
+    /// Describes this node, without blocking the runtime.
+    pub(crate) async fn description(&self) -> NodeDescription {
+        let describe = Arc::clone(&self.describe);
+        let described = tokio::task::spawn_blocking(move || describe()).await;
+        described.unwrap_or_else(|error| {
+            tracing::error!(cause = %error, "this node could not be described");
+            NodeDescription::default()
+        })
+    }
+}
+
 /// What `swarm init` asks for.
 #[derive(Clone, Debug, Default)]
 pub struct InitOptions {

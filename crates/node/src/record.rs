@@ -88,7 +88,7 @@ impl Folder {
     /// The file cannot be read or has another format.
     pub fn read(&self) -> Result<Option<Record>, NodeError> {
         let read = shoal_durable::read_json::<Record>(&self.file(), LEN_MAX);
-        let Some(record) = read.map_err(|source| self.failed("read", source))? else {
+        let Some(record) = read.map_err(|source| self.record_failed("read", source))? else {
             return Ok(None);
         };
         // Ignored because: it matters for folders of earlier versions only, which everybody could
@@ -107,7 +107,7 @@ impl Folder {
     /// The file system refuses.
     pub fn write(&self, record: &Record) -> Result<(), NodeError> {
         shoal_durable::replace_json(&self.file(), record)
-            .map_err(|source| self.failed("write", source))
+            .map_err(|source| self.record_failed("write", source))
     }
 
     /// Removes the record: from now on this node is no member, and the rest is leftovers.
@@ -120,7 +120,7 @@ impl Folder {
                 shoal_durable::sync_dir(&self.0).map_err(|source| self.failed("sync", source))
             }
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(self.failed("remove", error)),
+            Err(error) => Err(self.record_failed("remove", error)),
         }
     }
 
@@ -134,6 +134,10 @@ impl Folder {
             Err(error) if error.kind() != ErrorKind::NotFound => Err(self.failed("remove", error)),
             _ => Ok(()),
         }
+    }
+
+    fn record_failed(&self, action: &'static str, source: std::io::Error) -> NodeError {
+        NodeError::File { action, path: self.file(), source }
     }
 
     fn failed(&self, action: &'static str, source: std::io::Error) -> NodeError {

@@ -75,8 +75,7 @@ pub(crate) async fn init(
         data_path_port: options.data_path_port,
         spec: options.spec,
     };
-    let describe = std::sync::Arc::clone(&config.describe);
-    let description = tokio::task::spawn_blocking(move || describe()).await.unwrap_or_default();
+    let description = config.description().await;
     let record =
         Record::new(NodeRole::Manager, listen, advertise, data_path, vec![advertise.to_string()]);
     let spec = NodeSpec {

@@ -1,6 +1,5 @@
 //! The steps of a membership that take time: what its owner carries out.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use shoal_agent::agent::Agent;
@@ -65,8 +64,7 @@ pub(crate) async fn join(
     )?;
     folder.prepare()?;
     let key = KeyAndCsr::generate().map_err(failed("make a key"))?;
-    let describe = Arc::clone(&config.describe);
-    let description = tokio::task::spawn_blocking(move || describe()).await.unwrap_or_default();
+    let description = config.description().await;
     let facts = NodeFacts {
         description,
         advertise_addr: Some(advertise.ip()),

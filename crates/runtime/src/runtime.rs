@@ -57,7 +57,7 @@ pub struct ContainerRuntime {
 }
 
 /// The longest plan that is read: an environment may have the kernel's 2 MiB, escaped.
-pub(crate) const PLAN_BYTES_MAX: u64 = 32 << 20;
+const PLAN_BYTES_MAX: u64 = 32 << 20;
 
 /// What a dead shim left behind, found by [`ContainerRuntime::sweep`].
 #[derive(Clone, Debug, PartialEq)]
@@ -306,7 +306,8 @@ impl ContainerRuntime {
     fn sweep_one(&self, dir: &Path, id: &ContainerId) -> Result<Option<ExitStatus>, RuntimeError> {
         self.kill(&self.cgroup_path(id), id)?;
         let path = dir.join(PLAN_FILE);
-        if read_plan(&path).is_err() {
+        // What the system refuses just now may be sound.
+        if read_plan(&path).is_err_and(|error| error.raw_os_error().is_none()) {
             return fs::remove_dir_all(dir).map(|()| None).map_err(|source| RuntimeError::File {
                 action: "remove",
                 path: dir.to_owned(),
@@ -334,7 +335,7 @@ impl ContainerRuntime {
     }
 }
 
-fn read_plan(path: &Path) -> io::Result<ContainerPlan> {
+pub(crate) fn read_plan(path: &Path) -> io::Result<ContainerPlan> {
     let plan = shoal_durable::read_json(path, PLAN_BYTES_MAX)?;
     plan.ok_or_else(|| io::ErrorKind::NotFound.into())
 }

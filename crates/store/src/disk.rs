@@ -235,7 +235,7 @@ impl Disk {
         self.0.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Closes the file; another process may open it when this returns. Blocks.
+    /// Closes the file; another process may open it when this returns.
     pub(crate) async fn close(&self) {
         // Ignored because: the thread is gone already, which is what closing asks for.
         let _ = self.0.jobs.send(Job::Close).await;

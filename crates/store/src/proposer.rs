@@ -9,7 +9,7 @@ use shoal_model::size::json_len;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::consensus::Command;
-use crate::core::Core;
+use crate::core::{Core, stopped};
 use crate::error::StoreError;
 
 /// How long a write may wait for a leader and a majority. A user waits no longer with patience, and
@@ -57,11 +57,11 @@ pub(crate) async fn propose(
     let (reply, answer) = oneshot::channel();
     queue.try_send(Proposal { transaction, bytes, reply }).map_err(|error| match error {
         mpsc::error::TrySendError::Full(_) => StoreError::Busy { waiting: WAITING_MAX },
-        mpsc::error::TrySendError::Closed(_) => stopped("it was shut down"),
+        mpsc::error::TrySendError::Closed(_) => stopped(&"it was shut down"),
     })?;
     match tokio::time::timeout(PROPOSE_DEADLINE, answer).await {
         Ok(Ok(result)) => Ok(result??),
-        Ok(Err(_)) => Err(stopped("it was shut down")),
+        Ok(Err(_)) => Err(stopped(&"it was shut down")),
         Err(_) => Err(StoreError::NoQuorum { after: PROPOSE_DEADLINE }),
     }
 }
@@ -131,8 +131,4 @@ async fn write(core: &Core, batch: Vec<Proposal>) -> Result<(), StoreError> {
         let _ = reply.send(answer);
     }
     outcome
-}
-
-fn stopped(reason: &str) -> StoreError {
-    StoreError::Stopped { reason: reason.to_owned() }
 }

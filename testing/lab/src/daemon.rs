@@ -1,20 +1,21 @@
 //! One daemon on a host of the lab.
 
 use std::fs::File;
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::host::Host;
+use crate::http::{Outcome, Request};
 use crate::{eventually, shoal};
 
 /// How long a daemon may take until it answers its first request.
 const START_DEADLINE: Duration = Duration::from_secs(20);
 /// How long a daemon may take to stop on SIGTERM.
 const STOP_DEADLINE: Duration = Duration::from_secs(15);
+/// How long a ping may take.
+const PING_MAX: Duration = Duration::from_secs(2);
 /// How often a daemon that starts is asked.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
@@ -199,13 +200,6 @@ impl Drop for Daemon {
 
 /// Whether somebody answers a ping on a socket.
 fn answers(socket: &Path) -> bool {
-    let ping = || -> std::io::Result<String> {
-        let mut stream = UnixStream::connect(socket)?;
-        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
-        stream.write_all(b"GET /_ping HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        Ok(answer)
-    };
-    ping().is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
+    let answer = Request::new("GET", "/_ping").send_within(socket, PING_MAX);
+    matches!(answer, Outcome::Answered(200, _))
 }

@@ -60,8 +60,14 @@ impl Request {
     /// Sends it to the daemon that listens on `socket`.
     #[must_use]
     pub fn send(&self, socket: &Path) -> Outcome {
+        self.send_within(socket, ANSWER_MAX)
+    }
+
+    /// As [`Self::send`], with another patience.
+    #[must_use]
+    pub fn send_within(&self, socket: &Path, patience: Duration) -> Outcome {
         let Ok(mut stream) = UnixStream::connect(socket) else { return Outcome::Gone };
-        if stream.set_read_timeout(Some(ANSWER_MAX)).is_err() {
+        if stream.set_read_timeout(Some(patience)).is_err() {
             return Outcome::Gone;
         }
         let (kind, body) = self.body.clone().unwrap_or(("", Vec::new()));

@@ -60,6 +60,9 @@ impl Lab {
         let port = format!("h{index}");
         let address = format!("{UNDERLAY}.{index}");
         ip(&["netns", "add", &netns]);
+        // A new namespace has the machine's own setting otherwise.
+        let quiet = "echo 0 > /proc/sys/net/ipv4/ip_forward";
+        ip(&["netns", "exec", &netns, "sh", "-c", quiet]);
         ip(&["-n", &netns, "link", "set", "lo", "up"]);
         ip(&[
             "-n",

@@ -101,6 +101,14 @@ fn furnish(host: &Host) {
     });
 }
 
+/// A lab of one host that is furnished.
+fn furnished(name: &str) -> Lab {
+    let lab = Lab::start(name, 1);
+    lab.host(1).daemon();
+    furnish(lab.host(1));
+    lab
+}
+
 fn copy(from: &Path, to: &Path) {
     must(std::process::Command::new("cp").arg("-a").arg(from).arg(to));
 }
@@ -140,10 +148,8 @@ const NAMED: [&str; 5] = [
 
 #[test]
 fn no_damaged_file_keeps_the_daemon_down() {
-    let lab = Lab::start("damage", 1);
+    let lab = furnished("damage");
     let host = lab.host(1);
-    host.daemon();
-    furnish(host);
     let place = host.place();
     let roots = [place.data.clone(), place.exec.clone()];
     let mut things = Vec::new();
@@ -202,10 +208,8 @@ fn no_damaged_file_keeps_the_daemon_down() {
 
 #[test]
 fn nobody_but_root_reads_a_daemons_files() {
-    let lab = Lab::start("private", 1);
+    let lab = furnished("private");
     let host = lab.host(1);
-    host.daemon();
-    furnish(host);
     let place = host.place();
     let mut open: Vec<PathBuf> = Vec::new();
     for root in [&place.data, &place.exec] {

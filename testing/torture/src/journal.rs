@@ -26,8 +26,9 @@ pub struct Journal {
 struct Inner {
     file: BufWriter<File>,
     last: VecDeque<String>,
-    /// By its text without ids: how often, and the first in full.
+    /// By their text without ids: how often.
     findings: BTreeMap<String, u64>,
+    /// The same of answers that a disturbance explains.
     odd: BTreeMap<String, u64>,
 }
 

@@ -21,6 +21,8 @@ use std::time::Duration;
 
 /// How long it goes on if nobody says.
 const MINUTES: f64 = 2.0;
+/// Longest: some weeks.
+const MINUTES_MAX: f64 = 100_000.0;
 
 fn main() -> ExitCode {
     let (mut seed, mut minutes) = (None, MINUTES);
@@ -29,11 +31,15 @@ fn main() -> ExitCode {
         let value = words.next().unwrap_or_default();
         match word.as_str() {
             "--seed" => seed = value.parse().ok(),
-            "--minutes" => minutes = value.parse().unwrap_or(MINUTES),
+            "--minutes" => minutes = value.parse().unwrap_or(f64::NAN),
             other => {
                 eprintln!("torture: unknown argument '{other}'");
                 return ExitCode::from(2);
             }
+        }
+        if (word == "--seed" && seed.is_none()) || !(0.0..=MINUTES_MAX).contains(&minutes) {
+            eprintln!("torture: '{word} {value}' is not understood");
+            return ExitCode::from(2);
         }
     }
     let seed = seed.unwrap_or_else(|| u64::from(rand::random::<u32>()));

@@ -29,16 +29,22 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Where one of its things is asked for by name.
+    /// Where one of its things is removed by name.
     pub fn path(self, name: &str) -> String {
         match self {
-            Self::Container => format!("/containers/{name}/json"),
+            Self::Container => format!("/containers/{name}"),
             Self::Volume => format!("/volumes/{name}"),
             Self::Network => format!("/networks/{name}"),
-            Self::Image => format!("/images/{name}/json"),
+            Self::Image => format!("/images/{name}"),
             Self::Service => format!("/services/{name}"),
             Self::Secret => format!("/secrets/{name}"),
         }
+    }
+
+    /// Where one of its things is looked at by name.
+    pub fn inspect(self, name: &str) -> String {
+        let path = self.path(name);
+        if matches!(self, Self::Container | Self::Image) { path + "/json" } else { path }
     }
 }
 

@@ -314,7 +314,7 @@ impl Torture<'_> {
                         crate::model::Kind::Container => {
                             format!("/containers/{}?force=1&v=1", slot.name)
                         }
-                        kind => kind.path(&slot.name).trim_end_matches("/json").to_owned(),
+                        kind => kind.path(&slot.name),
                     };
                     if let Outcome::Silent = Request::new("DELETE", path.clone()).send(&socket) {
                         self.ground.journal.finding(&format!("no answer within 30 s to rm {path}"));

@@ -311,17 +311,12 @@ impl User {
     fn use_other(&mut self, slot: &Slot) -> Deed {
         let name = &slot.name;
         if self.random.random_bool(0.5) {
-            let request = Request::new("GET", slot.kind.path(name));
+            let request = Request::new("GET", slot.kind.inspect(name));
             return Deed { request, what: format!("inspect {name}"), means: Means::Seen };
         }
-        let path = match slot.kind {
-            Kind::Volume => format!("/volumes/{name}"),
-            Kind::Network => format!("/networks/{name}"),
-            Kind::Secret => format!("/secrets/{name}"),
-            _ => format!("/images/{name}"),
-        };
         let what = format!("remove {:?} {name}", slot.kind);
-        Deed { request: Request::new("DELETE", path), what, means: Means::Removed }
+        let request = Request::new("DELETE", slot.kind.path(name));
+        Deed { request, what, means: Means::Removed }
     }
 
     /// Sends it; `false` if the daemon is gone.

@@ -71,7 +71,7 @@ fn run(stage: &str, acknowledged: &str) -> Result<()> {
     report.done()
 }
 
-/// What is claimed of a machine that boots once before its power is cut, which CI has time for. Its
+/// What is claimed of a machine that boots once before its power is cut. Its
 /// ports and what its kernel can do are claimed where there is no disk.
 fn brief() -> [&'static [Claim]; 5] {
     [basics::STARTS, containers::CLAIMS, oom::CLAIMS, cluster::FORMS, reboot::BEFORE]

@@ -27,8 +27,19 @@ pub const AFTER: &[Claim] = &[
     ("the service answers", || eventually("it answers", || answers(SERVICE[0], "a page"))),
     ("new containers run", || equal(&shell(&[], "echo hello")?, "hello")),
     ("the daemon logged no error", || quiet("cut")),
-    ("doctor finds nothing damaged", || run("shoal", &["doctor"]).map(drop)),
+    ("doctor finds nothing damaged", nothing_damaged),
 ];
+
+/// That neither the machine's checks nor the daemon, which alone knows its state, find anything.
+fn nothing_damaged() -> Result<()> {
+    run("shoal", &["doctor"])?;
+    let found = get("/shoal/doctor")?;
+    let checks = found["Checks"].as_array().context("a list was expected")?;
+    let own = checks.iter().find(|check| check["id"] == "SH-DOC-210");
+    let own = own.context("the daemon does not say what is damaged")?;
+    ensure!(own["detail"] == "nothing is damaged", "{}", own["detail"]);
+    Ok(())
+}
 
 /// More than this many changes are not made: the power is cut long before.
 const CHANGES_MAX: u32 = 400;

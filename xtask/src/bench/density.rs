@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use super::ground::{Ground, Guest, address};
-use super::process::{Running, meminfo_kib, output, rollup_kib};
+use super::process::{Running, meminfo_kib, rollup_kib};
+use crate::steps::output;
 
 /// How long the last of them may take to answer.
 const PATIENCE: Duration = Duration::from_secs(120);

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use super::ground::Ground;
-use super::process::{Running, output};
+use super::process::Running;
+use crate::steps::output;
 
 /// Longest wait for an answer.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -7,7 +7,8 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use super::process::{Running, output};
+use super::process::Running;
+use crate::steps::output;
 
 /// The client's address towards guests, on every TAP (RFC 2544's range: no real network).
 pub const GATEWAY: &str = "198.18.0.1";

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use super::ground::{Ground, SERVER};
-use super::process::{Running, output};
+use super::process::Running;
+use crate::steps::output;
 
 /// How long one round of load lasts, in seconds.
 const ROUND_SECONDS: u32 = 4;

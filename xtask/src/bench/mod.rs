@@ -1,5 +1,6 @@
-//! `cargo xtask bench`: measurements that anyone can take again. Each compares with the other thing
-//! in the same run, because machines are noisy, and writes its part of `docs/benchmarks.md`.
+//! `cargo xtask bench`: measurements that anyone can take again. `unikernel` compares with the
+//! other things in the same run, because machines are noisy, and writes `docs/benchmarks.md`;
+//! `node` prints a table.
 
 mod density;
 mod engine_api;

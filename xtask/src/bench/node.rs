@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use shoal_lab::{DaemonOptions, Host, Lab, import_busybox};
 
 use super::engine_api::EngineApi;
-use super::process::{output, rollup_kib};
+use super::process::rollup_kib;
+use crate::steps::output;
 
 /// What is measured unless the command line says otherwise.
 const COUNTS: [u32; 4] = [50, 200, 500, 1000];

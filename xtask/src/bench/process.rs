@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
 /// A program in the background; it is killed when this is dropped.
 #[derive(Debug)]
@@ -41,17 +41,6 @@ impl Drop for Running {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
-}
-
-/// Runs a program to its end; its output.
-///
-/// # Errors
-/// If it cannot be started or fails; its words are part of the error.
-pub fn output(command: &mut Command) -> Result<String> {
-    let out = command.output().with_context(|| format!("start {command:?}"))?;
-    let said = String::from_utf8_lossy(&out.stderr);
-    ensure!(out.status.success(), "{command:?} ended with {}: {said}", out.status);
-    Ok(String::from_utf8_lossy(&out.stdout).into_owned())
 }
 
 /// A field of `/proc/<pid>/smaps_rollup` in KiB.

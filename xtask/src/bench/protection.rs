@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use super::process::output;
+use crate::steps::output;
 
 /// Runs the tender's protection tests, each on every backend that this machine has; how many there
 /// are, all of them passed.

@@ -10,7 +10,8 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use shoal_lab::{DaemonOptions, Host, Lab, import_shoal};
 
-use super::process::{meminfo_kib, output, rollup_kib};
+use super::process::{meminfo_kib, rollup_kib};
+use crate::steps::output;
 
 /// How long it may take until every instance has answered.
 const PATIENCE: Duration = Duration::from_secs(300);

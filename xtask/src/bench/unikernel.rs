@@ -10,11 +10,12 @@ use super::density;
 use super::first_byte;
 use super::ground::{Ground, Guest, SERVER, address};
 use super::load;
-use super::process::{output, rollup_kib, size};
+use super::process::{rollup_kib, size};
 use super::protection;
 use super::service;
 use super::table::{Table, median};
 use crate::packages;
+use crate::steps::output;
 
 /// Backends, in the order of the table's columns.
 const BACKENDS: [&str; 2] = ["process", "kvm"];

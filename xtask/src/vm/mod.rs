@@ -3,7 +3,7 @@
 //! A stock kernel of Debian boots under qemu's software emulation: cgroup version 2 alone, modules
 //! loaded on demand, two network cards, swap. It boots four times: without a disk; with a new one;
 //! from that disk again, until its power is cut amid changes; and once more after that. The brief
-//! form, which is a step of CI, boots three times and cuts the power at the end of the second.
+//! form boots three times and cuts the power at the end of the second.
 //! `testing/vm` is what runs inside and what it claims. No card leads to any network.
 
 mod archive;
@@ -15,7 +15,7 @@ mod tree;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 
 use crate::{packages, steps};
 use boot::{Boot, Disks, Outcome};
@@ -29,7 +29,7 @@ const CHANGES_MORE: u32 = 48;
 const DEADLINE: Duration = Duration::from_secs(900);
 /// Longest that the boot with the demonstration may take.
 const DEADLINE_OF_THE_FIRST: Duration = Duration::from_secs(1_800);
-/// The form that CI has time for.
+/// The form for every day.
 const BRIEF: &str = "brief";
 
 const HELP: &str = "\
@@ -170,16 +170,5 @@ fn random() -> u32 {
 
 /// Runs a program to its end; gives what it printed.
 fn output(program: &str, args: &[&str]) -> Result<String> {
-    let output = std::process::Command::new(program)
-        .args(args)
-        .output()
-        .with_context(|| format!("start {program}"))?;
-    ensure!(
-        output.status.success(),
-        "{program} {} ended with {}: {}",
-        args.join(" "),
-        output.status,
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    steps::output(std::process::Command::new(program).args(args))
 }

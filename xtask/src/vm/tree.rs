@@ -34,8 +34,6 @@ const FILES: &[(&str, &str)] = &[
     ("etc/hosts", "127.0.0.1 localhost\n"),
     ("etc/resolv.conf", ""),
 ];
-/// Where the docker CLI may be.
-const DOCKER: &[&str] = &["/usr/local/bin/docker", "/usr/bin/docker"];
 /// Below the modules' folder: what the machine can have a use for.
 const MODULES: &[&str] = &[
     "arch",
@@ -71,7 +69,7 @@ pub fn build(tree: &Path, kernel: &Kernel) -> Result<()> {
     std::fs::set_permissions(&init, executable).context("make the first process executable")?;
     busybox(tree)?;
     let me = std::env::current_exe().context("find this program")?;
-    let docker = DOCKER.iter().map(Path::new).find(|path| path.exists());
+    let docker = crate::packages::DOCKER.iter().map(Path::new).find(|path| path.exists());
     program(docker.context("there is no docker CLI")?, &tree.join("usr/bin/docker"))?;
     // The programs that were built are beside this one. They are linked statically.
     for name in ["shoal", "vm-guest"] {

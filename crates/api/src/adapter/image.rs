@@ -221,8 +221,4 @@ impl ImageBackend for StoreBackend {
         let filters = ListFilters::default();
         self.blocking(move |store| store.list(&filters)).await.map_or(0, |list| list.len())
     }
-
-    fn damaged(&self) -> Vec<String> {
-        self.store.damaged()
-    }
 }

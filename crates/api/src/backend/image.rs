@@ -78,8 +78,6 @@ pub trait ImageBackend: Send + Sync {
     async fn login(&self, credentials: Value) -> ApiResult<Value>;
     /// How many there are.
     async fn count(&self) -> usize;
-    /// What of the image store is damaged, one text each.
-    fn damaged(&self) -> Vec<String>;
 }
 
 /// Lines of progress, in the API's shape; a failure ends them.

@@ -45,8 +45,6 @@ pub struct Facts {
     pub started_at: Timestamp,
     /// Whether containers get an init process when they do not say.
     pub default_init: bool,
-    /// Anything a user should be warned of.
-    pub warnings: Vec<String>,
     /// How unikernels can run here, the preferred way first, and what is known of each.
     pub unikernel_backends: Vec<(String, String)>,
 }

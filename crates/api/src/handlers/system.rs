@@ -68,9 +68,7 @@ pub async fn info(call: Call) -> ApiResult<Answer> {
             out.extend(members);
         }
     }
-    if let Some(Value::Array(warnings)) = out.get_mut("Warnings") {
-        warnings.extend(state.diagnostics.warnings().await.into_iter().map(Value::from));
-    }
+    out.insert("Warnings".into(), json!(state.diagnostics.warnings().await));
     out.insert("Swarm".into(), swarm_part(state));
     // Shoal's own addition: changes that go on, whether or not somebody waits for them.
     out.insert("RunningChanges".into(), json!(state.changes.running()));
@@ -115,17 +113,9 @@ fn engine_part(state: &ApiState) -> Value {
         "InitBinary": if facts.default_init { "shoal" } else { "" },
         "ContainerdCommit": { "ID": "" }, "RuncCommit": { "ID": "" }, "InitCommit": { "ID": "" },
         "SecurityOptions": ["name=seccomp,profile=builtin", "name=cgroupns"],
-        "Warnings": warnings(state),
         "DefaultAddressPools": [],
         "GenericResources": null, "CDISpecDirs": [],
     })
-}
-
-/// What this node cannot do, and what of its images is damaged.
-fn warnings(state: &ApiState) -> Vec<String> {
-    let mut warnings = state.facts.warnings.clone();
-    warnings.extend(state.images.damaged());
-    warnings
 }
 
 /// The engine's labels, and Shoal's own one: how unikernels run here.

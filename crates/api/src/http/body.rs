@@ -101,7 +101,8 @@ impl Stream for Upload {
         loop {
             let Poll::Ready(frame) = Pin::new(&mut *body).poll_frame(cx) else {
                 ready!(pause.as_mut().poll(cx));
-                let problem = "the client sent nothing for too long";
+                let limit = UPLOAD_PAUSE_MAX.as_secs();
+                let problem = format!("the client sent nothing for {limit} s");
                 return Poll::Ready(Some(Err(io::Error::new(io::ErrorKind::TimedOut, problem))));
             };
             pause.as_mut().reset(Instant::now() + UPLOAD_PAUSE_MAX);

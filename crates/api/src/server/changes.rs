@@ -58,10 +58,7 @@ impl Changes {
         let turn = turn.map_err(|_| RequestFault::Stopping)?;
         let cut = self.cut.clone();
         let task = self.tracker.spawn(async move {
-            let done = tokio::select! {
-                done = work => Some(done),
-                () = cut.cancelled() => None,
-            };
+            let done = cut.run_until_cancelled(work).await;
             drop(turn);
             done
         });
@@ -87,10 +84,7 @@ impl Changes {
                     let _ = sender.send(item).await;
                 }
             };
-            tokio::select! {
-                () = drive => {}
-                () = cut.cancelled() => {}
-            }
+            cut.run_until_cancelled(drive).await;
         });
         ReceiverStream::new(receiver).boxed()
     }

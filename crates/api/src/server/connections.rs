@@ -64,6 +64,12 @@ impl Connections {
         Self { max, all: Arc::default() }
     }
 
+    /// How many clients are served at most.
+    #[must_use]
+    pub const fn max(&self) -> usize {
+        self.max
+    }
+
     /// Takes in one more; `None` if each of the others is being answered.
     #[must_use]
     pub fn admit(&self) -> Option<Arc<Place>> {

@@ -86,7 +86,10 @@ async fn accept_all(listener: Listener, hall: Hall) {
                     Some(place) => {
                         connections.spawn(one_connection(accepted, place, hall.clone()));
                     }
-                    None => tracing::warn!(%listener, "a client is refused: too many are served"),
+                    None => tracing::warn!(
+                        %listener, limit = hall.connections.max(),
+                        "a client is refused: as many are served as may be"
+                    ),
                 },
                 Err(error) => {
                     tracing::warn!(%error, listener = %listener, "accept a connection");
@@ -107,7 +110,13 @@ async fn one_connection(accepted: Accepted, place: Arc<Place>, hall: Hall) {
         Accepted::Unix(stream) => speak_http(stream, place, hall).await,
         Accepted::Tcp(stream) => speak_http(stream, place, hall).await,
         Accepted::Tls(stream, acceptor) => {
-            match tokio::time::timeout(HANDSHAKE_MAX, acceptor.accept(stream)).await {
+            let handshake = tokio::time::timeout(HANDSHAKE_MAX, acceptor.accept(stream));
+            let shaken = tokio::select! {
+                shaken = handshake => shaken,
+                // Whoever has its place now needs its descriptor, too.
+                () = place.must_leave() => return,
+            };
+            match shaken {
                 Ok(Ok(stream)) => speak_http(stream, place, hall).await,
                 Ok(Err(error)) => tracing::info!(%error, "TLS handshake refused"),
                 Err(_) => tracing::info!("TLS handshake took too long"),

@@ -18,10 +18,7 @@ impl Sessions {
     pub fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         let stop = self.stop.clone();
         self.tracker.spawn(async move {
-            tokio::select! {
-                () = work => {}
-                () = stop.cancelled() => {}
-            }
+            stop.run_until_cancelled(work).await;
         });
     }
 

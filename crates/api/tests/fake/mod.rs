@@ -110,9 +110,6 @@ impl ImageBackend for Images {
     async fn count(&self) -> usize {
         1
     }
-    fn damaged(&self) -> Vec<String> {
-        vec!["the layer x is gone".into()]
-    }
 }
 
 pub struct Networks;
@@ -179,6 +176,6 @@ impl Diagnostics for Checks {
         Ok(json!({ "Networks": [] }))
     }
     async fn warnings(&self) -> Vec<String> {
-        vec!["a record is damaged".into()]
+        vec!["the layer x is gone".into(), "a record is damaged".into()]
     }
 }

@@ -167,6 +167,10 @@ fn modes(data_root: &Path) -> Finding {
     look_below(data_root, 0, &mut left, &mut open);
     match open.as_slice() {
         [] if !data_root.is_dir() => Finding::ok("there are none yet"),
+        [] if left == 0 => Finding::ok(format!(
+            "only root reads the first {FILES_MAX} below '{}'",
+            data_root.display()
+        )),
         [] => Finding::ok(format!("only root reads those below '{}'", data_root.display())),
         [first, rest @ ..] => Finding::warn(
             format!("others can read '{}' and {} more", first.display(), rest.len()),

@@ -178,8 +178,9 @@ impl Engine {
     ) -> Result<Vec<crate::view::summary::FsChange>, EngineError> {
         let container = self.find(word)?;
         container.needs_container("list changed files of", IMAGES)?;
-        let (upper, layers) = (container.files().upper(), self.layers(&container)?);
+        let (upper, engine) = (container.files().upper(), self.clone());
         crate::engine::blocking("compare files", move || {
+            let layers = engine.layers(&container)?;
             crate::fs_changes::changes(&upper, &layers)
                 .map_err(EngineError::io("compare files below", upper))
         })

@@ -4,6 +4,7 @@ use std::error::Error;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -101,7 +102,7 @@ fn flat(error: &(dyn Error + 'static)) -> io::Error {
 
 impl Door {
     pub(super) fn new(config: Arc<ClientConfig>) -> Self {
-        let connector = Connector(HttpsConnector::from((Dial, config)));
+        let connector = Connector(config);
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_MAX)
@@ -136,22 +137,28 @@ fn late(what: &str, deadline: Duration) -> io::Error {
 
 /// Connects with TLS where the URL says so, within [`CONNECT_DEADLINE`].
 #[derive(Clone)]
-struct Connector(HttpsConnector<Dial>);
+struct Connector(Arc<ClientConfig>);
 
 impl Service<Uri> for Connector {
     type Response = MaybeHttpsStream<TokioIo<TcpStream>>;
     type Error = AnyError;
     type Future = BoxFuture<'static, Result<Self::Response, AnyError>>;
 
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), AnyError>> {
-        self.0.poll_ready(context)
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), AnyError>> {
+        Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, url: Uri) -> Self::Future {
-        let connecting = self.0.call(url);
+        let dialled = Arc::new(AtomicBool::new(false));
+        let dial = Dial(Arc::clone(&dialled));
+        let connecting = HttpsConnector::from((dial, Arc::clone(&self.0))).call(url);
         Box::pin(async move {
             match timeout(CONNECT_DEADLINE, connecting).await {
                 Ok(done) => done,
+                // A server that is silent to a TLS hello may speak plain HTTP.
+                Err(_) if dialled.load(Ordering::Relaxed) => {
+                    Err(late("no TLS handshake", CONNECT_DEADLINE).into())
+                }
                 Err(_) => {
                     let error = late("no connection", CONNECT_DEADLINE);
                     Err(Unreachable(error).into())
@@ -177,9 +184,10 @@ impl Error for Unreachable {
     }
 }
 
-/// Connects with TCP. Looks names up itself (see [`lookup`]) and says which address refused.
+/// Connects with TCP, and notes when it has. Looks names up itself (see [`lookup`]) and says which
+/// address refused.
 #[derive(Clone)]
-struct Dial;
+struct Dial(Arc<AtomicBool>);
 
 impl Service<Uri> for Dial {
     type Response = TokioIo<TcpStream>;
@@ -191,11 +199,14 @@ impl Service<Uri> for Dial {
     }
 
     fn call(&mut self, url: Uri) -> Self::Future {
+        let dialled = Arc::clone(&self.0);
         Box::pin(async move {
             let default = if url.scheme_str() == Some("https") { 443 } else { 80 };
             let port = url.port_u16().unwrap_or(default);
             let host = url.host().unwrap_or_default();
-            tcp(host, port).await.map(TokioIo::new).map_err(Unreachable)
+            let stream = tcp(host, port).await.map_err(Unreachable)?;
+            dialled.store(true, Ordering::Relaxed);
+            Ok(TokioIo::new(stream))
         })
     }
 }

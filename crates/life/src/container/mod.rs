@@ -232,8 +232,7 @@ impl Retry {
     /// After one more failure.
     #[must_use]
     pub fn next(self, now: Timestamp) -> Self {
-        // Six doublings reach the longest pause.
-        let pause = PAUSE_FIRST.saturating_mul(1 << self.failures.min(6)).min(PAUSE_LAST);
+        let pause = crate::pause(PAUSE_FIRST, PAUSE_LAST, self.failures);
         Self { failures: self.failures.saturating_add(1), at: now.plus(pause) }
     }
 }

@@ -102,9 +102,7 @@ pub fn restart_at(
 
 /// The pause before a restart: doubled with each end that came too soon.
 fn pause(quick_ends: u32) -> Duration {
-    // Sixteen doublings are more than an hour, far over the longest pause.
-    let doublings = quick_ends.saturating_sub(1).min(16);
-    PAUSE_FIRST.saturating_mul(1 << doublings).min(PAUSE_LAST)
+    crate::pause(PAUSE_FIRST, PAUSE_LAST, quick_ends.saturating_sub(1))
 }
 
 #[cfg(test)]

@@ -53,7 +53,7 @@ impl Target {
 }
 
 impl HostListen {
-    fn place(&self) -> HostPort {
+    pub(crate) fn place(&self) -> HostPort {
         HostPort::new(self.port, self.host_ip)
     }
 }

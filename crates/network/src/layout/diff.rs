@@ -107,8 +107,7 @@ impl Diff {
             let real = link.addresses.iter().filter(|a| a.addr().is_ipv4() && !is_loopback(a));
             there.extend(real.map(|a| (link.name.clone(), *a)));
         }
-        self.add_addresses = want.addresses.difference(&there).cloned().collect();
-        self.delete_addresses = there.difference(&want.addresses).cloned().collect();
+        (self.add_addresses, self.delete_addresses) = apart(&want.addresses, &there);
     }
 
     fn forwarding(&mut self, want: &NsLayout, have: &Observed, vxlan_kept: bool) {
@@ -117,8 +116,7 @@ impl Diff {
             neighbours.filter_map(|n| Some((n.address, n.mac?))).collect();
         self.neighbours(&want.neighbours, &there);
         let fdb: BTreeSet<FdbEntry> = have.fdb.iter().filter(|_| vxlan_kept).copied().collect();
-        self.set_fdb = want.fdb.difference(&fdb).copied().collect();
-        self.delete_fdb = fdb.difference(&want.fdb).copied().collect();
+        (self.set_fdb, self.delete_fdb) = apart(&want.fdb, &fdb);
     }
 
     fn routing(&mut self, want: &NsLayout, have: &Observed, kept: &BTreeSet<&str>) {
@@ -129,10 +127,8 @@ impl Diff {
         let there: BTreeSet<&Route> = have.routes.iter().filter(survives).collect();
         self.routes(&want.routes.iter().collect(), &there);
         let kernels = |rule: &&Rule| rule.ipv6 || [0, 32766, 32767].contains(&rule.priority);
-        let rules: BTreeSet<&Rule> = have.rules.iter().filter(|rule| !kernels(rule)).collect();
-        let wanted: BTreeSet<&Rule> = want.rules.iter().collect();
-        self.add_rules = wanted.difference(&rules).map(|rule| (*rule).clone()).collect();
-        self.delete_rules = rules.difference(&wanted).map(|rule| (*rule).clone()).collect();
+        let rules = have.rules.iter().filter(|rule| !kernels(rule)).cloned().collect();
+        (self.add_rules, self.delete_rules) = apart(&want.rules, &rules);
     }
 
     /// What turns `known`, which the kernel has, into `want`, without a look at the kernel. Nothing
@@ -154,16 +150,13 @@ impl Diff {
             }
         }
         let gone: BTreeSet<String> = out.delete_links.iter().cloned().collect();
-        out.add_addresses = want.addresses.difference(&known.addresses).cloned().collect();
-        out.delete_addresses = known.addresses.difference(&want.addresses).cloned().collect();
+        (out.add_addresses, out.delete_addresses) = apart(&want.addresses, &known.addresses);
         out.neighbours(&want.neighbours, &known.neighbours);
-        out.set_fdb = want.fdb.difference(&known.fdb).copied().collect();
-        out.delete_fdb = known.fdb.difference(&want.fdb).copied().collect();
+        (out.set_fdb, out.delete_fdb) = apart(&want.fdb, &known.fdb);
         // With a link go its routes.
         let stays = |route: &&Route| !route.device.as_deref().is_some_and(|d| gone.contains(d));
         out.routes(&want.routes.iter().collect(), &known.routes.iter().filter(stays).collect());
-        out.add_rules = want.rules.difference(&known.rules).cloned().collect();
-        out.delete_rules = known.rules.difference(&want.rules).cloned().collect();
+        (out.add_rules, out.delete_rules) = apart(&want.rules, &known.rules);
         Some(out)
     }
 
@@ -256,4 +249,9 @@ fn fits(want: &NsLayout, have: &Observed, link: &Link) -> bool {
         }),
         name => want.ports.get(name).is_some_and(|plan| link.alias == plan.alias),
     }
+}
+
+/// What is missing, and what is too much.
+fn apart<T: Ord + Clone>(want: &BTreeSet<T>, there: &BTreeSet<T>) -> (Vec<T>, Vec<T>) {
+    (want.difference(there).cloned().collect(), there.difference(want).cloned().collect())
 }

@@ -172,7 +172,7 @@ impl HostRules {
         for (network, pair) in links {
             for (index, link_port) in link_ports(network, published) {
                 let Some(publication) = published.get(index) else { continue };
-                if refused.contains(&HostPort::new(publication.port, publication.host_ip)) {
+                if refused.contains(&publication.place()) {
                     continue;
                 }
                 let (protocol, port) =

@@ -20,7 +20,9 @@ use tokio::sync::{Mutex, Notify};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::control::{LOCK, PROGRAM, Reply, Request, SNAPSHOT, SOCKET, checked_len, frame};
+use super::control::{
+    FRAME_LEN_MAX, LOCK, PROGRAM, Reply, Request, SNAPSHOT, SOCKET, checked_len, frame,
+};
 use super::server::{self, Asker, Shared};
 use super::snapshot::{Change, FORMAT, Listen, Snapshot, View};
 use crate::desired::SandboxId;
@@ -32,7 +34,7 @@ const RESOLV_CONF: &str = "/etc/resolv.conf";
 const CONNECTIONS_MAX: usize = 16;
 
 /// Longest file: as a frame.
-const FILE_LEN_MAX: u64 = 64 << 20;
+const FILE_LEN_MAX: u64 = FRAME_LEN_MAX as u64;
 /// A daemon that stops in the middle of a frame gives its connection up after this.
 const FRAME_DEADLINE: Duration = Duration::from_secs(10);
 /// How much later than a change the file follows.
@@ -265,6 +267,7 @@ impl Helper {
         // Not ours any more, so that it need not be copied.
         drop(old);
         self.shared.change(|snapshot| snapshot.apply(change));
+        drop(serial);
         let failed = if touched.values().any(|shared| *shared) {
             self.refresh().await
         } else {
@@ -279,8 +282,8 @@ impl Helper {
         &self,
         ids: impl Iterator<Item = &SandboxId>,
     ) -> BTreeMap<SandboxId, String> {
-        let snapshot = self.shared.get();
         let mut serving = self.serving.lock().await;
+        let snapshot = self.shared.get();
         let mut failed = BTreeMap::new();
         for id in ids {
             let asker = Asker::One(id.clone());
@@ -333,8 +336,8 @@ impl Helper {
 
     /// Makes the sockets fit the snapshot. Returns who cannot be served.
     async fn refresh(&self) -> BTreeMap<SandboxId, String> {
-        let snapshot = self.shared.get();
         let mut serving = self.serving.lock().await;
+        let snapshot = self.shared.get();
         let mut places: BTreeMap<Asker, (&View, Vec<&SandboxId>)> = BTreeMap::new();
         for (id, view) in &snapshot.views {
             places.entry(Asker::of(id, view)).or_insert_with(|| (view, Vec::new())).1.push(id);

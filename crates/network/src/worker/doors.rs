@@ -133,7 +133,8 @@ impl Closed {
     pub(super) fn open(file: PathBuf) -> Self {
         let links = shoal_durable::read_json(&file, FILE_LEN_MAX).unwrap_or_else(|error| {
             // A damaged list keeps no daemon from starting.
-            tracing::error!(%error, file = %file.display(), "list of closed links is damaged");
+            tracing::error!(%error, file = %file.display(), "list of closed links is damaged: links are not kept \
+                apart; set net.ipv4.ip_forward to 0 and start the daemon again to keep them apart");
             None
         });
         Self { file, links: links.unwrap_or_default() }
@@ -143,17 +144,19 @@ impl Closed {
         &self.links
     }
 
-    /// Before forwarding is switched on: remembers the host's links if it is off.
-    pub(super) fn remember(&mut self, host: &Host) -> Result<(), NetworkError> {
+    /// Before forwarding is switched on: remembers the host's links if it is off. Says whether the
+    /// list is another one now.
+    pub(super) fn remember(&mut self, host: &Host) -> Result<bool, NetworkError> {
         if host.forwards()? {
-            return Ok(());
+            return Ok(false);
         }
         let foreign = host.foreign_links()?;
         shoal_durable::replace_json(&self.file, &foreign).map_err(|source| {
             NetworkError::Files { path: self.file.clone(), source: source.into() }
         })?;
+        let other = self.links != foreign;
         self.links = foreign;
-        Ok(())
+        Ok(other)
     }
 
     /// With the daemon's tables gone, nothing is kept apart any more: if nobody else has come who

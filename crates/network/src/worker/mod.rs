@@ -146,8 +146,8 @@ impl Worker {
             return Err(NetworkError::Closed);
         }
         self.settle_lost(&desired);
+        let (effective, conflicts) = self.effective(&desired);
         self.desired = Some(desired);
-        let (effective, conflicts) = self.effective().unwrap_or_default();
         self.run(&effective, conflicts, false)
     }
 
@@ -160,17 +160,17 @@ impl Worker {
         let Some(desired) = self.desired.as_ref().filter(|_| !self.closed) else { return Ok(()) };
         let lost = Lost { revision: desired.revision, gone: false };
         self.lost.insert((network.clone(), address), lost);
-        let Some((effective, _)) = self.effective() else { return Ok(()) };
+        let (effective, _) = self.effective(desired);
         let Some(net) = effective.networks.get(network) else { return Ok(()) };
         self.apply_network(network, net, &effective, false).map(|_| ())
     }
 
     /// What is desired, without what is lost, and with one holder for each port.
-    fn effective(&self) -> Option<(DesiredNetwork, Vec<PortConflict>)> {
-        let mut out = self.without_lost(self.desired.as_ref()?);
+    fn effective(&self, desired: &DesiredNetwork) -> (DesiredNetwork, Vec<PortConflict>) {
+        let mut out = self.without_lost(desired);
         let (given, conflicts) = claims::decide(&out.published, &self.host_ports.holders());
         out.published = given;
-        Some((out, conflicts))
+        (out, conflicts)
     }
 
     /// Forgets losses that the new tables or a new workload have overtaken.
@@ -228,7 +228,7 @@ impl Worker {
         self.apply_guests(want, thorough, &mut done);
         let refused = self.apply_host_ports(want, &mut done);
         if let Err(error) = self.apply_host(want, &refused) {
-            done.host = Some(report(&error));
+            done.host.get_or_insert(report(&error));
         }
         self.drop_sandboxes(want, &mut done);
         self.sandboxes.values().for_each(NetnsHandle::rest);

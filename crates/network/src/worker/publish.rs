@@ -31,8 +31,9 @@ impl Worker {
             return Ok(());
         }
         let open = !self.forwarding && !rules.links.is_empty();
-        if open {
-            self.closed_links.remember(&self.host)?;
+        if open && self.closed_links.remember(&self.host)? {
+            // The rules name the links.
+            self.host_rules = None;
         }
         if self.host_rules.as_ref() != Some(&rules) {
             let old = self.host_rules.take();
@@ -66,7 +67,7 @@ impl Worker {
         for (index, publication) in want.published.iter().enumerate() {
             let port = ports.get(&publication.network).and_then(|p| p.get(&index));
             let pair = links.get(&publication.network);
-            let place = HostPort::new(publication.port, publication.host_ip);
+            let place = publication.place();
             listen.entry(place).or_insert_with(|| HostListen {
                 port: publication.port,
                 host_ip: place.address,
@@ -77,7 +78,7 @@ impl Worker {
         let listen: Vec<HostListen> = listen.into_values().collect();
         let mut refused = BTreeSet::new();
         for (listen, error) in self.host_ports.apply(&listen) {
-            let place = HostPort::new(listen.port, listen.host_ip);
+            let place = listen.place();
             done.ports.push(PortConflict::of(place, &listen.holder, &error));
             refused.insert(place);
         }

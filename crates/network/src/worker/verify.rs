@@ -46,7 +46,8 @@ impl Worker {
         self.forwarding = false;
         // A port that somebody else has is only tried again: the rest is as it should be.
         let thorough = !found.is_empty() || !self.applied.is_but_for_ports();
-        let (effective, conflicts) = self.effective().unwrap_or_default();
+        let Some(desired) = &self.desired else { return Ok((Vec::new(), None)) };
+        let (effective, conflicts) = self.effective(desired);
         let pass = self.run(&effective, conflicts, thorough)?;
         let done = &pass.done;
         let mut drift = Vec::new();

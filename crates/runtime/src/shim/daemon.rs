@@ -11,9 +11,9 @@ use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::server::Server;
 use crate::cgroup::Cgroup;
-use crate::plan::{ContainerPlan, FORMAT_VERSION};
+use crate::plan::FORMAT_VERSION;
 use crate::process::sys;
-use crate::runtime::{LOCK_FILE, PLAN_BYTES_MAX, PLAN_FILE, SOCKET_FILE, STDERR_FILE};
+use crate::runtime::{LOCK_FILE, PLAN_FILE, SOCKET_FILE, STDERR_FILE, read_plan};
 
 /// What the background process says when it serves.
 const READY: &[u8] = b"ready";
@@ -73,9 +73,7 @@ fn prepare(dir: &Path) -> Result<Server, String> {
     // Socket, log and records are root's alone.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let dir = dir.canonicalize().map_err(step("find the directory"))?;
-    let plan: ContainerPlan = shoal_durable::read_json(&dir.join(PLAN_FILE), PLAN_BYTES_MAX)
-        .and_then(|plan| plan.ok_or_else(|| io::ErrorKind::NotFound.into()))
-        .map_err(step("read the plan"))?;
+    let plan = read_plan(&dir.join(PLAN_FILE)).map_err(step("read the plan"))?;
     if plan.version != FORMAT_VERSION {
         return Err(format!(
             "the plan has format version {}, this program has {FORMAT_VERSION}",

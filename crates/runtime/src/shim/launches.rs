@@ -41,6 +41,11 @@ impl Pending {
         Self { target, launch, client, stdin, output, oom_kills, failed: None }
     }
 
+    /// Whether it will not run: then nothing more is heard of it, only its end is waited for.
+    pub(super) fn has_failed(&self) -> bool {
+        self.failed.is_some()
+    }
+
     /// An exec.
     pub(super) fn exec(
         id: &str,
@@ -111,7 +116,9 @@ impl Server {
     fn runs(&mut self, pending: Pending, spawned: Spawned, now: Instant) {
         let (pid, at) = (spawned.pid, wall_clock());
         let mut proc = Proc::new(spawned, pending.oom_kills);
-        if let Some(exit) = self.strangers.remove(&pid) {
+        if let Some(mut exit) = self.strangers.remove(&pid) {
+            let oom_kills = self.cgroup.oom_kills();
+            exit.oom_killed = proc.ended_by_oom(&exit, oom_kills, self.plan.init);
             proc.end(exit, now);
         }
         let mut role = None;

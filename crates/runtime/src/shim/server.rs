@@ -166,7 +166,7 @@ impl Server {
             }
         }
         let mut ticking = self.leave_at.is_some() || !self.launches.is_empty();
-        for launch in &self.launches {
+        for launch in self.launches.iter().filter(|launch| !launch.has_failed()) {
             tokens.push(Token::Launch);
             fds.push(PollFd::new(launch, PollFlags::IN));
         }

@@ -169,7 +169,7 @@ fn api_state(settings: &Settings, parts: &Parts) -> ApiState {
     let networks = Arc::new(Networks {
         agent: parts.agent.clone(),
         instance: parts.instance.clone(),
-        checkup: parts.checkup.clone().with_damage(move || checked.all()),
+        checkup: parts.checkup.clone().with_damage(move || checked.warnings()),
         health,
     });
     let facts = facts::facts(settings, &parts.instance, parts.started_at, &parts.found);

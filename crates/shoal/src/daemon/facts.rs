@@ -62,7 +62,6 @@ pub fn facts(
         insecure_registries: settings.insecure_registries.clone(),
         started_at,
         default_init: settings.default_init,
-        warnings: Vec::new(),
         unikernel_backends: unikernel_backends(checks),
     }
 }

@@ -1,8 +1,9 @@
-//! What of this node is damaged or owed: for `docker info` and `shoal doctor`.
+//! What of this node is damaged or owed: for `docker info` and `GET /shoal/doctor`.
 
 use shoal_agent::agent::Agent;
 use shoal_engine::engine::Engine;
 use shoal_image::store::ImageStore;
+use shoal_manager::control::Control;
 use shoal_node::node::{Node, Standing};
 
 /// The parts that can be damaged.
@@ -17,18 +18,13 @@ pub struct Health {
 impl Health {
     /// One text for each thing that is damaged, or owed and tried again.
     pub fn warnings(&self) -> Vec<String> {
-        let mut found = self.engine.warnings();
+        let mut found = self.images.damaged();
+        found.extend(self.engine.warnings());
         found.extend(self.agent.damaged());
         if let Standing::Broken { error } = self.node.standing() {
             found.push(format!("this node's part in its swarm is broken: {error}"));
         }
-        found
-    }
-
-    /// These and the damage of the image store, which has its own place in `info`.
-    pub fn all(&self) -> Vec<String> {
-        let mut found = self.warnings();
-        found.extend(self.images.damaged());
+        found.extend(self.node.control().iter().flat_map(Control::warnings));
         found
     }
 }
