@@ -299,6 +299,11 @@ impl Agent {
         })
     }
 
+    /// What describes this node is another thing now: managers are told.
+    pub fn describe_again(&self) {
+        self.inner.hub.describe_again();
+    }
+
     /// As [`Self::description`], asked once: for what does not change while the node runs.
     pub(crate) async fn fixed_description(&self) -> NodeDescription {
         self.inner.description.get_or_init(|| self.description()).await.clone()

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::StreamExt;
-use shoal_engine::request::LogOptions;
 use shoal_engine::stream::StdStream;
 use shoal_model::fault::FaultKind;
 use shoal_wire::error::WireError;
@@ -69,17 +68,8 @@ async fn send(
         // A task without a container has no log: nothing to send is the truth.
         return Ok(());
     };
-    let wanted = &open.options;
-    let options = LogOptions {
-        stdout: wanted.stdout,
-        stderr: wanted.stderr,
-        follow: wanted.follow,
-        tail: wanted.tail,
-        since: wanted.since,
-        until: wanted.until,
-    };
-    let session =
-        engine.logs(container.as_str(), options).await.map_err(|e| RemoteFault::of(&e))?;
+    let logs = engine.logs(container.as_str(), open.options.clone()).await;
+    let session = logs.map_err(|e| RemoteFault::of(&e))?;
     let mut chunks =
         Box::pin(tokio_stream::StreamExt::chunks_timeout(session.lines, LINES_MAX, COLLECT));
     while let Some(entries) = chunks.next().await {

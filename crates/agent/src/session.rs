@@ -54,6 +54,8 @@ pub struct SessionHub {
     leaving: watch::Sender<Leaving>,
     /// The revision that the kernels of all nodes have, as the manager last said.
     converged: watch::Sender<Revision>,
+    /// Counts how often this node has become able to do other things than before.
+    described: watch::Sender<u64>,
 }
 
 /// How far a node that leaves has got.
@@ -142,6 +144,11 @@ impl SessionHub {
         self.removed.subscribe()
     }
 
+    /// This node's description is another one now: the manager is told.
+    pub(crate) fn describe_again(&self) {
+        self.described.send_modify(|count| *count += 1);
+    }
+
     fn set_managers(&self, managers: &[ManagerAddr]) {
         if !managers.is_empty() {
             *lock(&self.managers) = managers.iter().map(|m| m.addr.clone()).collect();
@@ -212,9 +219,9 @@ async fn member_loop(agent: &Agent, member: &Membership) {
             return;
         };
         let (end, lasted) = match open(agent, member, &addr).await {
-            Ok(session) => {
+            Ok((session, described)) => {
                 pause = RETRY_FIRST;
-                (serve(agent, session).await, true)
+                (serve(agent, session, described).await, true)
             }
             Err(WireError::Remote(fault)) if fault.id == REMOVED => {
                 (End::Final(report(&fault)), false)
@@ -253,8 +260,14 @@ async fn member_loop(agent: &Agent, member: &Membership) {
     }
 }
 
-async fn open(agent: &Agent, member: &Membership, addr: &str) -> Result<ClientSession, WireError> {
+/// A new session, and what comes after the description that it began with.
+async fn open(
+    agent: &Agent,
+    member: &Membership,
+    addr: &str,
+) -> Result<(ClientSession, watch::Receiver<u64>), WireError> {
     let client = client::connect(addr, &member.identity).await?;
+    let described = agent.inner.hub.described.subscribe();
     let revision = agent.assignment().revision;
     let description = agent.description().await;
     let hello = Hello {
@@ -266,10 +279,10 @@ async fn open(agent: &Agent, member: &Membership, addr: &str) -> Result<ClientSe
         revision: (revision != Revision(0)).then_some(revision),
         previous_session: lock(&agent.inner.hub.previous).clone(),
     };
-    client.session(hello).await
+    Ok((client.session(hello).await?, described))
 }
 
-async fn serve(agent: &Agent, mut session: ClientSession) -> End {
+async fn serve(agent: &Agent, mut session: ClientSession, described: watch::Receiver<u64>) -> End {
     let hub = &agent.inner.hub;
     let welcome = session.welcome().clone();
     hub.set_managers(&welcome.managers);
@@ -283,6 +296,7 @@ async fn serve(agent: &Agent, mut session: ClientSession) -> End {
     tasks.spawn(send_statuses(agent.clone(), sender.clone()));
     tasks.spawn(send_acks(agent.clone(), sender.clone()));
     tasks.spawn(send_attachments(agent.clone(), sender.clone()));
+    tasks.spawn(send_descriptions(agent.clone(), sender.clone(), described));
     loop {
         let message = match session.next().await {
             Ok(message) => message,
@@ -390,6 +404,20 @@ async fn send_statuses(agent: Agent, sender: SessionSender<NodeMessage>) {
             if sender.send(NodeMessage::TaskStatuses(statuses)).await.is_err() {
                 return;
             }
+        }
+    }
+}
+
+/// Tells the manager what this node has become able to do, or unable.
+async fn send_descriptions(
+    agent: Agent,
+    sender: SessionSender<NodeMessage>,
+    mut described: watch::Receiver<u64>,
+) {
+    while described.changed().await.is_ok() {
+        let description = Box::new(agent.description().await);
+        if sender.send(NodeMessage::Description(description)).await.is_err() {
+            return;
         }
     }
 }

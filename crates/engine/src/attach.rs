@@ -1,5 +1,6 @@
 //! Attaching a client to a container's own process.
 
+use shoal_model::log::LogSelection;
 use std::sync::Arc;
 
 use futures::StreamExt;
@@ -12,7 +13,7 @@ use crate::detach_keys::DetachKeys;
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::record::Record;
-use crate::request::{AttachOptions, LogOptions};
+use crate::request::AttachOptions;
 use crate::session::{self, AtEof, Manner, SessionEnd};
 use crate::start::runtime_error;
 use crate::stream::{Frame, FrameStream, StdioSession};
@@ -102,8 +103,8 @@ impl Engine {
         if !options.logs {
             return Ok(None);
         }
-        let log =
-            LogOptions { stdout: options.stdout, stderr: options.stderr, ..LogOptions::default() };
+        let (stdout, stderr) = (options.stdout, options.stderr);
+        let log = LogSelection { stdout, stderr, ..LogSelection::default() };
         let logged = self.logs(container.id.as_str(), log).await?;
         let frames = logged.lines.filter_map(|entry| async move {
             let entry = entry.ok()?;

@@ -5,6 +5,7 @@
 use std::path::PathBuf;
 
 use shoal_model::fault::{Fault, FaultId, FaultKind};
+use shoal_model::filter::FilterError;
 
 /// A boxed cause.
 pub type Cause = Box<dyn std::error::Error + Send + Sync>;
@@ -73,6 +74,9 @@ pub enum EngineError {
         /// Which member is wrong and why.
         message: String,
     },
+    /// A filter is unknown or malformed.
+    #[error(transparent)]
+    Filter(#[from] FilterError),
     /// The request clashes with the container's state.
     #[error("{message}")]
     Conflict {
@@ -249,6 +253,7 @@ impl Fault for EngineError {
             Self::NotImplemented { .. } => FaultKind::NotImplemented,
             Self::Network { source, .. } => source.kind,
             Self::Image { source, .. } => source.kind(),
+            Self::Filter(source) => source.kind(),
             Self::ShuttingDown => FaultKind::Unavailable,
             Self::Runtime { .. } | Self::Io { .. } | Self::Record { .. } | Self::Worker { .. } => {
                 FaultKind::Internal
@@ -274,6 +279,7 @@ impl Fault for EngineError {
 
     fn remedy(&self) -> Option<String> {
         match self {
+            Self::Filter(source) => source.remedy(),
             Self::Network { source, .. } => source.remedy.clone(),
             Self::Image { source, .. } => source.remedy(),
             Self::UnikernelNeeds { remedy, .. } => Some(remedy.clone()),

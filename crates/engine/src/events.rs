@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::{Stream, StreamExt, stream};
 use shoal_model::event::{Event, Scope};
+use shoal_model::filter::Filters;
 use shoal_model::spec::StringMap;
 use shoal_model::time::Timestamp;
 use tokio::sync::broadcast;
@@ -13,7 +14,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Clock;
 use crate::error::EngineError;
-use crate::filter::Filters;
 
 /// How many past events are kept. Docker keeps 256; one `docker compose up` of a few dozen
 /// containers makes more than that, and a reader with `since` would miss its beginning. About

@@ -30,7 +30,6 @@ pub mod events;
 mod exec;
 mod exit;
 mod files;
-pub mod filter;
 mod fs_changes;
 mod health;
 mod inspect;

@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shoal_image::digest::ImageId;
+use shoal_model::filter::Filters;
 use shoal_model::time::Timestamp;
 
 use crate::change::Phase;
 use crate::container::{Container, health_status};
 use crate::engine::{Engine, ListOptions, blocking};
 use crate::error::EngineError;
-use crate::filter::Filters;
 use crate::ports::parse_port;
 use crate::record::Record;
 use crate::view::summary::{ContainerSummary, PortSummary, SummaryHostConfig, SummaryNetworks};
@@ -80,24 +80,24 @@ impl Engine {
 
     fn wanted(&self, filters: Filters) -> Result<Wanted, EngineError> {
         filters.only(FILTERS)?;
-        for status in filters.get("status") {
+        for status in filters.values("status") {
             if !STATUSES.contains(&status) {
                 return Err(EngineError::invalid(format!("invalid filter 'status={status}'")));
             }
         }
         let mut exited = Vec::new();
-        for code in filters.get("exited") {
+        for code in filters.values("exited") {
             let number = code.parse::<i64>();
             let bad = |_| EngineError::invalid(format!("invalid filter 'exited={code}'"));
             exited.push(number.map_err(bad)?);
         }
         let created = |name: &str| -> Result<Option<Timestamp>, EngineError> {
-            let word = filters.get(name).next();
+            let word = filters.values(name).next();
             word.map(|w| Ok(self.find(w)?.read(|record| record.created))).transpose()
         };
         // An image that is not here has no containers; its name may still be the one they used.
         let ancestors = filters
-            .get("ancestor")
+            .values("ancestor")
             .flat_map(|word| {
                 let id = self.inner.images.resolve(word).ok().map(|id| id.to_string());
                 [Some(word.to_owned()), id].into_iter().flatten()

@@ -1,12 +1,12 @@
 //! Removing containers, and waiting for what becomes of them.
 
 use shoal_life::container::{Command, Force, Volumes};
+use shoal_model::filter::Filters;
 use shoal_model::id::ContainerId;
 
 use crate::change::Phase;
 use crate::engine::{Engine, WaitHandle, blocking};
 use crate::error::EngineError;
-use crate::filter::Filters;
 use crate::record::Record;
 use crate::request::{RemoveOptions, WaitCondition};
 use crate::view::summary::ContainersPruned;
@@ -87,7 +87,7 @@ impl Engine {
         filters: &Filters,
     ) -> Result<ContainersPruned, EngineError> {
         filters.only(&["label", "label!", "until"])?;
-        let until = crate::filter::until(filters, self.now())?;
+        let until = filters.until(self.now())?;
         let mut pruned = ContainersPruned::default();
         for container in self.all() {
             let wanted = container.read(|record| prunable(record, filters, until));
@@ -125,6 +125,5 @@ fn prunable(
     let labels = record.config.labels.clone().unwrap_or_default();
     matches!(record.run.phase, Phase::Created | Phase::Exited | Phase::Dead)
         && until.is_none_or(|until| record.created < until)
-        && filters.labels("label", &labels)
-        && (!filters.has("label!") || !filters.labels("label!", &labels))
+        && filters.prunes(&labels)
 }

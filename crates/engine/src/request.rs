@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use shoal_model::spec::container::{HostRestartPolicy, Words};
-use shoal_model::time::Timestamp;
 
 use crate::attacher::TaskAttachment;
 use crate::error::EngineError;
@@ -88,23 +87,6 @@ pub struct RemoveOptions {
     pub force: bool,
     /// Also remove its anonymous volumes.
     pub volumes: bool,
-}
-
-/// Which log lines.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct LogOptions {
-    /// Standard output.
-    pub stdout: bool,
-    /// Standard error.
-    pub stderr: bool,
-    /// Go on until the container ends.
-    pub follow: bool,
-    /// Only the last so many; `None`: all.
-    pub tail: Option<u64>,
-    /// Not older than this.
-    pub since: Option<Timestamp>,
-    /// Not newer than this.
-    pub until: Option<Timestamp>,
 }
 
 /// What an attacher wants to see and say.

@@ -1,11 +1,11 @@
 //! `docker volume`.
 
+use shoal_model::filter::Filters;
 use shoal_model::id::ContainerId;
 use shoal_model::spec::StringMap;
 
 use crate::engine::{Engine, blocking};
 use crate::error::EngineError;
-use crate::filter::{Filters, until};
 use crate::names;
 use crate::view::volume::{Volume, VolumeCreate, VolumeUsage, VolumesPruned};
 use crate::volumes::{ANONYMOUS, size_of};
@@ -135,13 +135,12 @@ impl Engine {
     pub async fn prune_volumes(&self, filters: &Filters) -> Result<VolumesPruned, EngineError> {
         filters.only(&["label", "label!", "all", "until"])?;
         let all = filters.flag("all")?.unwrap_or(false);
-        let until = until(filters, self.now())?;
+        let until = filters.until(self.now())?;
         let mut pruned = VolumesPruned::default();
         for volume in self.inner.volumes.list() {
             let wanted = (all || volume.labels.contains_key(ANONYMOUS))
                 && until.is_none_or(|until| volume.created_at < until)
-                && filters.labels("label", &volume.labels)
-                && (!filters.has("label!") || !filters.labels("label!", &volume.labels))
+                && filters.prunes(&volume.labels)
                 && self.volume_users(&volume.name).is_empty();
             if !wanted {
                 continue;

@@ -10,13 +10,13 @@ use common::{Daemon, Host, eventually, is_mounted, read_all, within};
 use futures::StreamExt;
 use serde_json::json;
 use shoal_engine::error::EngineError;
-use shoal_engine::filter::Filters;
 use shoal_engine::request::{
     AttachOptions, ExecCreate, ExecStart, PutOptions, RemoveOptions, WaitCondition,
 };
 use shoal_engine::stream::ByteStream;
 use shoal_engine::view::volume::VolumeCreate;
 use shoal_model::fault::{Fault, FaultKind};
+use shoal_model::filter::Filters;
 use shoal_model::spec::container::Words;
 
 const ALL: AttachOptions = AttachOptions {

@@ -3,15 +3,16 @@
 
 mod common;
 
+use shoal_model::filter::Filters;
+use shoal_model::log::LogSelection;
 use std::time::Duration;
 
 use common::{Host, eventually, within};
 use serde_json::json;
 use shoal_engine::engine::ListOptions;
 use shoal_engine::error::EngineError;
-use shoal_engine::filter::Filters;
 use shoal_engine::request::{
-    CreateOptions, Grace, LogOptions, RemoveOptions, StopOptions, UpdateRequest, WaitCondition,
+    CreateOptions, Grace, RemoveOptions, StopOptions, UpdateRequest, WaitCondition,
 };
 use shoal_model::fault::{Fault, FaultKind};
 
@@ -227,15 +228,15 @@ async fn logs_are_cut_followed_and_rotated() {
     let script = "seq 1 40; echo oops >&2; while test ! -e /go; do sleep 0.05; done; echo last";
     let id = daemon.start("log", &["sh", "-c", script], more).await;
     eventually("written", || async { daemon.log(&id).await.ends_with("oops\n") }).await;
-    let both = LogOptions { stdout: true, stderr: true, ..LogOptions::default() };
-    let tail = LogOptions { tail: Some(2), ..both.clone() };
+    let both = LogSelection::default();
+    let tail = LogSelection { tail: Some(2), ..both.clone() };
     assert_eq!(daemon.log_of(&id, tail.clone()).await, "40\noops\n");
-    let only = LogOptions { stderr: true, ..LogOptions::default() };
+    let only = LogSelection { stdout: false, ..LogSelection::default() };
     assert_eq!(daemon.log_of(&id, only).await, "oops\n");
     let log = host.dir.path().join(format!("data/containers/{id}/{id}-json.log.1"));
     assert!(log.exists(), "the log was rotated");
     let pid = daemon.engine.status(&id).await.unwrap().pid;
-    let follow = daemon.log_of(&id, LogOptions { follow: true, ..tail });
+    let follow = daemon.log_of(&id, LogSelection { follow: true, ..tail });
     let go = async { std::fs::write(format!("/proc/{pid}/root/go"), "").unwrap() };
     let (text, ()) = tokio::join!(follow, go);
     assert_eq!(text, "40\noops\nlast\n");

@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use shoal_model::fault::{Fault, FaultId, FaultKind};
+use shoal_model::filter::FilterError;
 
 use crate::digest::Digest;
 
@@ -50,13 +51,8 @@ pub enum ImageError {
     #[error("refusing to create a tag with a digest reference")]
     TagWithDigest,
     /// A filter of a list is unknown or malformed.
-    #[error("invalid filter '{name}': {reason}")]
-    InvalidFilter {
-        /// The filter's name.
-        name: String,
-        /// What is wrong.
-        reason: String,
-    },
+    #[error(transparent)]
+    InvalidFilter(#[from] FilterError),
     /// A change given to an import cannot be applied.
     #[error("invalid change '{change}': {reason}")]
     InvalidChange {
@@ -270,7 +266,7 @@ impl Fault for ImageError {
             Self::ReferenceInUse { .. } | Self::DeleteConflict { .. } => FaultKind::Conflict,
             Self::InvalidReference { .. }
             | Self::TagWithDigest
-            | Self::InvalidFilter { .. }
+            | Self::InvalidFilter(_)
             | Self::InvalidChange { .. }
             | Self::InvalidArchive { .. }
             | Self::ReadArchive(_)
@@ -297,7 +293,6 @@ impl Fault for ImageError {
             Self::InvalidReference { .. } | Self::TagWithDigest => "SH-IMG-001",
             Self::NoSuchImage { .. } => "SH-IMG-002",
             Self::ReferenceInUse { .. } | Self::DeleteConflict { .. } => "SH-IMG-003",
-            Self::InvalidFilter { .. } => "SH-IMG-004",
             Self::InvalidChange { .. } => "SH-IMG-005",
             Self::DigestMismatch { .. } | Self::SizeMismatch { .. } => "SH-IMG-006",
             Self::InvalidArchive { .. } | Self::ReadArchive(_) => "SH-IMG-007",
@@ -315,7 +310,7 @@ impl Fault for ImageError {
             Self::Files { .. } => "SH-IMG-017",
             Self::Damaged { .. } => "SH-IMG-018",
             Self::DamagedImage { .. } => "SH-IMG-019",
-            Self::Stopped => return None,
+            Self::InvalidFilter(_) | Self::Stopped => return None,
         }))
     }
 
@@ -324,6 +319,7 @@ impl Fault for ImageError {
             return Some("free space below the data root and try again".into());
         }
         match self {
+            Self::InvalidFilter(source) => source.remedy(),
             Self::DigestMismatch { .. } | Self::ReadArchive(_) => {
                 Some("get the image again from its source".into())
             }

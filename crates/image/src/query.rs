@@ -1,7 +1,6 @@
 //! What the store tells: lists, details, histories.
 
-use std::collections::BTreeMap;
-
+use shoal_model::filter::Filters;
 use shoal_model::spec::StringMap;
 use shoal_model::time::{GO_ZERO_TIME, Timestamp};
 
@@ -10,63 +9,10 @@ use crate::digest::ImageId;
 use crate::error::ImageError;
 use crate::index::Index;
 use crate::reference::Reference;
-use crate::store::{ImageStore, ListFilters, State};
+use crate::store::{ImageStore, State};
 use crate::view::{
     GraphDriver, HistoryItem, ImageInspect, ImageMetadata, ImageSummary, RootFsView,
 };
-
-impl ListFilters {
-    /// Reads the query parameter `filters` of the API, decoded: `{"label":{"a":true}}`, or in the
-    /// old form `{"label":["a"]}`.
-    ///
-    /// # Errors
-    /// [`ImageError::InvalidFilter`] for unknown names and values that cannot be.
-    pub fn from_json(text: &str) -> Result<Self, ImageError> {
-        let invalid = |name: &str, reason: &str| ImageError::InvalidFilter {
-            name: name.into(),
-            reason: reason.into(),
-        };
-        if text.is_empty() {
-            return Ok(Self::default());
-        }
-        let object: BTreeMap<String, serde_json::Value> =
-            serde_json::from_str(text).map_err(|error| invalid("filters", &error.to_string()))?;
-        let mut filters = Self::default();
-        for (name, values) in object {
-            let values: Vec<String> = match values {
-                serde_json::Value::Object(map) => map.into_iter().map(|(key, _)| key).collect(),
-                serde_json::Value::Array(list) => {
-                    list.iter().filter_map(|v| v.as_str().map(str::to_owned)).collect()
-                }
-                _ => return Err(invalid(&name, "not a list of values")),
-            };
-            match name.as_str() {
-                "dangling" => {
-                    let value = values.first().map(|v| v.to_ascii_lowercase());
-                    filters.dangling = Some(match value.as_deref() {
-                        Some("true" | "1" | "t") => true,
-                        Some("false" | "0" | "f") => false,
-                        _ => return Err(invalid(&name, "neither true nor false")),
-                    });
-                }
-                "reference" => filters.reference = values,
-                "label" => filters.label = values,
-                "before" => filters.before = values,
-                "since" => filters.since = values,
-                "until" => {
-                    let text = values.first().map(String::as_str).unwrap_or_default();
-                    let secs = text.parse().ok();
-                    let secs = secs.or_else(|| Timestamp::parse(text).map(Timestamp::secs));
-                    filters.until = Some(
-                        secs.ok_or_else(|| invalid(&name, "not a time in seconds or RFC 3339"))?,
-                    );
-                }
-                _ => return Err(invalid(&name, "unknown filter")),
-            }
-        }
-        Ok(filters)
-    }
-}
 
 /// Names of an image in familiar form: those with tags, those with digests.
 fn familiar_names(index: &Index, id: &ImageId) -> (Vec<String>, Vec<String>) {
@@ -83,6 +29,10 @@ fn familiar_names(index: &Index, id: &ImageId) -> (Vec<String>, Vec<String>) {
 fn created(config: &ImageConfig) -> i64 {
     config.created.as_deref().and_then(Timestamp::parse).unwrap_or(Timestamp::ZERO).secs()
 }
+
+/// Filters of lists.
+const LIST_FILTERS: &[&str] =
+    &["before", "dangling", "label", "label!", "reference", "since", "until"];
 
 impl ImageStore {
     /// Everything about one image.
@@ -123,21 +73,34 @@ impl ImageStore {
     ///
     /// # Errors
     /// [`ImageError::InvalidFilter`]; images named by `before` and `since` that do not exist.
-    pub fn list(&self, filters: &ListFilters) -> Result<Vec<ImageSummary>, ImageError> {
-        let made = |words: &[String]| -> Result<Vec<i64>, ImageError> {
-            words.iter().map(|w| Ok(created(&*self.config(&self.resolve(w)?)?))).collect()
+    pub fn list(&self, filters: &Filters) -> Result<Vec<ImageSummary>, ImageError> {
+        filters.only(LIST_FILTERS)?;
+        self.select(filters, filters.flag("dangling")?)
+    }
+
+    /// Those that `filters` select, with (`Some(false)`) or without (`Some(true)`) a name.
+    pub(crate) fn select(
+        &self,
+        filters: &Filters,
+        dangling: Option<bool>,
+    ) -> Result<Vec<ImageSummary>, ImageError> {
+        let made = |name: &str| -> Result<Vec<i64>, ImageError> {
+            let made = |word| Ok(created(&*self.config(&self.resolve(word)?)?));
+            filters.values(name).map(made).collect()
         };
-        let (before, since) = (made(&filters.before)?, made(&filters.since)?);
+        let (before, since) = (made("before")?, made("since")?);
+        let until = filters.until((self.inner.options.clock)())?.map(Timestamp::secs);
         let state = self.inner.state();
         let mut list: Vec<ImageSummary> = Vec::new();
         for id in state.index.images.keys().filter(|id| state.index.visible(id)) {
             let Some(mut summary) = summarize(&state, id) else { continue };
             let in_time = before.iter().all(|at| summary.created < *at)
                 && since.iter().all(|at| summary.created > *at)
-                && filters.until.is_none_or(|at| summary.created < at);
+                && until.is_none_or(|at| summary.created < at);
             if in_time
-                && has_labels(&summary.labels, &filters.label)
+                && filters.prunes(&summary.labels)
                 && names_fit(&mut summary, filters)
+                && dangling.is_none_or(|dangling| dangling == summary.repo_tags.is_empty())
             {
                 list.push(summary);
             }
@@ -214,24 +177,15 @@ fn summarize(state: &State, id: &ImageId) -> Option<ImageSummary> {
     })
 }
 
-fn has_labels(labels: &StringMap, wanted: &[String]) -> bool {
-    wanted.iter().all(|want| match want.split_once('=') {
-        Some((key, value)) => labels.get(key).is_some_and(|have| have == value),
-        None => labels.contains_key(want),
-    })
-}
-
 /// Whether the names of an image suit; leaves only those names that a pattern selects.
-fn names_fit(summary: &mut ImageSummary, filters: &ListFilters) -> bool {
-    if !filters.reference.is_empty() {
-        let fits = |name: &String| filters.reference.iter().any(|p| name_matches(p, name));
+fn names_fit(summary: &mut ImageSummary, filters: &Filters) -> bool {
+    if filters.has("reference") {
+        let fits = |name: &String| filters.any("reference", |p| name_matches(p, name));
         summary.repo_tags.retain(fits);
         summary.repo_digests.retain(fits);
-        if summary.repo_tags.is_empty() && summary.repo_digests.is_empty() {
-            return false;
-        }
+        return !summary.repo_tags.is_empty() || !summary.repo_digests.is_empty();
     }
-    filters.dangling.is_none_or(|dangling| dangling == summary.repo_tags.is_empty())
+    true
 }
 
 /// Whether `pattern` fits a familiar name, with or without its tag or digest.
@@ -291,16 +245,5 @@ mod tests {
         ] {
             assert_eq!(name_matches(pattern, name), fits, "{pattern} {name}");
         }
-    }
-
-    #[test]
-    fn filters_come_in_two_forms() {
-        let new = ListFilters::from_json(r#"{"label":{"a=b":true},"dangling":{"true":true}}"#);
-        let old = ListFilters::from_json(r#"{"label":["a=b"],"dangling":["1"]}"#);
-        assert_eq!(new.unwrap(), old.unwrap());
-        assert!(ListFilters::from_json(r#"{"colour":["red"]}"#).is_err());
-        assert!(ListFilters::from_json(r#"{"dangling":["maybe"]}"#).is_err());
-        assert!(ListFilters::from_json("nonsense").is_err());
-        assert_eq!(ListFilters::from_json("").unwrap(), ListFilters::default());
     }
 }

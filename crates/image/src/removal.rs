@@ -3,13 +3,14 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use shoal_model::filter::Filters;
 use shoal_model::id::ContainerId;
 
 use crate::digest::{ChainId, Digest, ImageId};
 use crate::error::ImageError;
 use crate::index::{Index, lookup_key};
 use crate::reference::Reference;
-use crate::store::{Hold, ImageStore, Inner, ListFilters, RemoveOptions};
+use crate::store::{Hold, ImageStore, Inner, RemoveOptions};
 use crate::view::{Deleted, Pruned};
 
 impl ImageStore {
@@ -51,14 +52,15 @@ impl ImageStore {
         self.blocking(move |inner| remove(inner, &word, &id, options.force)).await
     }
 
-    /// Deletes images that nothing uses: those without a tag, or with `all` tagged ones too.
+    /// Deletes images that nothing uses: those without a tag, or with `dangling=false` tagged ones
+    /// too.
     ///
     /// # Errors
     /// As [`Self::list`].
-    pub async fn prune(&self, all: bool, filters: &ListFilters) -> Result<Pruned, ImageError> {
-        let filters =
-            ListFilters { dangling: if all { None } else { Some(true) }, ..filters.clone() };
-        let candidates = self.list(&filters)?;
+    pub async fn prune(&self, filters: &Filters) -> Result<Pruned, ImageError> {
+        filters.only(PRUNE_FILTERS)?;
+        let all = filters.flag("dangling")? == Some(false);
+        let candidates = self.select(filters, (!all).then_some(true))?;
         self.blocking(move |inner| {
             let mut deleted = Vec::new();
             let mut freed = 0;
@@ -76,6 +78,9 @@ impl ImageStore {
         .await
     }
 }
+
+/// Filters of prunes.
+const PRUNE_FILTERS: &[&str] = &["dangling", "label", "label!", "until"];
 
 /// Bytes of all unpacked layers.
 fn stored(inner: &Inner) -> u64 {

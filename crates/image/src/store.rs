@@ -61,23 +61,6 @@ pub struct Pulled {
     pub newer: bool,
 }
 
-/// Which images to list. Empty lists: all. Values of one filter are alternatives, except labels.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ListFilters {
-    /// Only images without (`true`) or with (`false`) a name.
-    pub dangling: Option<bool>,
-    /// Patterns of names, with `*` and `?`.
-    pub reference: Vec<String>,
-    /// `key` or `key=value`, all of them.
-    pub label: Vec<String>,
-    /// Made before this image.
-    pub before: Vec<String>,
-    /// Made after this image.
-    pub since: Vec<String>,
-    /// Made before this time, seconds since 1970.
-    pub until: Option<i64>,
-}
-
 /// How to remove an image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RemoveOptions {

@@ -15,6 +15,7 @@ use shoal_image::progress::Progress;
 use shoal_image::store::{ImageStore, ImportRequest, RemoveOptions};
 use shoal_image::view::Deleted;
 use shoal_model::fault::Fault;
+use shoal_model::filter::Filters;
 use shoal_model::id::ContainerId;
 
 fn layer(content: &str) -> Vec<u8> {
@@ -228,7 +229,7 @@ async fn removal_follows_dockers_rules() {
     bench.store.hold(&container, &id).unwrap();
     bench.store.holds_complete();
     bench.store.release(&container);
-    bench.store.prune(true, &Default::default()).await.unwrap();
+    bench.store.prune(&Filters::default().with("dangling", "false")).await.unwrap();
     bench.load(docker_archive("z:1", &[layer("z")])).await.unwrap();
     assert!(bench.store.mount_layers(&id).is_err());
     bench.store.remove("z:1", forced).await.unwrap();
@@ -241,10 +242,10 @@ async fn a_tag_that_moves_leaves_a_dangling_image() {
     let old = bench.load(docker_archive("a:1", &[layer("1")])).await.unwrap()[0].id;
     let new = bench.load(docker_archive("a:1", &[layer("2")])).await.unwrap()[0].id;
     assert_eq!(bench.store.resolve("a:1").unwrap(), new);
-    let filters = shoal_image::store::ListFilters { dangling: Some(true), ..Default::default() };
+    let filters = Filters::default().with("dangling", "true");
     let list = bench.store.list(&filters).unwrap();
     assert_eq!(list.iter().map(|image| image.id).collect::<Vec<_>>(), [old]);
-    let pruned = bench.store.prune(false, &Default::default()).await.unwrap();
+    let pruned = bench.store.prune(&Filters::default()).await.unwrap();
     assert!(pruned.images_deleted.unwrap().contains(&Deleted::Deleted(old.to_string())));
     assert!(pruned.space_reclaimed > 0);
     assert!(bench.store.resolve("a:1").is_ok());

@@ -1,5 +1,6 @@
 //! What the API asks of the cluster. Every method answers after its change is applied.
 
+use shoal_model::log::{LogSelection, LogsOf, TaskLog};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -20,7 +21,6 @@ use tokio::sync::{broadcast, mpsc, watch};
 
 use crate::error::ControlError;
 use crate::gather::{Gathering, ITEMS_MAX};
-use crate::logs::{LogItem, LogQuery, LogSelector};
 use crate::shared::{RandomIds, Shared, cluster};
 
 /// The cluster, as far as a client may change it. Cheap to clone. Ids are full ids: callers resolve
@@ -253,18 +253,18 @@ impl Control {
     /// [`ControlError::NotFound`].
     pub async fn service_logs(
         &self,
-        selector: LogSelector,
-        query: LogQuery,
-    ) -> Result<mpsc::Receiver<LogItem>, ControlError> {
+        selector: LogsOf,
+        query: LogSelection,
+    ) -> Result<mpsc::Receiver<TaskLog>, ControlError> {
         let state = self.state();
         match &selector {
-            LogSelector::Service(id) if !state.services.contains_key(id) => {
+            LogsOf::Service(id) if !state.services.contains_key(id) => {
                 return Err(missing("service", id));
             }
-            LogSelector::Task(id) if !state.tasks.contains_key(id) => {
+            LogsOf::Task(id) if !state.tasks.contains_key(id) => {
                 return Err(missing("task", id));
             }
-            LogSelector::Service(_) | LogSelector::Task(_) => {}
+            LogsOf::Service(_) | LogsOf::Task(_) => {}
         }
         let (out, items) = mpsc::channel(ITEMS_MAX);
         let gathering = Gathering::new(Arc::clone(&self.shared), selector, query, out);

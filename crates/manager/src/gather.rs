@@ -1,5 +1,6 @@
 //! Gathers logs from the nodes that have them.
 
+use shoal_model::log::{LogSelection, LogsOf, TaskLog, TaskLogLine};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,13 +12,10 @@ use shoal_model::id::{NodeId, TaskId};
 use shoal_model::object::Task;
 use shoal_model::task_state::TaskState;
 use shoal_wire::fault::RemoteFault;
-use shoal_wire::message::{
-    CloseLogs, LogChunk, LogEnd, LogOptions, LogSource, ManagerMessage, OpenLogs,
-};
+use shoal_wire::message::{CloseLogs, LogChunk, LogEnd, LogSource, ManagerMessage, OpenLogs};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::logs::{LogItem, LogQuery, LogSelector, TaskLine};
 use crate::shared::Shared;
 
 /// Chunks of one gathering that may wait for its reader.
@@ -119,9 +117,9 @@ struct Source {
 /// One gathered log on its way to its reader.
 pub(crate) struct Gathering {
     shared: Arc<Shared>,
-    selector: LogSelector,
-    query: LogQuery,
-    out: mpsc::Sender<LogItem>,
+    selector: LogsOf,
+    query: LogSelection,
+    out: mpsc::Sender<TaskLog>,
     to: mpsc::Sender<Arrival>,
     arrivals: mpsc::Receiver<Arrival>,
     sources: BTreeMap<u64, Source>,
@@ -135,9 +133,9 @@ struct Gone;
 impl Gathering {
     pub fn new(
         shared: Arc<Shared>,
-        selector: LogSelector,
-        query: LogQuery,
-        out: mpsc::Sender<LogItem>,
+        selector: LogsOf,
+        query: LogSelection,
+        out: mpsc::Sender<TaskLog>,
     ) -> Self {
         let (to, arrivals) = mpsc::channel(CHUNKS_MAX);
         Self {
@@ -199,8 +197,8 @@ impl Gathering {
         }
         let state = self.shared.state();
         match &self.selector {
-            LogSelector::Service(id) => !state.services.contains_key(id),
-            LogSelector::Task(id) => {
+            LogsOf::Service(id) => !state.services.contains_key(id),
+            LogsOf::Task(id) => {
                 let ended = |t: &Arc<Task>| t.status.state.is_terminal();
                 state.tasks.get(id).is_none_or(ended) || self.seen.contains(id)
             }
@@ -222,15 +220,9 @@ impl Gathering {
                 continue;
             };
             let stream = self.shared.logs.open(&node, &self.to);
-            let options = LogOptions {
-                follow: self.query.follow,
-                // A task that begins while we follow is shown from its first line.
-                tail: self.query.tail.filter(|_| first),
-                since: self.query.since,
-                until: self.query.until,
-                stdout: self.query.stdout,
-                stderr: self.query.stderr,
-            };
+            // A task that begins while we follow is shown from its first line.
+            let tail = self.query.tail.filter(|_| first);
+            let options = LogSelection { tail, ..self.query.clone() };
             let open = OpenLogs { stream, task_id: task.id.clone(), options };
             if sender.send(ManagerMessage::OpenLogs(open)).await.is_err() {
                 self.shared.logs.close(stream);
@@ -256,7 +248,7 @@ impl Gathering {
                 format!("node '{node}' is no member any more: the logs of its tasks are missing")
             }
         };
-        self.say(LogItem::Warning(text)).await
+        self.say(TaskLog::Warning(text)).await
     }
 
     async fn take(&mut self, arrival: Arrival) -> Result<(), Gone> {
@@ -266,7 +258,7 @@ impl Gathering {
                 source.spoke = true;
                 let (task, node) = (Arc::clone(&source.task), source.node.clone());
                 for line in chunk.lines {
-                    let item = LogItem::Line(TaskLine {
+                    let item = TaskLog::Line(TaskLogLine {
                         node_id: node.clone(),
                         service_id: task.service_id.clone(),
                         task_id: task.id.clone(),
@@ -282,7 +274,7 @@ impl Gathering {
                 if let Some(error) = error {
                     let name = source.task.name();
                     let text = format!("the log of task '{name}' is incomplete: {error}");
-                    self.say(LogItem::Warning(text)).await?;
+                    self.say(TaskLog::Warning(text)).await?;
                 }
             }
         }
@@ -305,21 +297,21 @@ impl Gathering {
             if let Some(source) = self.sources.remove(&stream) {
                 let name = source.task.name();
                 let text = format!("the log of task '{name}' is incomplete: {why}");
-                self.say(LogItem::Warning(text)).await?;
+                self.say(TaskLog::Warning(text)).await?;
             }
         }
         Ok(())
     }
 
-    async fn say(&self, item: LogItem) -> Result<(), Gone> {
+    async fn say(&self, item: TaskLog) -> Result<(), Gone> {
         self.out.send(item).await.map_err(|_| Gone)
     }
 }
 
-fn selected(state: &ClusterState, selector: &LogSelector) -> Vec<Arc<Task>> {
+fn selected(state: &ClusterState, selector: &LogsOf) -> Vec<Arc<Task>> {
     match selector {
-        LogSelector::Task(id) => state.tasks.get(id).cloned().into_iter().collect(),
-        LogSelector::Service(id) => {
+        LogsOf::Task(id) => state.tasks.get(id).cloned().into_iter().collect(),
+        LogsOf::Service(id) => {
             let own = |t: &&Arc<Task>| t.service_id.as_ref() == Some(id);
             state.tasks.values().filter(own).cloned().collect()
         }

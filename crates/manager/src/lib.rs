@@ -21,7 +21,6 @@ pub mod error;
 mod events;
 mod gather;
 mod join;
-pub mod logs;
 pub mod manager;
 mod membership;
 mod payloads;

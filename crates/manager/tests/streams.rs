@@ -4,15 +4,15 @@
 
 mod support;
 
-use shoal_manager::logs::{LogItem, LogQuery, LogSelector};
 use shoal_model::event::Scope;
 use shoal_model::id::ContainerId;
+use shoal_model::log::{LogSelection, LogsOf, TaskLog};
 use shoal_model::object::NodeState;
 use shoal_wire::message::{AttachOutcome, AttachRequest, Detach, ManagerMessage, NodeMessage};
 use support::{DEADLINE, FakeNode, World, network, service};
 
-fn query(follow: bool) -> LogQuery {
-    LogQuery { follow, tail: None, since: None, until: None, stdout: true, stderr: true }
+fn query(follow: bool) -> LogSelection {
+    LogSelection { follow, ..LogSelection::default() }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -23,15 +23,15 @@ async fn logs_come_from_every_node_and_a_lost_one_costs_one_line() {
     let id = world.control.create_service(service("web", 2, &[]), None).await.unwrap().id;
     world.until_running(&id, 2).await;
     let gather = async |follow| {
-        let selector = LogSelector::Service(id.clone());
+        let selector = LogsOf::Service(id.clone());
         world.control.service_logs(selector, query(follow)).await.unwrap()
     };
-    let all = async |mut items: tokio::sync::mpsc::Receiver<LogItem>| {
+    let all = async |mut items: tokio::sync::mpsc::Receiver<TaskLog>| {
         let mut texts = Vec::new();
         while let Some(item) = items.recv().await {
             texts.push(match item {
-                LogItem::Line(line) => String::from_utf8(line.line).unwrap(),
-                LogItem::Warning(text) => text,
+                TaskLog::Line(line) => String::from_utf8(line.line).unwrap(),
+                TaskLog::Warning(text) => text,
             });
         }
         texts.sort();
@@ -42,12 +42,12 @@ async fn logs_come_from_every_node_and_a_lost_one_costs_one_line() {
     let mut following = gather(true).await;
     for _ in 0..2 {
         let item = tokio::time::timeout(DEADLINE, following.recv()).await.unwrap();
-        assert!(matches!(item, Some(LogItem::Line(_))));
+        assert!(matches!(item, Some(TaskLog::Line(_))));
     }
     let lost = b.id();
     drop(b);
     let item = tokio::time::timeout(DEADLINE, following.recv()).await.unwrap().unwrap();
-    let LogItem::Warning(text) = item else { panic!("{item:?}") };
+    let TaskLog::Warning(text) = item else { panic!("{item:?}") };
     assert!(text.contains("its session ended"), "{text}");
     world
         .until("the node is down", |state| {

@@ -61,6 +61,22 @@ impl Timestamp {
         let at = OffsetDateTime::parse(text, &Rfc3339).ok()?;
         i64::try_from(at.unix_timestamp_nanos()).ok().map(Self)
     }
+
+    /// Reads what Docker takes for a time in queries: RFC 3339, or seconds since 1970 with a
+    /// fraction of up to nine digits.
+    #[must_use]
+    pub fn parse_docker(text: &str) -> Option<Self> {
+        if let Some(at) = Self::parse(text) {
+            return Some(at);
+        }
+        let (secs, fraction) = text.split_once('.').unwrap_or((text, ""));
+        let secs: i64 = secs.parse().ok()?;
+        if fraction.len() > 9 || !fraction.bytes().all(|b| b.is_ascii_digit()) {
+            return None;
+        }
+        let nanos: i64 = format!("{fraction:0<9}").parse().ok()?;
+        Some(Self(secs.checked_mul(1_000_000_000)?.checked_add(nanos)?))
+    }
 }
 
 impl fmt::Display for Timestamp {

@@ -44,6 +44,12 @@ pub struct Checkup {
 }
 
 impl Checkup {
+    /// These checks, made anew for each run.
+    #[cfg(test)]
+    pub fn of(checks: impl Fn() -> Vec<Box<dyn Check>> + Send + Sync + 'static) -> Self {
+        Self { checks: Arc::new(checks) }
+    }
+
     /// The checks of a running node.
     pub fn of_node(network: &NodeNetwork, data_root: &Path) -> Self {
         let (network, config) = (network.clone(), HostConfig::new(data_root));
@@ -51,8 +57,7 @@ impl Checkup {
     }
 
     /// Runs them until none fails, a few times at most. A machine that has just booted is still
-    /// loading modules, and answers "not supported" until it has; what a node cannot do when it
-    /// starts, it is not asked to do later.
+    /// loading modules, and answers "not supported" until it has.
     pub fn run_at_start(&self) -> Vec<CheckResult> {
         until_none_fails(|| self.run())
     }
@@ -78,10 +83,21 @@ impl Checkup {
 
     /// Runs them all.
     pub fn run(&self) -> Vec<CheckResult> {
-        run_all((self.checks)(), DEADLINE, |slow| {
-            let list = slow.join(", ");
-            tracing::info!(checks = list, "checks take long: the kernel may be loading modules");
-        })
+        run_quietly((self.checks)())
+    }
+
+    /// Runs those again that failed in `found`, which an earlier run of the same set gave.
+    pub fn run_failed(&self, found: &[CheckResult]) -> Vec<CheckResult> {
+        let mut results = found.to_vec();
+        let fails = |number: &usize| found.get(*number).is_some_and(|r| r.verdict == Verdict::Fail);
+        let (numbers, checks): (Vec<usize>, Vec<_>) =
+            (self.checks)().into_iter().enumerate().filter(|(n, _)| fails(n)).unzip();
+        for (number, result) in numbers.into_iter().zip(run_quietly(checks)) {
+            if let Some(slot) = results.get_mut(number) {
+                *slot = result;
+            }
+        }
+        results
     }
 
     /// The same for somebody who looks on, before a node does: the checks themselves have the
@@ -93,6 +109,14 @@ impl Checkup {
             })
         })
     }
+}
+
+/// Runs checks for a daemon, whose log says what takes long.
+fn run_quietly(checks: Vec<Box<dyn Check>>) -> Vec<CheckResult> {
+    run_all(checks, DEADLINE, |slow| {
+        let list = slow.join(", ");
+        tracing::info!(checks = list, "checks take long: the kernel may be loading modules");
+    })
 }
 
 /// Runs checks until none fails, a few times at most.
@@ -174,6 +198,28 @@ mod tests {
         });
         let found = run(&Checkup { checks });
         (tries.load(Ordering::SeqCst), found[0].verdict)
+    }
+
+    #[test]
+    fn only_what_failed_is_tried_again() {
+        let counts = [1, 3].map(|succeeds_at| (Arc::new(AtomicU32::new(0)), succeeds_at));
+        let tries = counts.clone();
+        let checks: Arc<Checks> = Arc::new(move || {
+            let check = |(count, at): &(Arc<AtomicU32>, u32)| -> Box<dyn Check> {
+                Box::new(Loading(Arc::clone(count), *at))
+            };
+            tries.iter().map(check).collect()
+        });
+        let checkup = Checkup { checks };
+        let mut found = checkup.run();
+        let mut seen = Vec::new();
+        for _ in 0..3 {
+            found = checkup.run_failed(&found);
+            seen.push(found.iter().map(|r| r.verdict).collect::<Vec<_>>());
+        }
+        let (ok, fail) = (Verdict::Ok, Verdict::Fail);
+        assert_eq!(seen, [[ok, fail], [ok, ok], [ok, ok]]);
+        assert_eq!(counts.map(|(count, _)| count.load(Ordering::SeqCst)), [1, 3]);
     }
 
     #[test]

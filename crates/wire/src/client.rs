@@ -93,7 +93,7 @@ pub async fn connect_with(
 ) -> Result<Client, WireError> {
     let stream = connect_tcp(addr).await?;
     let stream = connect_tls(addr, stream, config).await?;
-    let refusal = stream.refusal();
+    let refusal = stream.watch.clone();
     let closed = |error: tonic::transport::Error| WireError::Closed {
         addr: addr.to_owned(),
         source: Some(Box::new(error)),

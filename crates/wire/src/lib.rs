@@ -23,6 +23,7 @@ pub mod server;
 pub mod session;
 mod status;
 mod transport;
+mod watched;
 
 /// What `build.rs` makes of the service declarations.
 #[allow(missing_docs, clippy::all, clippy::pedantic)]

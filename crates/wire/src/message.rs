@@ -5,6 +5,7 @@
 //! kinds may be added at any time; nothing is ever renamed, retyped or reused. A change that breaks
 //! this raises [`PROTOCOL_VERSION`].
 
+use shoal_model::log::LogSelection;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
@@ -362,31 +363,7 @@ pub struct OpenLogs {
     pub task_id: TaskId,
     /// Which lines.
     #[serde(default)]
-    pub options: LogOptions,
-}
-
-/// Which lines of a log.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct LogOptions {
-    /// Go on with new lines until closed.
-    pub follow: bool,
-    /// Only that many of the last lines; absent: all.
-    pub tail: Option<u64>,
-    /// Only lines from this time on.
-    pub since: Option<Timestamp>,
-    /// Only lines before this time.
-    pub until: Option<Timestamp>,
-    /// Lines of standard output.
-    pub stdout: bool,
-    /// Lines of standard error.
-    pub stderr: bool,
-}
-
-impl Default for LogOptions {
-    fn default() -> Self {
-        Self { follow: false, tail: None, since: None, until: None, stdout: true, stderr: true }
-    }
+    pub options: LogSelection,
 }
 
 /// Nobody reads that log any more.

@@ -1,7 +1,10 @@
 //! The manager's side: listens, checks who is there, calls the handlers.
 
+use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -12,6 +15,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{info, warn};
 
@@ -25,7 +29,8 @@ use crate::rpc::dispatcher_server::{Dispatcher, DispatcherServer};
 use crate::rpc::join_server::{Join, JoinServer};
 use crate::session::ServerSession;
 use crate::status::{self, from_fault};
-use crate::transport::{PeerInfo, ServerStream};
+use crate::transport::{self, PeerInfo, ServerStream};
+use crate::watched::{Watch, Watched};
 use crate::{JOIN_MESSAGE_MAX, SESSION_MESSAGE_MAX};
 
 /// Connections at the same time: ten for each node of the largest cluster that is planned for.
@@ -204,7 +209,7 @@ pub fn serve(
 async fn accept(
     listener: TcpListener,
     tls: watch::Receiver<Arc<rustls::ServerConfig>>,
-    ready: mpsc::Sender<std::io::Result<Held>>,
+    ready: mpsc::Sender<io::Result<Held>>,
     closed: watch::Receiver<()>,
 ) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
@@ -235,7 +240,8 @@ async fn accept(
                     // Ignored because: both ends of the wait mean that the server is gone.
                     let closed = Box::pin(async move { drop(closed.changed().await) });
                     // Ignored because: the server has stopped, and with it the connection.
-                    let _ = ready.send(Ok(Held { stream, closed, _place: place })).await;
+                    let _ =
+                        ready.send(Ok(Watched::new(stream, Place { closed, _place: place }))).await;
                 }
                 // The peer has been told by a TLS alert; there is nobody else to tell.
                 Err(error) => info!(
@@ -255,66 +261,36 @@ async fn open(
 ) -> Result<ServerStream, WireError> {
     // Ignored because: the connection works without it, only slower.
     let _ = stream.set_nodelay(true);
-    ServerStream::accept(stream, remote, config).await
+    transport::accept(stream, remote, config).await
 }
 
 /// A connection with its place among the allowed ones, which ends with the server.
-struct Held {
-    stream: ServerStream,
-    closed: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>,
+type Held = Watched<ServerStream, Place>;
+
+struct Place {
+    closed: Pin<Box<dyn Future<Output = ()> + Send>>,
     _place: tokio::sync::OwnedSemaphorePermit,
 }
 
-mod held {
-    //! `Held` is its stream.
+impl Connected for Held {
+    type ConnectInfo = PeerInfo;
 
-    use std::io;
-    use std::pin::Pin;
-    use std::task::{Context, Poll};
-
-    use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-    use tonic::transport::server::Connected;
-
-    use super::Held;
-    use crate::transport::PeerInfo;
-
-    impl Connected for Held {
-        type ConnectInfo = PeerInfo;
-
-        fn connect_info(&self) -> PeerInfo {
-            self.stream.connect_info()
-        }
+    fn connect_info(&self) -> PeerInfo {
+        self.stream().connect_info()
     }
+}
 
-    impl AsyncRead for Held {
-        fn poll_read(
-            mut self: Pin<&mut Self>,
-            cx: &mut Context<'_>,
-            buf: &mut ReadBuf<'_>,
-        ) -> Poll<io::Result<()>> {
-            if self.closed.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
-            }
-            Pin::new(&mut self.stream).poll_read(cx, buf)
+impl Watch for Place {
+    fn look(
+        &mut self,
+        cx: &mut Context<'_>,
+        result: Poll<io::Result<()>>,
+        _: bool,
+    ) -> Poll<io::Result<()>> {
+        if self.closed.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
-    }
-
-    impl AsyncWrite for Held {
-        fn poll_write(
-            mut self: Pin<&mut Self>,
-            cx: &mut Context<'_>,
-            buf: &[u8],
-        ) -> Poll<io::Result<usize>> {
-            Pin::new(&mut self.stream).poll_write(cx, buf)
-        }
-
-        fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Pin::new(&mut self.stream).poll_flush(cx)
-        }
-
-        fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Pin::new(&mut self.stream).poll_shutdown(cx)
-        }
+        result
     }
 }
 

@@ -10,13 +10,13 @@ use std::time::Duration;
 use rustls::pki_types::ServerName;
 use shoal_identity::peer::PeerIdentity;
 use shoal_identity::tls;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 use tonic::transport::server::Connected;
 
 use crate::error::WireError;
 use crate::status::within;
+use crate::watched::{Watch, Watched};
 
 /// How long name resolution may take.
 const RESOLVE_DEADLINE: Duration = Duration::from_secs(5);
@@ -81,7 +81,7 @@ pub(crate) async fn connect_tls(
         connected.map_err(|source| tls_error(addr, source))
     };
     let inner = within("TLS handshake", addr, TLS_DEADLINE, handshake).await?;
-    Ok(ClientStream { inner, refused })
+    Ok(Watched::new(inner, refused))
 }
 
 fn tls_error(addr: &str, source: io::Error) -> WireError {
@@ -131,54 +131,25 @@ impl RefusalSlot {
     }
 }
 
-/// A client's connection.
-#[derive(Debug)]
-pub(crate) struct ClientStream {
-    inner: tokio_rustls::client::TlsStream<TcpStream>,
-    refused: RefusalSlot,
-}
-
-impl ClientStream {
-    /// Where the peer's refusal will be found.
-    pub(crate) fn refusal(&self) -> RefusalSlot {
-        self.refused.clone()
-    }
-}
-
-impl AsyncRead for ClientStream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
+impl Watch for RefusalSlot {
+    fn look(
+        &mut self,
+        _: &mut Context<'_>,
+        result: Poll<io::Result<()>>,
+        _: bool,
     ) -> Poll<io::Result<()>> {
-        let result = Pin::new(&mut self.inner).poll_read(cx, buf);
         if let Poll::Ready(Err(error)) = &result {
             let inner = error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>());
             if let Some(reason) = inner.and_then(refusal_of_ours) {
-                *self.refused.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
+                *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
             }
         }
         result
     }
 }
 
-impl AsyncWrite for ClientStream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(cx)
-    }
-}
+/// A client's connection.
+pub(crate) type ClientStream = Watched<tokio_rustls::client::TlsStream<TcpStream>, RefusalSlot>;
 
 /// Who is at the other end of a server's connection.
 #[derive(Clone, Debug)]
@@ -190,57 +161,53 @@ pub(crate) struct PeerInfo {
 }
 
 /// A server's connection.
-pub(crate) struct ServerStream {
-    inner: tokio_rustls::server::TlsStream<TcpStream>,
+pub(crate) type ServerStream = Watched<tokio_rustls::server::TlsStream<TcpStream>, Guest>;
+
+/// Whoever has connected to a server, and for how long it may stay silent.
+pub(crate) struct Guest {
     info: PeerInfo,
     /// When to give up: on the first byte of a member, on an anonymous connection as a whole.
     deadline: Option<Pin<Box<Sleep>>>,
 }
 
-impl ServerStream {
-    /// Opens TLS on `stream` and reads who is there.
-    pub(crate) async fn accept(
-        stream: TcpStream,
-        remote: SocketAddr,
-        config: Arc<rustls::ServerConfig>,
-    ) -> Result<Self, WireError> {
-        let addr = remote.to_string();
-        let handshake = async {
-            let accepted = tokio_rustls::TlsAcceptor::from(config).accept(stream).await;
-            accepted.map_err(|source| tls_error(&addr, source))
-        };
-        let inner = within("TLS handshake", &addr, TLS_DEADLINE, handshake).await?;
-        let certs = inner.get_ref().1.peer_certificates().filter(|c| !c.is_empty());
-        let identity = certs
-            .map(PeerIdentity::from_certs)
-            .transpose()
-            .map_err(|source| WireError::PeerCertificate { addr, source })?;
-        let limit = if identity.is_some() { FIRST_BYTE_DEADLINE } else { ANONYMOUS_DEADLINE };
-        let deadline = Some(Box::pin(tokio::time::sleep(limit)));
-        Ok(Self { inner, info: PeerInfo { remote, identity }, deadline })
-    }
+/// Opens TLS on `stream` and reads who is there.
+pub(crate) async fn accept(
+    stream: TcpStream,
+    remote: SocketAddr,
+    config: Arc<rustls::ServerConfig>,
+) -> Result<ServerStream, WireError> {
+    let addr = remote.to_string();
+    let handshake = async {
+        let accepted = tokio_rustls::TlsAcceptor::from(config).accept(stream).await;
+        accepted.map_err(|source| tls_error(&addr, source))
+    };
+    let inner = within("TLS handshake", &addr, TLS_DEADLINE, handshake).await?;
+    let certs = inner.get_ref().1.peer_certificates().filter(|c| !c.is_empty());
+    let identity = certs
+        .map(PeerIdentity::from_certs)
+        .transpose()
+        .map_err(|source| WireError::PeerCertificate { addr, source })?;
+    let limit = if identity.is_some() { FIRST_BYTE_DEADLINE } else { ANONYMOUS_DEADLINE };
+    let deadline = Some(Box::pin(tokio::time::sleep(limit)));
+    Ok(Watched::new(inner, Guest { info: PeerInfo { remote, identity }, deadline }))
 }
 
 impl Connected for ServerStream {
     type ConnectInfo = PeerInfo;
 
     fn connect_info(&self) -> PeerInfo {
-        self.info.clone()
+        self.watch.info.clone()
     }
 }
 
-impl AsyncRead for ServerStream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
+impl Watch for Guest {
+    fn look(
+        &mut self,
         cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
+        result: Poll<io::Result<()>>,
+        some: bool,
     ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        let result = Pin::new(&mut self.inner).poll_read(cx, buf);
-        if matches!(result, Poll::Ready(Ok(())))
-            && buf.filled().len() > before
-            && self.info.identity.is_some()
-        {
+        if matches!(result, Poll::Ready(Ok(()))) && some && self.info.identity.is_some() {
             self.deadline = None;
         }
         if let Some(deadline) = &mut self.deadline
@@ -249,23 +216,5 @@ impl AsyncRead for ServerStream {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         result
-    }
-}
-
-impl AsyncWrite for ServerStream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(cx)
     }
 }

@@ -24,7 +24,9 @@ impl Census {
         };
         let named = |(pid, line): (u32, String)| format!("{pid} {line}");
         add("process", processes(&own).into_iter().map(named).collect());
-        add("mount", mounts().into_iter().filter(|m| m.starts_with(&own)).collect());
+        let disk = crate::disk::at(dir).to_string_lossy().into_owned();
+        let mounted = mounts().into_iter().filter(|m| m.starts_with(&own) && *m != disk);
+        add("mount", mounted.collect());
         add("cgroup", cgroups(instances));
         let whole = |line: &str| ours(line).then(|| line.to_owned());
         add("link", lines(Command::new("ip").args(["-o", "link"]), whole));

@@ -14,6 +14,7 @@
 
 mod cluster;
 mod daemon;
+mod disk;
 mod evidence;
 mod host;
 pub mod http;
@@ -25,6 +26,7 @@ mod wait;
 
 pub use cluster::{CONVERGE, Cluster, backends};
 pub use daemon::{Daemon, DaemonOptions};
+pub use disk::Disk;
 pub use host::Host;
 pub use images::{
     busybox_rootfs, import_busybox, import_dns, import_guest, import_nginx, import_shoal,

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use crate::disk::{self, Disk};
 use crate::host::Host;
 use crate::{evidence, leaks, must, run};
 
@@ -101,6 +102,15 @@ impl Lab {
         self.dir.path()
     }
 
+    /// A file system of `mib` MiB in the lab's folder, which can be filled up. One for each lab.
+    ///
+    /// # Panics
+    /// If there is one already.
+    #[must_use]
+    pub fn disk(&self, mib: u32) -> Disk {
+        Disk::mount(self.dir.path(), mib)
+    }
+
     /// Cuts a host's underlay link, as pulling its cable would.
     pub fn cut(&self, index: usize) {
         ip(&["-n", &self.underlay, "link", "set", &format!("h{index}"), "down"]);
@@ -145,6 +155,7 @@ impl Lab {
             run(Command::new("ip").args(["netns", "del", host.netns()]));
         }
         run(Command::new("ip").args(["netns", "del", &self.underlay]));
+        disk::unmount(self.dir.path());
         self.hosts.clear();
     }
 

@@ -6,6 +6,7 @@ use std::io::Write;
 use std::process::Stdio;
 use std::time::Duration;
 
+use shoal_lab::http::{Outcome, Request};
 use shoal_lab::{
     CONVERGE, DaemonOptions, Lab, eventually, import_busybox, import_shoal, must, run, within,
 };
@@ -285,6 +286,37 @@ fn an_image_is_pulled_from_a_real_registry() {
         host.docker_fails("pull 127.0.0.1:5000/lab/other:1")
     });
     assert!(offline.contains("127.0.0.1:5000"), "{offline}");
+    lab.finish();
+}
+
+#[test]
+fn huge_environments_hold_nobody_up() {
+    const VARIABLES: usize = 20_000;
+    /// Merging them once took 8.6 s on a thread that others needed.
+    const PATIENCE: Duration = Duration::from_secs(5);
+    let lab = lab("huge");
+    let host = lab.host(1);
+    import_busybox(host);
+    let socket = host.place().socket;
+    let env: Vec<String> = (0..VARIABLES).map(|n| format!("NAME{n}=value")).collect();
+    let body = serde_json::json!({"Image": "busybox:lab", "Cmd": ["true"], "Env": env});
+    let create = |name: String| {
+        let path = format!("/containers/create?name={name}");
+        Request::new("POST", path).json(&body).send(&socket)
+    };
+    std::thread::scope(|scope| {
+        let all: Vec<_> = (0..4).map(|n| scope.spawn(move || create(format!("huge{n}")))).collect();
+        while all.iter().any(|one| !one.is_finished()) {
+            let answer = Request::new("GET", "/containers/json").send_within(&socket, PATIENCE);
+            assert!(matches!(answer, Outcome::Answered(200, _)), "docker ps waits: {answer:?}");
+        }
+        for one in all {
+            let answer = one.join().unwrap();
+            assert!(matches!(answer, Outcome::Answered(201, _)), "{answer:?}");
+        }
+    });
+    assert_eq!(host.docker_json("inspect huge0")[0]["Config"]["Env"][19_999], "NAME19999=value");
+    host.docker("rm huge0 huge1 huge2 huge3");
     lab.finish();
 }
 

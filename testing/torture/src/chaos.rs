@@ -1,9 +1,7 @@
 //! What is done to a daemon in a burst, beside what users ask of it.
 
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
@@ -50,50 +48,6 @@ pub fn choose(random: &mut StdRng) -> Vec<Act> {
         _ => {}
     }
     acts
-}
-
-/// A file system of its own that can be full.
-#[derive(Debug)]
-pub struct Disk {
-    dir: PathBuf,
-}
-
-impl Disk {
-    /// Mounts one of 256 MiB at `dir`, for this mount namespace.
-    pub fn mount(dir: &Path) -> Result<Self, String> {
-        std::fs::create_dir_all(dir).map_err(|error| error.to_string())?;
-        let options = ["-t", "tmpfs", "-o", "size=256m,mode=700", "torture"];
-        let status = Command::new("mount").args(options).arg(dir).status();
-        match status {
-            Ok(status) if status.success() => Ok(Self { dir: dir.to_owned() }),
-            other => Err(format!("mount a disk: {other:?}")),
-        }
-    }
-
-    /// Takes all space that is left.
-    pub fn fill(&self) {
-        let Ok(file) = File::create(self.dir.join("ballast")) else { return };
-        let mut at = 0;
-        for step in [1 << 20, 64 << 10, 4 << 10] {
-            let flags = rustix::fs::FallocateFlags::empty();
-            while rustix::fs::fallocate(&file, flags, at, step).is_ok() {
-                at += step;
-            }
-        }
-    }
-
-    /// Gives it back.
-    pub fn free(&self) {
-        // Ignored because: it may not be there.
-        let _ = std::fs::remove_file(self.dir.join("ballast"));
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        // Ignored because: the mount namespace takes it along.
-        let _ = Command::new("umount").arg("-l").arg(&self.dir).status();
-    }
 }
 
 /// Kills something that belongs to containers or networks; what it may have changed is noted first,

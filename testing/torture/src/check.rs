@@ -53,6 +53,20 @@ impl Said {
     }
 }
 
+/// How many tasks of a service a finding describes.
+const TASKS_SAID_MAX: usize = 12;
+
+/// A task: what it is, what it should be, and why.
+fn task_line(task: &Value) -> String {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let (id, status) = (text(&task["ID"]), &task["Status"]);
+    let why = [text(&status["Message"]), text(&status["Err"])].join("; ");
+    format!(
+        "{id} {} of {} since {}: {why}",
+        status["State"], task["DesiredState"], status["Timestamp"]
+    )
+}
+
 /// What a user was told and is not so.
 pub fn broken_promises(user: &User, said: &Said, ground: &Ground) -> Vec<String> {
     let mut wrong = Vec::new();
@@ -113,8 +127,12 @@ pub fn believe(user: &mut User, said: &Said) {
                 }
                 slot.there = Known::Yes;
                 slot.id.clone_from(id);
-                let runs = matches!(state.as_str(), "running" | "paused");
-                slot.runs = if runs { Known::Yes } else { Known::No };
+                slot.runs = match state.as_str() {
+                    "running" | "paused" => Known::Yes,
+                    // A daemon that has just started may be about to start it.
+                    _ if slot.policy == "always" => Known::Unsure,
+                    _ => Known::No,
+                };
             }
         }
     }
@@ -144,7 +162,11 @@ pub fn unmet_services(users: &[User], socket: &Path) -> Vec<String> {
         };
         let count = tasks.as_array().into_iter().flatten().filter(runs).count() as u64;
         if count != wanted {
-            wrong.push(format!("[manager] {} has {count} of {wanted} tasks", slot.name));
+            let states = tasks.as_array().into_iter().flatten();
+            let states = states.filter(|task| task["ServiceID"] == service["ID"]).map(task_line);
+            let states: Vec<String> = states.take(TASKS_SAID_MAX).collect();
+            let name = &slot.name;
+            wrong.push(format!("[manager] {name} has {count} of {wanted} tasks: {states:?}"));
         }
         if slot.sure_replicas && wanted != slot.replicas {
             wrong.push(format!(

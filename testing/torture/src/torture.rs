@@ -8,17 +8,19 @@ use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use shoal_lab::{DaemonOptions, Host, Lab, import_busybox};
+use shoal_lab::http::{Outcome, Request, get};
+use shoal_lab::{DaemonOptions, Disk, Host, Lab, import_busybox};
 
-use crate::chaos::{self, Act, Disk};
+use crate::chaos::{self, Act};
 use crate::check::{self, Said};
 use crate::journal::Journal;
 use crate::user::{Ground, User};
-use shoal_lab::http::{Outcome, Request, get};
 use shoal_lab::reality::{self, Place};
 
 /// How many users.
 const USERS: usize = 4;
+/// How large the disk is, in MiB.
+const DISK_MIB: u32 = 256;
 /// How long a burst lasts.
 const BURST: Duration = Duration::from_millis(1200);
 /// How long a daemon may take until it answers: it takes over dozens of containers, on a machine
@@ -54,9 +56,8 @@ struct Torture<'a> {
 pub fn run(seed: u64, length: Duration) -> Result<usize, String> {
     let lab = Lab::start("torture", 1);
     let host = lab.host(1);
-    let folder = std::env::temp_dir().join(format!("shoal-torture-{}", std::process::id()));
-    let disk = Disk::mount(&folder)?;
-    let data = folder.join("data");
+    let disk = lab.disk(DISK_MIB);
+    let data = disk.dir().join("data");
     host.daemon_with(&DaemonOptions { data_root: Some(data.clone()), ..DaemonOptions::default() });
     import_busybox(host);
     host.docker(&format!("swarm init --advertise-addr {}", host.address()));
@@ -86,9 +87,6 @@ pub fn run(seed: u64, length: Duration) -> Result<usize, String> {
         let text = problem.downcast_ref::<String>().cloned().unwrap_or_default();
         journal.finding(&format!("[all] after the end: {text}"));
     }
-    drop(disk);
-    // Ignored because: an empty directory, if anything.
-    let _ = std::fs::remove_dir(folder);
     journal.summary();
     println!("{}", journal.progress());
     Ok(journal.found())

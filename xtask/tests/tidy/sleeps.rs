@@ -43,6 +43,7 @@ const MAY_SLEEP: &[(&str, &str)] = &[
     ("crates/runtime/src/client.rs", "a shim is nobody's child: its death cannot be waited for"),
     ("crates/wire/src/server.rs", "pause after accept(2) failed for want of descriptors"),
     ("crates/wire/src/transport.rs", "the deadline of a peer's first byte"),
+    ("crates/shoal/src/daemon/abilities.rs", "pause before a check is tried again"),
     ("crates/shoal/src/daemon/mod.rs", "the pace of giving memory back"),
     ("crates/shoal/src/doctor.rs", "pause before a check is tried again"),
     ("crates/store/src/life.rs", "pause before the disk is tried again, growing to a bound"),

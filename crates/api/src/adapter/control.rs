@@ -1,5 +1,6 @@
 //! [`SwarmControl`] by the manager.
 
+use shoal_model::log::{LogSelection, LogsOf, TaskLog};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,7 +8,6 @@ use async_trait::async_trait;
 use futures::stream::BoxStream;
 use futures::{StreamExt, stream};
 use shoal_manager::control::{Control, Rotation, ServiceUpdate as ManagerUpdate};
-use shoal_manager::logs::{LogItem, LogQuery, LogSelector};
 use shoal_model::cluster_state::ClusterState;
 use shoal_model::event::Event;
 use shoal_model::id::{ConfigId, NetworkId, NodeId, Revision, SecretId, ServiceId};
@@ -19,9 +19,7 @@ use shoal_model::spec::payload::PayloadSpec;
 use shoal_model::spec::service::{EndpointMode, PortConfig, PublishMode, ServiceSpec};
 use tokio::sync::broadcast::error::RecvError;
 
-use crate::backend::swarm::{
-    LogsOf, LogsQuery, Rotations, ServiceUpdate, ServiceWritten, SwarmControl, TaskLog, TaskLogLine,
-};
+use crate::backend::swarm::{Rotations, ServiceUpdate, ServiceWritten, SwarmControl};
 use crate::error::ApiResult;
 
 /// The manager's control as the routes see it.
@@ -194,37 +192,15 @@ impl SwarmControl for ManagerControl {
         Ok(self.0.update_cluster(version, spec, rotation).await?)
     }
 
-    async fn logs(&self, of: LogsOf, query: LogsQuery) -> ApiResult<BoxStream<'static, TaskLog>> {
-        let selector = match of {
-            LogsOf::Service(id) => LogSelector::Service(id),
-            LogsOf::Task(id) => LogSelector::Task(id),
-        };
-        let query = LogQuery {
-            follow: query.follow,
-            tail: query.tail,
-            since: query.since,
-            until: query.until,
-            stdout: query.stdout,
-            stderr: query.stderr,
-        };
-        let items = self.0.service_logs(selector, query).await?;
+    async fn logs(
+        &self,
+        of: LogsOf,
+        query: LogSelection,
+    ) -> ApiResult<BoxStream<'static, TaskLog>> {
+        let items = self.0.service_logs(of, query).await?;
         let items = stream::unfold(items, |mut items| async move {
             items.recv().await.map(|item| (item, items))
         });
-        Ok(items.map(item).boxed())
-    }
-}
-
-fn item(item: LogItem) -> TaskLog {
-    match item {
-        LogItem::Warning(text) => TaskLog::Warning(text),
-        LogItem::Line(line) => TaskLog::Line(TaskLogLine {
-            task_id: line.task_id,
-            service_id: line.service_id,
-            node_id: line.node_id,
-            at: line.time,
-            stderr: line.stderr,
-            line: line.line,
-        }),
+        Ok(items.boxed())
     }
 }

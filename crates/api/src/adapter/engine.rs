@@ -9,23 +9,23 @@ use shoal_engine::engine::{Engine, ListOptions};
 use shoal_engine::events::EventQuery as EngineEventQuery;
 use shoal_engine::request::{
     AttachOptions, CreateOptions, ExecCreate as EngineExec, ExecStart as EngineStart, Grace,
-    LogOptions, PutOptions, RemoveOptions, StopOptions, UpdateRequest, WaitCondition,
+    PutOptions, RemoveOptions, StopOptions, UpdateRequest, WaitCondition,
 };
 use shoal_engine::stream::{StdStream, StdioSession};
 use shoal_engine::view::volume::VolumeCreate as EngineVolume;
 use shoal_model::event::Event;
+use shoal_model::filter::Filters;
+use shoal_model::log::LogSelection;
 use shoal_model::spec::container::{ContainerCreate, EndpointSettings, Words};
 use tokio_util::io::StreamReader;
 
-use super::engine_filters;
 use crate::backend::container::{
     AttachHow, ByteStream, ContainerBackend, ContainerList, CreateBy, ExecCreate, ExecFacts,
-    ExecStart, LogPiece, LogQuery, Logs, PutArchive, RemoveHow, Stdio, StopHow, TerminalSize,
-    VolumeBackend, VolumeCreate, WaitEnd, WaitFuture,
+    ExecStart, LogPiece, Logs, PutArchive, RemoveHow, Stdio, StopHow, TerminalSize, VolumeBackend,
+    VolumeCreate, WaitEnd, WaitFuture,
 };
 use crate::backend::system::{EventBackend, EventQuery};
 use crate::error::{ApiError, ApiResult};
-use crate::http::filters::Filters;
 use crate::http::frame::Channel;
 
 /// The engine as the routes see it.
@@ -82,7 +82,7 @@ impl ContainerBackend for EngineBackend {
             all: query.all,
             limit: query.limit.and_then(|limit| usize::try_from(limit).ok()),
             size: query.size,
-            filters: engine_filters(&query.filters),
+            filters: query.filters,
         };
         to_json(self.0.list(options).await?)
     }
@@ -139,16 +139,8 @@ impl ContainerBackend for EngineBackend {
         }))
     }
 
-    async fn logs(&self, word: &str, query: LogQuery) -> ApiResult<Logs> {
-        let options = LogOptions {
-            stdout: query.stdout,
-            stderr: query.stderr,
-            follow: query.follow,
-            tail: query.tail,
-            since: query.since,
-            until: query.until,
-        };
-        let session = self.0.logs(word, options).await?;
+    async fn logs(&self, word: &str, wanted: LogSelection) -> ApiResult<Logs> {
+        let session = self.0.logs(word, wanted).await?;
         let lines = session.lines.map(|entry| {
             let entry = entry?;
             let stderr = entry.stream == StdStream::Stderr;
@@ -220,7 +212,7 @@ impl ContainerBackend for EngineBackend {
     }
 
     async fn prune(&self, filters: &Filters) -> ApiResult<Value> {
-        to_json(self.0.prune_containers(&engine_filters(filters)).await?)
+        to_json(self.0.prune_containers(filters).await?)
     }
 
     async fn exec_create(&self, word: &str, spec: ExecCreate) -> ApiResult<String> {
@@ -280,12 +272,12 @@ impl ContainerBackend for EngineBackend {
 #[async_trait]
 impl VolumeBackend for EngineBackend {
     async fn list(&self, filters: &Filters) -> ApiResult<Value> {
-        let volumes = self.0.list_volumes(&engine_filters(filters)).await?;
+        let volumes = self.0.list_volumes(filters).await?;
         Ok(json!({ "Volumes": to_json(volumes)?, "Warnings": null }))
     }
 
     async fn list_with_usage(&self) -> ApiResult<Value> {
-        let filters = shoal_engine::filter::Filters::default();
+        let filters = shoal_model::filter::Filters::default();
         let mut volumes = to_json(self.0.list_volumes(&filters).await?)?;
         for volume in volumes.as_array_mut().into_iter().flatten() {
             let Some(members) = volume.as_object_mut() else { continue };
@@ -314,17 +306,14 @@ impl VolumeBackend for EngineBackend {
     }
 
     async fn prune(&self, filters: &Filters) -> ApiResult<Value> {
-        to_json(self.0.prune_volumes(&engine_filters(filters)).await?)
+        to_json(self.0.prune_volumes(filters).await?)
     }
 }
 
 impl EventBackend for EngineBackend {
     fn subscribe(&self, query: EventQuery) -> ApiResult<BoxStream<'static, Event>> {
-        let query = EngineEventQuery {
-            since: query.since,
-            until: query.until,
-            filters: engine_filters(&query.filters),
-        };
+        let query =
+            EngineEventQuery { since: query.since, until: query.until, filters: query.filters };
         Ok(self.0.events().subscribe(query)?)
     }
 

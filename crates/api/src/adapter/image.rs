@@ -12,22 +12,16 @@ use shoal_image::error::ImageError;
 use shoal_image::progress::{Progress as Sender, ProgressMessage};
 use shoal_image::registry::auth::RegistryAuth;
 use shoal_image::store::{
-    ImageStore, ImportRequest as StoreImport, ListFilters, PullRequest as StorePull, RemoveOptions,
+    ImageStore, ImportRequest as StoreImport, PullRequest as StorePull, RemoveOptions,
 };
 use shoal_image::view::Deleted;
+use shoal_model::filter::Filters;
 use tokio::sync::mpsc;
 use tokio_util::io::StreamReader;
 
 use crate::backend::container::ByteStream;
 use crate::backend::image::{ImageBackend, ImportRequest, Progress, PullRequest};
 use crate::error::{ApiError, ApiResult};
-use crate::handlers::query_time;
-use crate::http::filters::Filters;
-
-/// Filters of `GET /images/json`.
-const LIST_FILTERS: &[&str] = &["before", "dangling", "label", "reference", "since", "until"];
-/// Filters of `POST /images/prune`.
-const PRUNE_FILTERS: &[&str] = &["dangling", "label", "until"];
 
 /// The image store as the routes see it; the engine records events of images.
 #[derive(Clone)]
@@ -60,19 +54,6 @@ fn to_json<T: Serialize>(value: T) -> ApiResult<Value> {
     serde_json::to_value(value).map_err(|e| ApiError::internal(format!("write as JSON: {e}")))
 }
 
-fn list_filters(filters: &Filters) -> ApiResult<ListFilters> {
-    let all = |key: &str| filters.values(key).map(str::to_owned).collect::<Vec<String>>();
-    let until = query_time("until", filters.values("until").next())?;
-    Ok(ListFilters {
-        dangling: filters.flag("dangling")?,
-        reference: all("reference"),
-        label: all("label"),
-        before: all("before"),
-        since: all("since"),
-        until: until.map(|at| at.secs()),
-    })
-}
-
 fn platform(text: Option<&str>) -> ApiResult<Option<Platform>> {
     let Some(text) = text else { return Ok(None) };
     let unreadable = || ApiError::invalid(format!("invalid platform '{text}'"));
@@ -102,7 +83,7 @@ fn run(
 #[async_trait]
 impl ImageBackend for StoreBackend {
     async fn list(&self, _all: bool, filters: &Filters) -> ApiResult<Value> {
-        let filters = list_filters(&filters.clone().only(LIST_FILTERS)?)?;
+        let filters = filters.clone();
         to_json(self.blocking(move |store| store.list(&filters)).await?)
     }
 
@@ -191,9 +172,7 @@ impl ImageBackend for StoreBackend {
     }
 
     async fn prune(&self, filters: &Filters) -> ApiResult<Value> {
-        let mut filters = list_filters(&filters.clone().only(PRUNE_FILTERS)?)?;
-        let all = filters.dangling.take() == Some(false);
-        to_json(self.store.prune(all, &filters).await?)
+        to_json(self.store.prune(filters).await?)
     }
 
     async fn push(&self, reference: &str, auth: Option<String>) -> ApiResult<Progress> {
@@ -218,7 +197,7 @@ impl ImageBackend for StoreBackend {
     }
 
     async fn count(&self) -> usize {
-        let filters = ListFilters::default();
+        let filters = Filters::default();
         self.blocking(move |store| store.list(&filters)).await.map_or(0, |list| list.len())
     }
 }

@@ -1,5 +1,7 @@
 //! This node's containers, execs and volumes.
 
+use shoal_model::filter::Filters;
+use shoal_model::log::LogSelection;
 use std::collections::BTreeMap;
 use std::pin::Pin;
 
@@ -15,7 +17,6 @@ use shoal_model::time::Timestamp;
 use tokio::sync::mpsc;
 
 use crate::error::ApiResult;
-use crate::http::filters::Filters;
 use crate::http::frame::Channel;
 
 /// A stream of bytes that may break.
@@ -95,7 +96,7 @@ pub trait ContainerBackend: Send + Sync {
     ///
     /// # Errors
     /// 404.
-    async fn logs(&self, word: &str, query: LogQuery) -> ApiResult<Logs>;
+    async fn logs(&self, word: &str, query: LogSelection) -> ApiResult<Logs>;
     /// Attaches at once: nothing that is written from now on is missed.
     ///
     /// # Errors
@@ -266,23 +267,6 @@ pub struct RemoveHow {
     pub force: bool,
     /// Its anonymous volumes, too.
     pub volumes: bool,
-}
-
-/// Which part of a container's logs.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct LogQuery {
-    /// Standard output.
-    pub stdout: bool,
-    /// Standard error.
-    pub stderr: bool,
-    /// Go on with what comes, until it stops.
-    pub follow: bool,
-    /// Only the last so many lines.
-    pub tail: Option<u64>,
-    /// Only lines from this time on.
-    pub since: Option<Timestamp>,
-    /// Only lines up to this time.
-    pub until: Option<Timestamp>,
 }
 
 /// A piece of output.

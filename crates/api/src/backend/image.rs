@@ -3,10 +3,10 @@
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 use serde_json::Value;
+use shoal_model::filter::Filters;
 
 use crate::backend::container::ByteStream;
 use crate::error::ApiResult;
-use crate::http::filters::Filters;
 
 /// This node's images.
 #[async_trait]

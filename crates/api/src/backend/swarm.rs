@@ -1,5 +1,6 @@
 //! The swarm as the routes see it: this node's membership, and the cluster's control on managers.
 
+use shoal_model::log::{LogSelection, LogsOf, TaskLog};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -7,13 +8,12 @@ use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 use shoal_model::cluster_state::ClusterState;
 use shoal_model::event::Event;
-use shoal_model::id::{ConfigId, NetworkId, NodeId, Revision, SecretId, ServiceId, TaskId};
+use shoal_model::id::{ConfigId, NetworkId, NodeId, Revision, SecretId, ServiceId};
 use shoal_model::spec::cluster::ClusterSpec;
 use shoal_model::spec::network::NetworkSpec;
 use shoal_model::spec::node::{Availability, NodeSpec};
 use shoal_model::spec::payload::PayloadSpec;
 use shoal_model::spec::service::ServiceSpec;
-use shoal_model::time::Timestamp;
 use tokio::sync::watch;
 
 use crate::error::ApiResult;
@@ -308,7 +308,11 @@ pub trait SwarmControl: Send + Sync {
     ///
     /// # Errors
     /// 400 if the tasks cannot have logs.
-    async fn logs(&self, of: LogsOf, options: LogsQuery) -> ApiResult<BoxStream<'static, TaskLog>>;
+    async fn logs(
+        &self,
+        of: LogsOf,
+        options: LogSelection,
+    ) -> ApiResult<BoxStream<'static, TaskLog>>;
 }
 
 /// What a service route wrote.
@@ -352,56 +356,4 @@ pub struct Rotations {
     pub manager_token: bool,
     /// The key that unlocks managers.
     pub unlock_key: bool,
-}
-
-/// Whose logs.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum LogsOf {
-    /// Every task of a service.
-    Service(ServiceId),
-    /// One task.
-    Task(TaskId),
-}
-
-/// Which part of logs.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct LogsQuery {
-    /// Standard output.
-    pub stdout: bool,
-    /// Standard error.
-    pub stderr: bool,
-    /// Go on with what comes.
-    pub follow: bool,
-    /// Only the last so many lines of each task.
-    pub tail: Option<u64>,
-    /// Only lines from this time on.
-    pub since: Option<Timestamp>,
-    /// Only lines up to this time.
-    pub until: Option<Timestamp>,
-}
-
-/// One item of gathered logs.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum TaskLog {
-    /// A line of a task.
-    Line(TaskLogLine),
-    /// A part that cannot be had, in one line; the rest goes on.
-    Warning(String),
-}
-
-/// One line of a task's output.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TaskLogLine {
-    /// The task.
-    pub task_id: TaskId,
-    /// Its service.
-    pub service_id: Option<ServiceId>,
-    /// Its node.
-    pub node_id: NodeId,
-    /// When it was written.
-    pub at: Timestamp,
-    /// Whether it came from standard error.
-    pub stderr: bool,
-    /// The text with its line end.
-    pub line: Vec<u8>,
 }

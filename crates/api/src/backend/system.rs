@@ -5,10 +5,10 @@ use futures::stream::BoxStream;
 use serde_json::Value;
 use shoal_model::check::CheckResult;
 use shoal_model::event::Event;
+use shoal_model::filter::Filters;
 use shoal_model::time::Timestamp;
 
 use crate::error::ApiResult;
-use crate::http::filters::Filters;
 
 /// What this daemon is and runs on; fixed at its start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

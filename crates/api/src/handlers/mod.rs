@@ -18,10 +18,12 @@ pub mod system;
 pub mod tasks;
 pub mod volumes;
 
+use shoal_model::log::LogSelection;
 use shoal_model::name::{Lookup, resolve};
 use shoal_model::time::Timestamp;
 
 use crate::error::{ApiError, ApiResult};
+use crate::http::query::Query;
 
 /// Finds the object that a user's word means: full id, then exact name, then unique prefix.
 ///
@@ -50,23 +52,32 @@ pub(crate) fn query_time(name: &str, text: Option<&str>) -> ApiResult<Option<Tim
         return Ok(None);
     };
     let bad = || ApiError::invalid(format!("parameter '{name}': '{text}' is not a time"));
-    if let Some(at) = Timestamp::parse(text) {
-        return Ok((at != Timestamp::ZERO).then_some(at));
-    }
-    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
-    let secs: i64 = whole.parse().map_err(|_| bad())?;
-    if !fraction.bytes().all(|b| b.is_ascii_digit()) {
-        return Err(bad());
-    }
-    let digits: String = fraction.chars().chain("000000000".chars()).take(9).collect();
-    let nanos: i64 = digits.parse().map_err(|_| bad())?;
-    let at = secs.checked_mul(1_000_000_000).and_then(|s| s.checked_add(nanos)).ok_or_else(bad)?;
-    Ok((at != 0).then_some(Timestamp(at)))
+    let at = Timestamp::parse_docker(text).ok_or_else(bad)?;
+    Ok((at != Timestamp::ZERO).then_some(at))
 }
 
 /// Reads `tail`: `all` or empty is everything.
-pub(crate) fn query_tail(text: Option<&str>) -> Option<u64> {
+fn query_tail(text: Option<&str>) -> Option<u64> {
     text.and_then(|text| text.parse().ok())
+}
+
+/// Which lines of logs a query asks for.
+///
+/// # Errors
+/// 400 in Docker's words if it wants neither stream; a time that is none.
+pub(crate) fn log_selection(query: &Query) -> ApiResult<LogSelection> {
+    let (stdout, stderr) = (query.flag("stdout"), query.flag("stderr"));
+    if !stdout && !stderr {
+        return Err(ApiError::invalid("Bad parameters: you must choose at least one stream"));
+    }
+    Ok(LogSelection {
+        stdout,
+        stderr,
+        follow: query.flag("follow"),
+        tail: query_tail(query.get("tail")),
+        since: query_time("since", query.get("since"))?,
+        until: query_time("until", query.get("until"))?,
+    })
 }
 
 #[cfg(test)]

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use http::StatusCode;
 use serde_json::{Map, Value, json};
 use shoal_model::cluster_state::ClusterState;
+use shoal_model::filter::Filters;
 use shoal_model::id::NetworkId;
 use shoal_model::name::{Lookup, resolve};
 use shoal_model::spec::container::EndpointSettings;
 use shoal_model::spec::network::NetworkSpec;
+use shoal_model::time::Timestamp;
 
 use crate::backend::ApiState;
 use crate::backend::swarm::LocalState;
@@ -16,7 +18,6 @@ use crate::decode::networks::{CONNECT, DISCONNECT, NETWORK};
 use crate::error::{ApiError, ApiResult};
 use crate::http::Call;
 use crate::http::answer::{self, Answer};
-use crate::http::filters::Filters;
 use crate::render;
 
 const FILTERS: &[&str] = &["dangling", "driver", "id", "label", "name", "scope", "type"];
@@ -92,7 +93,7 @@ impl Known {
 /// # Errors
 /// 400 for unknown filters.
 pub async fn list(call: Call) -> ApiResult<Answer> {
-    let filters = call.query.filters()?.only(FILTERS)?;
+    let filters = call.query.filters_of(FILTERS)?;
     if let Some(kind) = filters.values("type").find(|kind| !matches!(*kind, "builtin" | "custom")) {
         return Err(ApiError::invalid(format!("invalid filter: 'type'='{kind}'")));
     }
@@ -221,21 +222,29 @@ fn first_member(members: &Map<String, Value>) -> Option<String> {
     Some(member.get("Name").and_then(Value::as_str).unwrap_or(id).to_owned())
 }
 
+/// Whether a network was made before this time.
+fn older(found: &Found, at: Timestamp) -> bool {
+    let made = found.json.get("Created").and_then(Value::as_str).and_then(Timestamp::parse);
+    made.is_some_and(|made| made < at)
+}
+
 /// `POST /networks/prune`: removes what nothing uses.
 ///
 /// # Errors
 /// 400 for unknown filters.
 pub async fn prune(call: Call) -> ApiResult<Answer> {
-    let filters = call.query.filters()?.only(PRUNE_FILTERS)?;
-    if filters.has("until") || filters.has("label!") {
-        return Err(ApiError::missing("pruning networks by time or by missing labels"));
-    }
+    let filters = call.query.filters_of(PRUNE_FILTERS)?;
+    let until = filters.until((call.state.clock)())?;
     let known = Known::of(&call.state);
     let mut deleted = Vec::new();
     for found in known.all.iter().filter(|found| !found.predefined) {
         let ingress = found.json.get("Ingress") == Some(&json!(true));
         let used = !call.state.networks.members(&found.id).is_empty();
-        if ingress || used || !filters.labels("label", &found.labels) {
+        if ingress
+            || used
+            || !filters.prunes(&found.labels)
+            || until.is_some_and(|at| !older(found, at))
+        {
             continue;
         }
         // Ignored because: a network that cannot be removed is in use, which pruning passes over.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 use shoal_model::cluster_state::ClusterState;
+use shoal_model::filter::Filters;
 use shoal_model::id::Revision;
 use shoal_model::object::Node;
 use shoal_model::spec::node::NodeSpec;
@@ -13,7 +14,6 @@ use crate::decode::swarm::NODE_SPEC;
 use crate::error::ApiResult;
 use crate::http::Call;
 use crate::http::answer::{self, Answer};
-use crate::http::filters::Filters;
 use crate::render;
 
 const FILTERS: &[&str] =
@@ -25,7 +25,7 @@ const FILTERS: &[&str] =
 /// 503 if this node is no manager, 400 for unknown filters.
 pub async fn list(call: Call) -> ApiResult<Answer> {
     let control = call.state.control()?;
-    let filters = call.query.filters()?.only(FILTERS)?;
+    let filters = call.query.filters_of(FILTERS)?;
     let state = control.state();
     let wanted = state.nodes.values().filter(|node| matches(&filters, node));
     let nodes: Vec<Value> = wanted.map(|node| render::node::node(&state, node)).collect();

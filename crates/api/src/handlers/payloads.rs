@@ -5,6 +5,7 @@ use std::sync::Arc;
 use http::StatusCode;
 use serde_json::{Value, json};
 use shoal_model::cluster_state::ClusterState;
+use shoal_model::filter::Filters;
 use shoal_model::id::Revision;
 use shoal_model::object::{Config, Secret};
 use shoal_model::spec::payload::PayloadSpec;
@@ -14,7 +15,6 @@ use crate::decode::payloads::PAYLOAD_SPEC;
 use crate::error::ApiResult;
 use crate::http::Call;
 use crate::http::answer::{self, Answer};
-use crate::http::filters::Filters;
 use crate::render;
 
 const FILTERS: &[&str] = &["id", "label", "name", "names"];
@@ -42,7 +42,7 @@ fn find_config(state: &ClusterState, word: &str) -> ApiResult<Arc<Config>> {
 /// 503 if this node is no manager, 400 for unknown filters.
 pub async fn secrets(call: Call) -> ApiResult<Answer> {
     let control = call.state.control()?;
-    let filters = call.query.filters()?.only(FILTERS)?;
+    let filters = call.query.filters_of(FILTERS)?;
     let state = control.state();
     let wanted = state.secrets.values().filter(|s| matches(&filters, s.id.as_str(), &s.spec));
     let list: Vec<Value> = wanted.map(|secret| render::payload::secret(secret)).collect();
@@ -55,7 +55,7 @@ pub async fn secrets(call: Call) -> ApiResult<Answer> {
 /// As [`secrets`].
 pub async fn configs(call: Call) -> ApiResult<Answer> {
     let control = call.state.control()?;
-    let filters = call.query.filters()?.only(FILTERS)?;
+    let filters = call.query.filters_of(FILTERS)?;
     let state = control.state();
     let wanted = state.configs.values().filter(|c| matches(&filters, c.id.as_str(), &c.spec));
     let list: Vec<Value> = wanted.map(|config| render::payload::config(config)).collect();

@@ -1,5 +1,6 @@
 //! Logs of services and tasks, gathered from every node.
 
+use shoal_model::log::{LogSelection, LogsOf, TaskLog, TaskLogLine};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -8,9 +9,8 @@ use http::StatusCode;
 use shoal_model::cluster_state::ClusterState;
 use shoal_model::object::Task;
 
-use super::{query_tail, query_time, services, tasks};
-use crate::backend::swarm::{LogsOf, LogsQuery, TaskLog, TaskLogLine};
-use crate::error::{ApiError, ApiResult};
+use super::{log_selection, services, tasks};
+use crate::error::ApiResult;
 use crate::http::Call;
 use crate::http::answer::{self, Answer};
 use crate::http::frame::{self, Channel};
@@ -20,7 +20,7 @@ use crate::http::frame::{self, Channel};
 /// # Errors
 /// 503 if this node is no manager, 404, 400 if neither stream is wanted.
 pub async fn of_service(call: Call) -> ApiResult<Answer> {
-    let query = read_query(&call)?;
+    let query = log_selection(&call.query)?;
     let state = call.state.control()?.state();
     let service = services::resolve(&state, call.param("id"))?;
     let tty = has_tty(service.spec.task_template.container_spec.as_ref());
@@ -33,7 +33,7 @@ pub async fn of_service(call: Call) -> ApiResult<Answer> {
 /// # Errors
 /// As [`of_service`].
 pub async fn of_task(call: Call) -> ApiResult<Answer> {
-    let query = read_query(&call)?;
+    let query = log_selection(&call.query)?;
     let state: Arc<ClusterState> = call.state.control()?.state();
     let task = tasks::resolve(&state, call.param("id"))?;
     let tty = has_tty(task.spec.container_spec.as_ref());
@@ -44,22 +44,6 @@ fn has_tty(spec: Option<&shoal_model::spec::task::ContainerSpec>) -> bool {
     spec.and_then(|spec| spec.tty).unwrap_or(false)
 }
 
-fn read_query(call: &Call) -> ApiResult<LogsQuery> {
-    let query = &call.query;
-    let (stdout, stderr) = (query.flag("stdout"), query.flag("stderr"));
-    if !stdout && !stderr {
-        return Err(ApiError::invalid("Bad parameters: you must choose at least one stream"));
-    }
-    Ok(LogsQuery {
-        stdout,
-        stderr,
-        follow: query.flag("follow"),
-        tail: query_tail(query.get("tail")),
-        since: query_time("since", query.get("since"))?,
-        until: query_time("until", query.get("until"))?,
-    })
-}
-
 /// What decides the form of the lines.
 struct Shape {
     /// Raw output, without frames.
@@ -68,7 +52,7 @@ struct Shape {
     any: Option<Arc<Task>>,
 }
 
-async fn send(call: Call, of: LogsOf, query: LogsQuery, shape: Shape) -> ApiResult<Answer> {
+async fn send(call: Call, of: LogsOf, query: LogSelection, shape: Shape) -> ApiResult<Answer> {
     let (timestamps, details) = (call.query.flag("timestamps"), call.query.flag("details"));
     let now = (call.state.clock)();
     let content_type = frame::content_type(shape.tty, call.version);
@@ -89,13 +73,13 @@ async fn send(call: Call, of: LogsOf, query: LogsQuery, shape: Shape) -> ApiResu
 }
 
 /// The CLI refuses a line without its three ids, so a warning is shown as a line of some task.
-fn warning(shape: &Shape, at: shoal_model::time::Timestamp, text: &str) -> Option<TaskLogLine> {
+fn warning(shape: &Shape, time: shoal_model::time::Timestamp, text: &str) -> Option<TaskLogLine> {
     let task = shape.any.as_ref()?;
     Some(TaskLogLine {
         task_id: task.id.clone(),
         service_id: task.service_id.clone(),
         node_id: task.node_id.clone()?,
-        at,
+        time,
         stderr: true,
         line: format!("{text}\n").into_bytes(),
     })
@@ -104,7 +88,7 @@ fn warning(shape: &Shape, at: shoal_model::time::Timestamp, text: &str) -> Optio
 fn encode(shape: &Shape, line: &TaskLogLine, timestamps: bool, details: bool) -> Bytes {
     let mut text = Vec::with_capacity(line.line.len() + 160);
     if timestamps {
-        text.extend_from_slice(log_time(line.at).as_bytes());
+        text.extend_from_slice(log_time(line.time).as_bytes());
         text.push(b' ');
     }
     if details {
@@ -125,10 +109,10 @@ fn encode(shape: &Shape, line: &TaskLogLine, timestamps: bool, details: bool) ->
 }
 
 /// Times in logs always have nine digits, so that columns line up.
-pub(crate) fn log_time(at: shoal_model::time::Timestamp) -> String {
-    let text = shoal_model::time::Timestamp::from_secs(at.secs()).to_string();
+pub(crate) fn log_time(time: shoal_model::time::Timestamp) -> String {
+    let text = shoal_model::time::Timestamp::from_secs(time.secs()).to_string();
     let whole = text.strip_suffix('Z').unwrap_or(&text);
-    format!("{whole}.{:09}Z", at.subsec_nanos())
+    format!("{whole}.{:09}Z", time.subsec_nanos())
 }
 
 #[cfg(test)]
@@ -142,7 +126,7 @@ mod tests {
             task_id: "t1".into(),
             service_id: Some("s1".into()),
             node_id: "n1".into(),
-            at: Timestamp(1_500_000_000_000_000_007),
+            time: Timestamp(1_500_000_000_000_000_007),
             stderr: false,
             line: b"hello\n".to_vec(),
         };

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use http::StatusCode;
 use serde_json::{Value, json};
 use shoal_model::cluster_state::ClusterState;
+use shoal_model::filter::Filters;
 use shoal_model::id::Revision;
 use shoal_model::object::Service;
 use shoal_model::spec::service::ServiceSpec;
@@ -15,7 +16,6 @@ use crate::decode::services::SERVICE_SPEC;
 use crate::error::{ApiError, ApiResult};
 use crate::http::Call;
 use crate::http::answer::{self, Answer};
-use crate::http::filters::Filters;
 use crate::render;
 use crate::render::service::ServiceView;
 
@@ -27,7 +27,7 @@ const FILTERS: &[&str] = &["id", "label", "mode", "name", "runtime"];
 /// 503 if this node is no manager, 400 for unknown filters.
 pub async fn list(call: Call) -> ApiResult<Answer> {
     let control = call.state.control()?;
-    let filters = call.query.filters()?.only(FILTERS)?;
+    let filters = call.query.filters_of(FILTERS)?;
     let view = ServiceView {
         insert_defaults: false,
         status: call.query.flag("status") && call.version.at_least(41),

@@ -7,9 +7,9 @@ use futures::{StreamExt, stream};
 use http::{HeaderValue, StatusCode};
 use serde_json::{Value, json};
 
+use super::log_selection;
 use super::service_logs::log_time;
-use super::{query_tail, query_time};
-use crate::backend::container::{AttachHow, LogPiece, LogQuery, PutArchive};
+use crate::backend::container::{AttachHow, LogPiece, PutArchive};
 use crate::error::{ApiError, ApiResult};
 use crate::http::answer::{self, Answer};
 use crate::http::body::Upload;
@@ -61,17 +61,7 @@ pub async fn attach(call: Call) -> ApiResult<Answer> {
 /// 404, 400 if neither stream is wanted.
 pub async fn logs(call: Call) -> ApiResult<Answer> {
     let query = &call.query;
-    let wanted = LogQuery {
-        stdout: query.flag("stdout"),
-        stderr: query.flag("stderr"),
-        follow: query.flag("follow"),
-        tail: query_tail(query.get("tail")),
-        since: query_time("since", query.get("since"))?,
-        until: query_time("until", query.get("until"))?,
-    };
-    if !wanted.stdout && !wanted.stderr {
-        return Err(ApiError::invalid("Bad parameters: you must choose at least one stream"));
-    }
+    let wanted = log_selection(query)?;
     let (timestamps, details) = (query.flag("timestamps"), query.flag("details"));
     let logs = call.state.containers.logs(call.param("id"), wanted).await?;
     let content_type = frame::content_type(logs.tty, call.version);

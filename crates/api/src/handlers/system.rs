@@ -2,6 +2,7 @@
 
 use futures::StreamExt;
 use serde_json::{Map, Value, json};
+use shoal_model::filter::Filters;
 
 use super::query_time;
 use crate::backend::ApiState;
@@ -11,7 +12,6 @@ use crate::backend::system::{EventQuery, Facts};
 use crate::error::{ApiError, ApiResult};
 use crate::http::Call;
 use crate::http::answer::{self, Answer};
-use crate::http::filters::Filters;
 use crate::http::version::{VERSION_MAX, VERSION_MIN};
 use crate::render;
 

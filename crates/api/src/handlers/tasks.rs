@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 use shoal_model::cluster_state::ClusterState;
+use shoal_model::filter::Filters;
 use shoal_model::object::Task;
 use shoal_model::task_state::TaskState;
 
@@ -11,7 +12,6 @@ use super::{find, nodes, services};
 use crate::error::{ApiError, ApiResult};
 use crate::http::Call;
 use crate::http::answer::{self, Answer};
-use crate::http::filters::Filters;
 use crate::render;
 
 /// `_up-to-date` and `runtime` are sent by the CLI only.
@@ -24,7 +24,7 @@ const FILTERS: &[&str] =
 /// 503 if this node is no manager, 400 for unknown filters.
 pub async fn list(call: Call) -> ApiResult<Answer> {
     let control = call.state.control()?;
-    let filters = call.query.filters()?.only(FILTERS)?;
+    let filters = call.query.filters_of(FILTERS)?;
     let wanted = Wanted::of(&filters)?;
     let state = control.state();
     let tasks: Vec<Value> = state

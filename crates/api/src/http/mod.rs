@@ -2,7 +2,6 @@
 
 pub mod answer;
 pub mod body;
-pub mod filters;
 pub mod frame;
 pub mod hijack;
 pub mod query;

@@ -1,10 +1,10 @@
 //! Query strings, read as Docker's server reads them.
 
+use shoal_model::filter::Filters;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use crate::error::{ApiError, ApiResult};
-use crate::http::filters::Filters;
 
 /// A decoded query string.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -86,7 +86,17 @@ impl Query {
     /// # Errors
     /// 400 for malformed filters.
     pub fn filters(&self) -> ApiResult<Filters> {
-        Filters::parse(self.get("filters").unwrap_or(""))
+        Ok(Filters::parse(self.get("filters").unwrap_or(""))?)
+    }
+
+    /// The `filters` parameter of a route that knows these names.
+    ///
+    /// # Errors
+    /// 400 for malformed filters and other names.
+    pub fn filters_of(&self, known: &[&str]) -> ApiResult<Filters> {
+        let filters = self.filters()?;
+        filters.only(known)?;
+        Ok(filters)
     }
 }
 

@@ -1,5 +1,7 @@
 //! Containers on paper: each echoes its input on standard output and says `done` on standard error.
 
+use shoal_model::filter::Filters;
+use shoal_model::log::LogSelection;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
@@ -10,7 +12,6 @@ use futures::stream::{self, BoxStream};
 use serde_json::{Value, json};
 use shoal_api::backend::container::*;
 use shoal_api::error::{ApiError, ApiResult};
-use shoal_api::http::filters::Filters;
 use shoal_api::http::frame::Channel;
 use shoal_model::spec::container::{ContainerCreate, EndpointSettings};
 use shoal_model::time::Timestamp;
@@ -162,7 +163,7 @@ impl ContainerBackend for Containers {
             Ok(WaitEnd { status })
         }))
     }
-    async fn logs(&self, word: &str, _: LogQuery) -> ApiResult<Logs> {
+    async fn logs(&self, word: &str, _: LogSelection) -> ApiResult<Logs> {
         self.find(word)?;
         let at = Timestamp(1_500_000_000_000_000_000);
         let line = |stderr, text: &'static [u8]| {

@@ -17,9 +17,9 @@ use shoal_api::backend::image::{ImageBackend, ImportRequest, Progress, PullReque
 use shoal_api::backend::network::{LocalNetwork, NetworkBackend};
 use shoal_api::backend::system::{Diagnostics, EventBackend, EventQuery};
 use shoal_api::error::{ApiError, ApiResult};
-use shoal_api::http::filters::Filters;
 use shoal_model::check::{CheckResult, Need, Verdict};
 use shoal_model::event::{Event, Scope};
+use shoal_model::filter::Filters;
 use shoal_model::id::NetworkId;
 use shoal_model::spec::network::NetworkSpec;
 use shoal_model::time::Timestamp;

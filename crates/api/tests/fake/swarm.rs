@@ -1,5 +1,6 @@
 //! A swarm of one node without consensus: changes go straight into a [`ClusterState`].
 
+use shoal_model::log::{LogSelection, LogsOf, TaskLog, TaskLogLine};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
@@ -322,7 +323,7 @@ impl SwarmControl for Control {
         cluster.spec = spec;
         self.put(Object::Cluster(Box::new(cluster)), Expect::Version(version))
     }
-    async fn logs(&self, of: LogsOf, _: LogsQuery) -> ApiResult<BoxStream<'static, TaskLog>> {
+    async fn logs(&self, of: LogsOf, _: LogSelection) -> ApiResult<BoxStream<'static, TaskLog>> {
         let state = self.state();
         let of_task = |task: &&Arc<Task>| match &of {
             LogsOf::Service(id) => task.service_id.as_ref() == Some(id),
@@ -337,7 +338,7 @@ impl SwarmControl for Control {
                     task_id: task.id.clone(),
                     service_id: task.service_id.clone(),
                     node_id: NODE.into(),
-                    at: AT,
+                    time: AT,
                     stderr: false,
                     line: format!("hello from {}\n", task.slot).into_bytes(),
                 })

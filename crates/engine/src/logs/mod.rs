@@ -2,6 +2,7 @@
 
 mod reader;
 
+use shoal_model::log::LogSelection;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,6 @@ use crate::container::Container;
 use crate::engine::{Engine, blocking};
 use crate::error::EngineError;
 use crate::record::Record;
-use crate::request::LogOptions;
 use crate::session::receiver;
 use crate::stream::{LogEntry, LogSession};
 
@@ -29,7 +29,7 @@ impl Engine {
     ///
     /// # Errors
     /// Neither stream was asked for, or the container has no log.
-    pub async fn logs(&self, word: &str, options: LogOptions) -> Result<LogSession, EngineError> {
+    pub async fn logs(&self, word: &str, options: LogSelection) -> Result<LogSession, EngineError> {
         let container = self.find(word)?;
         if !options.stdout && !options.stderr {
             return Err(EngineError::invalid(
@@ -63,7 +63,7 @@ impl Engine {
         &self,
         container: Arc<Container>,
         mut reader: Reader,
-        options: LogOptions,
+        options: LogSelection,
         entries: mpsc::Sender<Result<LogEntry, EngineError>>,
     ) {
         // A log is followed as long as the run lasts that it was asked for in.
@@ -108,7 +108,7 @@ impl Engine {
     }
 }
 
-fn wanted(options: &LogOptions, entry: &LogEntry) -> bool {
+fn wanted(options: &LogSelection, entry: &LogEntry) -> bool {
     use crate::stream::StdStream;
     let stream = match entry.stream {
         StdStream::Stdout => options.stdout,

@@ -2,6 +2,7 @@
 //! what it is asked. Needs root, cgroups and busybox-static.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use shoal_model::log::LogSelection;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -18,7 +19,7 @@ use shoal_engine::config::{EngineConfig, system_clock};
 use shoal_engine::engine::{Engine, WaitHandle};
 use shoal_engine::error::EngineError;
 use shoal_engine::events::EventQuery;
-use shoal_engine::request::{CreateOptions, LogOptions, RemoveOptions, WaitCondition};
+use shoal_engine::request::{CreateOptions, RemoveOptions, WaitCondition};
 use shoal_engine::stream::{StdStream, StdioSession};
 use shoal_image::builder::{FileSpec, ImageSpec};
 use shoal_image::store::{ImageStore, StoreOptions};
@@ -311,11 +312,10 @@ impl Daemon {
     }
 
     pub async fn log(&self, id: &str) -> String {
-        let options = LogOptions { stdout: true, stderr: true, ..LogOptions::default() };
-        self.log_of(id, options).await
+        self.log_of(id, LogSelection::default()).await
     }
 
-    pub async fn log_of(&self, id: &str, options: LogOptions) -> String {
+    pub async fn log_of(&self, id: &str, options: LogSelection) -> String {
         let log = self.engine.logs(id, options).await.unwrap();
         let lines = log.lines.map(|entry| entry.unwrap().line).collect::<Vec<_>>();
         let bytes = within(lines).await.concat();

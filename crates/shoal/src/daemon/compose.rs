@@ -1,7 +1,7 @@
 //! The parts of a node, in the order in which they start; they stop in the opposite order.
 
 use std::ffi::OsString;
-use std::sync::{Arc, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -15,7 +15,6 @@ use shoal_engine::config::{EngineConfig, system_clock};
 use shoal_engine::engine::Engine;
 use shoal_engine::request::ShutdownMode;
 use shoal_image::store::{ImageStore, StoreOptions};
-use shoal_model::check::CheckResult;
 use shoal_model::fault::{Fault, report};
 use shoal_model::id::InstanceId;
 use shoal_model::time::Timestamp;
@@ -25,6 +24,7 @@ use shoal_runtime::{ContainerRuntime, RuntimeConfig};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use super::abilities::Abilities;
 use super::health::Health;
 use super::networks::Networks;
 use super::settings::Settings;
@@ -43,10 +43,9 @@ struct Parts {
     images: ImageStore,
     node: Node,
     checkup: Checkup,
+    abilities: Abilities,
     instance: InstanceId,
     started_at: Timestamp,
-    /// What the checks found before the node took its first task.
-    found: Vec<CheckResult>,
 }
 
 /// Runs the node until a signal, then stops it.
@@ -56,6 +55,9 @@ pub async fn run(settings: &Settings) -> Result<()> {
     let listeners = listen(settings).await?;
     let parts = start(settings).await?;
     let stop = CancellationToken::new();
+    let (abilities, agent) = (parts.abilities.clone(), parts.agent.clone());
+    let looked_after = async move { abilities.keep(|| agent.describe_again()).await };
+    tokio::spawn(stop.clone().run_until_cancelled_owned(looked_after));
     let state = Arc::new(api_state(settings, &parts));
     let mut server = tokio::spawn(shoal_api::server::serve(listeners, state, stop.clone()));
     tracing::info!(hosts = ?settings.hosts, name = settings.node_name, "node is up");
@@ -103,16 +105,11 @@ async fn start(settings: &Settings) -> Result<Parts> {
     .map_err(fault)?;
     let checkup = Checkup::of_node(&network, &settings.data_root);
     // Tried before the node takes its first task: what it cannot do is part of its description.
-    let first = checkup.clone();
-    let found = tokio::task::spawn_blocking(move || first.run_at_start());
-    let found = found.await.context("run the checks")?;
-    let checks: Arc<RwLock<Vec<CheckResult>>> = Arc::new(RwLock::new(found.clone()));
+    let abilities = Abilities::find(checkup.clone()).await?;
     let describe = {
         let (name, labels) = (settings.node_name.clone(), settings.labels.clone());
-        Arc::new(move || {
-            let checks = checks.read().map(|c| c.clone()).unwrap_or_default();
-            facts::describe_host(&name, &labels, checks)
-        })
+        let abilities = abilities.clone();
+        Arc::new(move || facts::describe_host(&name, &labels, abilities.found()))
     };
     let agent_config = AgentConfig {
         data_root: settings.data_root.clone(),
@@ -155,7 +152,7 @@ async fn start(settings: &Settings) -> Result<Parts> {
         describe,
     };
     let node = Node::open(node_config, agent.clone()).await.map_err(fault)?;
-    Ok(Parts { network, agent, engine, images, node, checkup, instance, started_at, found })
+    Ok(Parts { network, agent, engine, images, node, checkup, abilities, instance, started_at })
 }
 
 fn api_state(settings: &Settings, parts: &Parts) -> ApiState {
@@ -172,7 +169,7 @@ fn api_state(settings: &Settings, parts: &Parts) -> ApiState {
         checkup: parts.checkup.clone().with_damage(move || checked.warnings()),
         health,
     });
-    let facts = facts::facts(settings, &parts.instance, parts.started_at, &parts.found);
+    let facts = facts::facts(settings, &parts.instance, parts.started_at, &parts.abilities.found());
     ApiState {
         facts,
         swarm: Arc::new(Membership { node: parts.node.clone() }),

@@ -1,5 +1,6 @@
 //! How one node is put together: settings, parts, and the order in which they start and stop.
 
+mod abilities;
 mod compose;
 mod facts;
 mod health;
