@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use ipnet::IpNet;
 use shoal_engine::attacher::{
-    AttachError, AttachRequest, Attacher, Attachment, DnsRequest, EndpointInfo, NetworkName,
+    AttachError, Attacher, Attachment, ContainerNetworking, DnsRequest, EndpointInfo, NetworkName,
     PublishRequest, PublishedPort, TapPlace,
 };
 use shoal_model::fault::{Fault, FaultKind, chain};
@@ -30,7 +30,7 @@ const PORT_LAST: u16 = 60999;
 
 #[async_trait]
 impl Attacher for Agent {
-    async fn attach(&self, request: AttachRequest) -> Result<Attachment, AttachError> {
+    async fn attach(&self, request: ContainerNetworking) -> Result<Attachment, AttachError> {
         if request.network_mode == "host" && request.task.is_none() {
             return Ok(Attachment { resolv_conf: host_resolv_conf(), ..Attachment::default() });
         }
@@ -55,7 +55,7 @@ impl Attacher for Agent {
 
     async fn readopt(
         &self,
-        request: AttachRequest,
+        request: ContainerNetworking,
         attachment: Attachment,
     ) -> Result<Attachment, AttachError> {
         if attachment.netns.is_none() && attachment.tap.is_none() {
@@ -163,7 +163,7 @@ fn not_running(container: &ContainerId) -> AttachError {
 
 impl Agent {
     /// Finds addresses and ports for a container.
-    async fn place(&self, request: &AttachRequest) -> Result<Attached, AgentError> {
+    async fn place(&self, request: &ContainerNetworking) -> Result<Attached, AgentError> {
         let mut attached = Attached {
             container_id: request.container_id.clone(),
             name: request.name.clone(),
@@ -288,7 +288,7 @@ impl Agent {
     fn attachment(
         &self,
         container: &ContainerId,
-        request: &AttachRequest,
+        request: &ContainerNetworking,
     ) -> Result<Attachment, AgentError> {
         self.attachment_of(container, &request.dns, &request.endpoints)
     }
@@ -403,7 +403,7 @@ fn endpoint_id(container: &ContainerId, network: &NetworkId) -> String {
     id
 }
 
-fn words(request: &AttachRequest) -> Vec<(String, EndpointSettings)> {
+fn words(request: &ContainerNetworking) -> Vec<(String, EndpointSettings)> {
     if !request.endpoints.is_empty() {
         return request
             .endpoints
@@ -421,7 +421,7 @@ fn usual(word: &str) -> String {
     }
 }
 
-fn sandbox_spec(request: &AttachRequest) -> SandboxSpec {
+fn sandbox_spec(request: &ContainerNetworking) -> SandboxSpec {
     let short: String = request.container_id.as_str().chars().take(12).collect();
     SandboxSpec {
         container_id: Some(request.container_id.clone()),
@@ -434,7 +434,7 @@ fn sandbox_spec(request: &AttachRequest) -> SandboxSpec {
     }
 }
 
-fn readopted(request: &AttachRequest, attachment: &Attachment, tasks: &[Place]) -> Attached {
+fn readopted(request: &ContainerNetworking, attachment: &Attachment, tasks: &[Place]) -> Attached {
     let places = attachment.endpoints.iter().map(|endpoint| {
         let v4 = endpoint.ipv4.and_then(|(a, p)| IpNet::new(a.into(), p).ok());
         let v6 = endpoint.ipv6.and_then(|(a, p)| IpNet::new(a.into(), p).ok());

@@ -15,7 +15,7 @@ use async_trait::async_trait;
 use fake::server::Server;
 use shoal_api::adapter::engine::EngineBackend;
 use shoal_api::adapter::image::StoreBackend;
-use shoal_engine::attacher::{AttachError, AttachRequest, Attacher, Attachment, NetworkName};
+use shoal_engine::attacher::{AttachError, Attacher, Attachment, ContainerNetworking, NetworkName};
 use shoal_engine::config::{EngineConfig, system_clock};
 use shoal_engine::engine::Engine;
 use shoal_engine::request::ShutdownMode;
@@ -66,13 +66,17 @@ struct NoNetwork;
 
 #[async_trait]
 impl Attacher for NoNetwork {
-    async fn attach(&self, _: AttachRequest) -> Result<Attachment, AttachError> {
+    async fn attach(&self, _: ContainerNetworking) -> Result<Attachment, AttachError> {
         Ok(Attachment::default())
     }
     async fn detach(&self, _: &ContainerId) -> Result<(), AttachError> {
         Ok(())
     }
-    async fn readopt(&self, _: AttachRequest, a: Attachment) -> Result<Attachment, AttachError> {
+    async fn readopt(
+        &self,
+        _: ContainerNetworking,
+        a: Attachment,
+    ) -> Result<Attachment, AttachError> {
         Ok(a)
     }
     async fn check_network(&self, word: &str) -> Result<NetworkName, AttachError> {

@@ -6,7 +6,9 @@
 use serde_json::Value;
 use shoal_model::spec::Extra;
 use shoal_model::spec::container::{ContainerCreate, HostConfig, HostRestartPolicy, LogConfig};
-use shoal_runtime::plan::{DEFAULT_MASKED_PATHS, DEFAULT_READONLY_PATHS, DEFAULT_SHM_BYTES};
+use shoal_runtime::container_plan::{
+    DEFAULT_MASKED_PATHS, DEFAULT_READONLY_PATHS, DEFAULT_SHM_BYTES,
+};
 
 use crate::error::EngineError;
 

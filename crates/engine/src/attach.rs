@@ -4,7 +4,7 @@ use shoal_model::log::LogSelection;
 use std::sync::Arc;
 
 use futures::StreamExt;
-use shoal_runtime::plan::TtySize;
+use shoal_runtime::container_plan::TtySize;
 use tokio::sync::oneshot;
 
 use crate::change::Phase;

@@ -27,7 +27,7 @@ pub trait Attacher: Send + Sync {
     ///
     /// # Errors
     /// A network that does not exist, an address or port in use, a kernel that refuses.
-    async fn attach(&self, request: AttachRequest) -> Result<Attachment, AttachError>;
+    async fn attach(&self, request: ContainerNetworking) -> Result<Attachment, AttachError>;
 
     /// Takes the container's network away and frees addresses and ports. Releasing what is not
     /// attached is fine.
@@ -43,7 +43,7 @@ pub trait Attacher: Send + Sync {
     /// The attachment cannot be kept; the engine stops the container with that reason.
     async fn readopt(
         &self,
-        request: AttachRequest,
+        request: ContainerNetworking,
         attachment: Attachment,
     ) -> Result<Attachment, AttachError>;
 
@@ -98,7 +98,7 @@ pub struct NetworkName {
 
 /// Everything that the network side must know about a container that is about to start.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct AttachRequest {
+pub struct ContainerNetworking {
     /// Its id.
     pub container_id: ContainerId,
     /// Its name, without a slash; resolves on every network that has names.

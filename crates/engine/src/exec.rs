@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use shoal_model::fault;
 use shoal_model::id::ContainerId;
-use shoal_runtime::plan::{ExecPlan, ProcessPlan, TtySize};
+use shoal_runtime::container_plan::{ExecPlan, ProcessPlan, TtySize};
 use shoal_runtime::protocol::FailureKind;
 use shoal_runtime::{RuntimeError, Shim};
 use tokio::sync::oneshot;

@@ -8,7 +8,7 @@ use shoal_life::container::Event;
 use shoal_model::fault;
 use shoal_model::spec::container::HealthConfig;
 use shoal_model::time::{Nanos, Timestamp};
-use shoal_runtime::plan::{ExecPlan, ProcessPlan};
+use shoal_runtime::container_plan::{ExecPlan, ProcessPlan};
 use shoal_runtime::{OutputChunk, Shim};
 use tokio_util::sync::CancellationToken;
 

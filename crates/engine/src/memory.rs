@@ -14,7 +14,7 @@ use std::sync::{Mutex, PoisonError};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use shoal_model::id::ContainerId;
-use shoal_runtime::plan::{MountKind, MountPlan, Propagation};
+use shoal_runtime::container_plan::{MountKind, MountPlan, Propagation};
 
 use crate::error::EngineError;
 use crate::request::InjectedFile;

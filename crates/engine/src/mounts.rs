@@ -7,7 +7,7 @@ use std::path::{Component, Path};
 use serde::{Deserialize, Serialize};
 use shoal_model::spec::StringMap;
 use shoal_model::spec::container::{BindOptions, ContainerConfig, HostConfig, Mount};
-use shoal_runtime::plan::{MountKind, MountPlan, Propagation};
+use shoal_runtime::container_plan::{MountKind, MountPlan, Propagation};
 
 use crate::admission::is_unset;
 use crate::error::EngineError;

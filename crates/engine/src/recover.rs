@@ -12,7 +12,7 @@ use shoal_image::store::ImageStore;
 use shoal_life::container::{Ask, Command, Event, Found, Holding, Process, Retry, Stopper};
 use shoal_model::fault::{self, Fault, FaultKind};
 use shoal_model::id::ContainerId;
-use shoal_runtime::protocol::{Phase as ShimPhase, ShimState};
+use shoal_runtime::protocol::{ProcessPhase, ShimState};
 use shoal_runtime::{ContainerRuntime, RuntimeError, Shim};
 
 use crate::attacher::Attacher;
@@ -129,7 +129,7 @@ impl Engine {
         match self.look(&container).await {
             Sight::Process(shim, state) => {
                 let process = match state.phase {
-                    ShimPhase::Paused => Process::Frozen,
+                    ProcessPhase::Paused => Process::Frozen,
                     _ => Process::Alive,
                 };
                 let kept = self.take_over(&container).await;
@@ -176,7 +176,7 @@ impl Engine {
         };
         note_shim(container, true);
         match shim.state().await {
-            Ok(state) if matches!(state.phase, ShimPhase::Running | ShimPhase::Paused) => {
+            Ok(state) if matches!(state.phase, ProcessPhase::Running | ProcessPhase::Paused) => {
                 Sight::Process(shim, Box::new(state))
             }
             Ok(ShimState { exit: Some(status), .. }) => Sight::Ended(End::of(&status)),
@@ -313,16 +313,20 @@ fn read_all(root: &Path, damage: &mut Damage) -> Result<Vec<Record>, EngineError
             damage.add(stray(&dir, "it is no container's directory; move it away"));
             continue;
         }
-        if name.starts_with(REMOVING)
-            || matches!(dir.join(record::RECORD_FILE).try_exists(), Ok(false))
-        {
+        let unrecorded = matches!(dir.join(record::RECORD_FILE).try_exists(), Ok(false));
+        if name.starts_with(REMOVING) || (unrecorded && is_untouched(&dir)) {
             // A removal that was cut off, or a creation that nobody was told of.
             if let Err(error) = fs::remove_dir_all(&dir) {
                 damage.add(EngineError::io("remove", &dir)(error));
             }
             continue;
         }
-        match record::read(&dir) {
+        let read = if unrecorded {
+            Err(stray(&dir, "its record.json is gone, and with it what the container is"))
+        } else {
+            record::read(&dir)
+        };
+        match read {
             Ok(record) => records.push(record),
             Err(error) => {
                 damage.add(error);
@@ -333,6 +337,14 @@ fn read_all(root: &Path, damage: &mut Damage) -> Result<Vec<Record>, EngineError
         }
     }
     Ok(records)
+}
+
+/// Whether a container's directory is as a creation makes it before its record: nothing in it is
+/// anybody's work.
+fn is_untouched(dir: &Path) -> bool {
+    let files = record::Files(dir);
+    let written = fs::read_dir(files.upper()).is_ok_and(|mut entries| entries.next().is_some());
+    !written && matches!(files.hosts().try_exists(), Ok(false))
 }
 
 /// Something that does not belong where it is.

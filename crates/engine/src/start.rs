@@ -10,10 +10,10 @@ use shoal_life::container::Command;
 use shoal_model::fault;
 use shoal_model::spec::container::EndpointSettings;
 use shoal_runtime::RuntimeError;
-use shoal_runtime::plan::{ContainerPlan, MountPlan};
+use shoal_runtime::container_plan::{ContainerPlan, MountPlan};
 use shoal_runtime::protocol::FailureKind;
 
-use crate::attacher::{AttachRequest, Attachment, DnsRequest};
+use crate::attacher::{Attachment, ContainerNetworking, DnsRequest};
 use crate::container::Container;
 use crate::engine::{Engine, brief};
 use crate::error::EngineError;
@@ -45,13 +45,13 @@ impl Engine {
     }
 
     /// What the network side is asked for.
-    pub(crate) fn attach_request(&self, container: &Container) -> AttachRequest {
+    pub(crate) fn attach_request(&self, container: &Container) -> ContainerNetworking {
         container.read(|record| {
             let mode = record.network_mode().to_owned();
             let settings = |s: &Option<EndpointSettings>| s.clone().unwrap_or_default();
             let list = |words: &Option<Vec<String>>| words.clone().unwrap_or_default();
             let host = &record.host;
-            AttachRequest {
+            ContainerNetworking {
                 container_id: record.id.clone(),
                 name: record.name.clone(),
                 hostname: record.config.hostname.clone().unwrap_or_default(),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use shoal_model::spec::container::HostConfig;
 use shoal_runtime::caps;
-use shoal_runtime::plan::{
+use shoal_runtime::container_plan::{
     ContainerPlan, IpcMode, Limits, LogPlan, NetworkNamespace, ProcessPlan, Rlimit, Rootfs,
     SeccompMode, TtySize,
 };
@@ -28,7 +28,7 @@ pub(crate) struct Surroundings<'a> {
     /// The container whose `/etc` files it shares; its own unless it shares a network.
     pub etc: &'a Files<'a>,
     pub attachment: &'a Attachment,
-    pub mounts: Vec<shoal_runtime::plan::MountPlan>,
+    pub mounts: Vec<shoal_runtime::container_plan::MountPlan>,
 }
 
 /// The whole plan.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use common::{Host, eventually, within};
 use serde_json::json;
-use shoal_engine::request::{Grace, RemoveOptions, ShutdownMode, StopOptions};
+use shoal_engine::request::{Grace, RemoveOptions, ShutdownMode, StopOptions, WaitCondition};
 use shoal_model::fault;
 
 const FORCE: RemoveOptions = RemoveOptions { force: true, volumes: true };
@@ -62,6 +62,8 @@ async fn damage_keeps_nothing_else_down_and_can_be_removed() {
     let good = daemon.create("good", &["sleep", "1000"], json!({})).await.unwrap();
     let cut = daemon.create("cut", &["true"], json!({})).await.unwrap();
     let empty = daemon.start("empty", &["sleep", "1000"], json!({})).await;
+    let lost = daemon.start("lost", &["touch", "/precious"], json!({})).await;
+    daemon.wait(&lost, WaitCondition::NotRunning).await;
     let pid = daemon.engine.status(&empty).await.unwrap().pid;
     daemon.close().await;
     let data = host.dir.path().join("data");
@@ -75,17 +77,21 @@ async fn damage_keeps_nothing_else_down_and_can_be_removed() {
     let text = std::fs::read(&record).unwrap();
     std::fs::write(&record, &text[..text.len() / 2]).unwrap();
     std::fs::write(containers.join(&empty).join("record.json"), "").unwrap();
+    std::fs::remove_file(containers.join(&lost).join("record.json")).unwrap();
     let shims = host.dir.path().join("run/shims");
     std::fs::create_dir(shims.join("0".repeat(64))).unwrap();
     std::fs::write(shims.join("notes.txt"), "mine").unwrap();
 
     let daemon = host.open().await;
     let named: Vec<String> = daemon.engine.damaged().iter().map(|e| fault::report(e)).collect();
-    for path in ["containers/notes.txt", "lost+found", "volumes/notes.txt", "volumes/kept", &cut] {
+    for path in
+        ["containers/notes.txt", "lost+found", "volumes/notes.txt", "volumes/kept", &cut, &lost]
+    {
         assert!(named.iter().any(|line| line.contains(path)), "{path} is not in {named:#?}");
     }
     assert!(daemon.engine.warnings().len() >= named.len());
     assert!(data.join("volumes/kept/_data/precious").exists());
+    assert!(containers.join(&lost).join("upper/precious").exists());
     within(daemon.engine.start(&good)).await.unwrap();
     // What has no record is not watched, so it must not run.
     eventually("it ended", || async { !Path::new(&format!("/proc/{pid}/root")).exists() }).await;
@@ -95,7 +101,7 @@ async fn damage_keeps_nothing_else_down_and_can_be_removed() {
     .await;
     let refused = daemon.engine.remove(&cut, RemoveOptions::default()).await.unwrap_err();
     assert!(refused.to_string().contains("damaged"), "{refused}");
-    for id in [&cut, &empty] {
+    for id in [&cut, &empty, &lost] {
         within(daemon.engine.remove(id, FORCE)).await.unwrap();
         assert!(!containers.join(id).exists());
         assert!(daemon.engine.remove(id, FORCE).await.is_err());

@@ -12,7 +12,7 @@ use shoal_model::check::{Check, CheckResult, Need, Verdict};
 use shoal_model::fault::chain;
 
 use crate::cgroup::{Cgroup, CgroupError, DevicePolicy, Layout};
-use crate::plan::Limits;
+use crate::container_plan::Limits;
 use crate::process::{exchange_root, sys};
 use crate::{caps, seccomp};
 

@@ -13,10 +13,10 @@ use tokio::time::timeout;
 
 use crate::cgroup::{Cgroup, CgroupError};
 use crate::client_io::{Connection, ExecHandle, OtherVersion, Streams};
+use crate::container_plan::{ContainerPlan, ExecPlan, Limits, TtySize};
 use crate::error::RuntimeError;
-use crate::plan::{ContainerPlan, ExecPlan, Limits, TtySize};
 use crate::protocol::{
-    Envelope, ExitStatus, PROTOCOL_VERSION, Phase, Reply, Request, ShimState, json_frame,
+    Envelope, ExitStatus, PROTOCOL_VERSION, ProcessPhase, Reply, Request, ShimState, json_frame,
 };
 use crate::runtime::{EXIT_FILE, LOCK_FILE, SOCKET_FILE};
 use crate::stats::{Stats, StatsError};
@@ -448,7 +448,12 @@ impl Shim {
         };
         let state: Option<ShimState> =
             shoal_durable::read_json(&path, RECORD_BYTES_MAX).map_err(fail)?;
-        Ok(state.map(|state| ShimState { phase: Phase::Exited, pid: 0, shim_pid: 0, ..state }))
+        Ok(state.map(|state| ShimState {
+            phase: ProcessPhase::Exited,
+            pid: 0,
+            shim_pid: 0,
+            ..state
+        }))
     }
 
     pub(crate) async fn blocking<T: Send + 'static>(

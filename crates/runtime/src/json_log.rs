@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use shoal_model::time::Timestamp;
 
-use crate::plan::LogPlan;
+use crate::container_plan::LogPlan;
 use crate::protocol::LogState;
 
 /// Longer lines are cut into pieces of this size, as Docker's are.

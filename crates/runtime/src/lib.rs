@@ -3,10 +3,10 @@
 //! without stopping anything.
 //!
 //! The daemon's side is [`ContainerRuntime`] and [`Shim`] (asynchronous, begin reading there). What
-//! a container is, completely resolved, is a [`plan::ContainerPlan`]. The helper's side is
-//! [`shim::main`], which the program calls when it is started as `shoal shim <dir>`; it makes the
-//! namespaces, mounts, limits and filters with the code in `process`, the only module that may use
-//! `unsafe`. What both sides say to each other is in [`protocol`].
+//! a container is, completely resolved, is a [`ContainerPlan`]. The helper's side is [`shim::main`],
+//! which the program calls when it is started as `shoal shim <dir>`; it makes the namespaces,
+//! mounts, limits and filters with the code in `process`, the only module that may use `unsafe`.
+//! What both sides say to each other is in [`protocol`].
 //!
 //! This crate knows nothing of images, networks (it joins a namespace by path), restart policies or
 //! the cluster.
@@ -18,11 +18,11 @@ pub mod cgroup;
 pub mod checks;
 mod client;
 mod client_io;
+pub mod container_plan;
 mod crush;
 pub mod error;
 mod json_log;
 pub mod memory;
-pub mod plan;
 mod process;
 pub mod protocol;
 mod runtime;
@@ -34,6 +34,6 @@ pub mod unikernel;
 
 pub use client::Shim;
 pub use client_io::{ExecHandle, Input, Output, OutputChunk, Streams};
+pub use container_plan::ContainerPlan;
 pub use error::RuntimeError;
-pub use plan::ContainerPlan;
 pub use runtime::{ContainerRuntime, Damage, Leftover, RuntimeConfig, Swept};

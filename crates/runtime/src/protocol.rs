@@ -12,7 +12,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use shoal_model::time::Timestamp;
 
-use crate::plan::{ExecPlan, TtySize};
+use crate::container_plan::{ExecPlan, TtySize};
 
 /// The version of this protocol.
 pub const PROTOCOL_VERSION: u32 = 1;
@@ -245,7 +245,7 @@ pub enum Reply {
 /// Where a container is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Phase {
+pub enum ProcessPhase {
     /// Not started.
     Created,
     /// Its process runs.
@@ -260,7 +260,7 @@ pub enum Phase {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ShimState {
     /// Where the container is in its life.
-    pub phase: Phase,
+    pub phase: ProcessPhase,
     /// The container's first process on the host; 0 before and after its life.
     pub pid: u32,
     /// The shim's own process.

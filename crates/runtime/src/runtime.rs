@@ -15,8 +15,8 @@ use tokio::time::timeout;
 
 use crate::cgroup::{Cgroup, Layout};
 use crate::client::{Shim, is_locked};
+use crate::container_plan::{ContainerPlan, FORMAT_VERSION};
 use crate::error::RuntimeError;
-use crate::plan::{ContainerPlan, FORMAT_VERSION};
 use crate::protocol::ExitStatus;
 use crate::unikernel;
 

@@ -18,7 +18,7 @@ use shoal_tender::manifest::{self, ManifestError};
 use shoal_tender::stats::reader::{Reader, Snapshot};
 use shoal_unikernel_abi::{block, boot, ring};
 
-use crate::plan::ContainerPlan;
+use crate::container_plan::ContainerPlan;
 use crate::stats::InterfaceStats;
 
 /// The tender's configuration in a shim's directory.

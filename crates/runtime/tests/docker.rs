@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 
 use common::{Host, eventually, logged, within};
 use shoal_runtime::caps;
-use shoal_runtime::plan::{ContainerPlan, DEFAULT_MASKED_PATHS, DEFAULT_READONLY_PATHS};
+use shoal_runtime::container_plan::{ContainerPlan, DEFAULT_MASKED_PATHS, DEFAULT_READONLY_PATHS};
 
 /// A dockerd of our own, with nothing shared with another one.
 struct Dockerd {

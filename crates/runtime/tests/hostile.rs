@@ -10,7 +10,7 @@ use std::path::Path;
 
 use common::{DEADLINE, Host, eventually, within};
 use shoal_model::fault::chain;
-use shoal_runtime::plan::{ExecPlan, IpcMode, NetworkNamespace, ProcessPlan};
+use shoal_runtime::container_plan::{ExecPlan, IpcMode, NetworkNamespace, ProcessPlan};
 use shoal_runtime::protocol::{ExitStatus, FailureKind};
 use shoal_runtime::{RuntimeError, Shim};
 

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use common::{Host, collect, eventually, logged, read_until, within};
 use shoal_model::fault::{Fault, FaultKind, chain};
-use shoal_runtime::plan::{ExecPlan, ProcessPlan, TtySize};
-use shoal_runtime::protocol::Phase;
+use shoal_runtime::container_plan::{ExecPlan, ProcessPlan, TtySize};
+use shoal_runtime::protocol::ProcessPhase;
 use shoal_runtime::{OutputChunk, RuntimeError, Shim};
 
 fn exec(id: &str, argv: &[&str]) -> ExecPlan {
@@ -160,7 +160,7 @@ async fn signals_pause_and_resume() {
     let shim = host.start(&plan).await;
     eventually("the start", || logged(&plan).contains("ready"));
     shim.pause().await.unwrap();
-    assert_eq!(shim.state().await.unwrap().phase, Phase::Paused);
+    assert_eq!(shim.state().await.unwrap().phase, ProcessPhase::Paused);
     let error = shim.exec(exec("x", &["true"])).await.unwrap_err();
     assert_eq!(error.kind(), FaultKind::Conflict);
     assert_eq!(shim.pause().await.unwrap_err().kind(), FaultKind::Conflict);
@@ -270,7 +270,7 @@ async fn kill_9_of_the_daemon_stops_no_container() {
     .unwrap();
     assert_eq!(runtime.sweep().unwrap(), shoal_runtime::Swept::default());
     let shim = runtime.connect(&id.into()).await.unwrap();
-    assert_eq!(shim.state().await.unwrap().phase, Phase::Running);
+    assert_eq!(shim.state().await.unwrap().phase, ProcessPhase::Running);
     let mut streams = shim.attach(true, true, true).await.unwrap();
     streams.input.write(b"again\n").await.unwrap();
     read_until(&mut streams.output, "again").await;
@@ -280,7 +280,7 @@ async fn kill_9_of_the_daemon_stops_no_container() {
     drop(streams);
     eventually("the shim's end", || !shim.is_alive());
     let state = runtime.connect(&id.into()).await.unwrap().state().await.unwrap();
-    assert_eq!((state.phase, state.exit.unwrap().code), (Phase::Exited, 6));
+    assert_eq!((state.phase, state.exit.unwrap().code), (ProcessPhase::Exited, 6));
     assert_eq!(runtime.sweep().unwrap().leftovers.len(), 1);
     shim.delete().await.unwrap();
     assert_eq!(runtime.list().unwrap(), vec![]);
@@ -331,7 +331,7 @@ async fn garbage_on_the_socket_hurts_nobody() {
         assert!(text.contains("Failed") || text.contains("WrongVersion"), "{bytes:?}: {text}");
     }
     let _half = UnixStream::connect(shim.dir().join("shim.sock")).unwrap().write_all(&[0, 0]);
-    assert_eq!(shim.state().await.unwrap().phase, Phase::Running);
+    assert_eq!(shim.state().await.unwrap().phase, ProcessPhase::Running);
     shim.delete().await.unwrap();
 }
 
@@ -388,7 +388,7 @@ async fn a_tender_is_a_workload_like_any_other() {
         (told["memory_bytes"].as_u64(), told["uid"].as_u64()),
         (Some(1 << 20), Some(65_534))
     );
-    let refused = shim.exec(shoal_runtime::plan::ExecPlan::default()).await.unwrap_err();
+    let refused = shim.exec(shoal_runtime::container_plan::ExecPlan::default()).await.unwrap_err();
     assert!(shoal_model::fault::chain(&refused).contains("no further processes"));
     assert!(shim.stats().await.unwrap().pids.current >= 1);
     // What asks for the devices that a tender opens is let through; others are not.

@@ -86,10 +86,10 @@ fn an_exec_joins_a_container_whose_root_was_moved() {
         let host = Host::below(&place.0);
         block_on(async {
             let shim = host.start(&host.plan(&["sleep", "100"])).await;
-            let plan = shoal_runtime::plan::ExecPlan {
+            let plan = shoal_runtime::container_plan::ExecPlan {
                 id: "one".into(),
                 attach_output: true,
-                process: shoal_runtime::plan::ProcessPlan {
+                process: shoal_runtime::container_plan::ProcessPlan {
                     argv: ["cat", "/etc/group"].map(str::to_owned).to_vec(),
                     ..Default::default()
                 },

@@ -5,7 +5,7 @@ mod common;
 
 use common::{Host, log_lines, logged};
 use shoal_model::fault::chain;
-use shoal_runtime::plan::{Limits, MountKind, MountPlan, Propagation, Rlimit, Rootfs};
+use shoal_runtime::container_plan::{Limits, MountKind, MountPlan, Propagation, Rlimit, Rootfs};
 use shoal_runtime::protocol::FailureKind;
 
 #[tokio::test]
@@ -69,7 +69,7 @@ async fn errors_before_the_program_runs_are_told_in_docker_words() {
     let error = chain(&host.run(&plan).await.unwrap_err());
     assert!(error.contains("unable to find user nobody-here: no matching entries"), "{error}");
     let mut plan = host.plan(&["true"]);
-    plan.network = shoal_runtime::plan::NetworkNamespace::Path("/nowhere".into());
+    plan.network = shoal_runtime::container_plan::NetworkNamespace::Path("/nowhere".into());
     let error = chain(&host.run(&plan).await.unwrap_err());
     assert!(error.ends_with("namespace '/nowhere': no such file or directory"), "{error}");
     assert_eq!(host.cgroups(), Vec::<std::path::PathBuf>::new());

@@ -48,6 +48,14 @@ impl Said {
         Some(Self { things })
     }
 
+    /// Names of containers that are paused.
+    pub fn paused(&self) -> impl Iterator<Item = &str> {
+        let frozen = |(key, (_, state)): &(&(Kind, String), &(String, String))| {
+            key.0 == Kind::Container && state == "paused"
+        };
+        self.things.iter().filter(frozen).map(|((_, name), _)| name.as_str())
+    }
+
     fn of(&self, slot: &Slot) -> Option<&(String, String)> {
         self.things.get(&(slot.kind, slot.name.clone()))
     }
@@ -129,6 +137,7 @@ pub fn believe(user: &mut User, said: &Said) {
                 slot.id.clone_from(id);
                 slot.runs = match state.as_str() {
                     "running" | "paused" => Known::Yes,
+                    "restarting" => Known::Unsure,
                     // A daemon that has just started may be about to start it.
                     _ if slot.policy == "always" => Known::Unsure,
                     _ => Known::No,

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use shoal_model::spec::StringMap;
-use shoal_runtime::plan::{ContainerPlan, ProcessPlan};
+use shoal_runtime::container_plan::{ContainerPlan, ProcessPlan};
 use shoal_runtime::unikernel::{
     Backend, Declared, DeviceKind, GuestBlock, GuestNet, UnikernelPlan, declared,
 };

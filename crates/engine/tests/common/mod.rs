@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use futures::StreamExt;
 use shoal_engine::attacher::{
-    AttachError, AttachRequest, Attacher, Attachment, EndpointInfo, NetworkName, TapPlace,
+    AttachError, Attacher, Attachment, ContainerNetworking, EndpointInfo, NetworkName, TapPlace,
 };
 use shoal_engine::config::{EngineConfig, system_clock};
 use shoal_engine::engine::{Engine, WaitHandle};
@@ -85,7 +85,7 @@ fn endpoint(name: &str) -> EndpointInfo {
 
 #[async_trait]
 impl Attacher for Notes {
-    async fn attach(&self, request: AttachRequest) -> Result<Attachment, AttachError> {
+    async fn attach(&self, request: ContainerNetworking) -> Result<Attachment, AttachError> {
         self.add(format!("attach {}", request.name));
         if let Some(error) = self.refuse.lock().unwrap().take() {
             return Err(error);
@@ -105,7 +105,7 @@ impl Attacher for Notes {
     }
     async fn readopt(
         &self,
-        request: AttachRequest,
+        request: ContainerNetworking,
         attachment: Attachment,
     ) -> Result<Attachment, AttachError> {
         self.add(format!("readopt {}", request.name));

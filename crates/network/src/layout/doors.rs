@@ -13,14 +13,14 @@ use crate::desired::{DesiredNetwork, NetKind};
 /// What the host's guard of the underlay must hold. Other numbers and ports are none of our
 /// business: in one network namespace a number on a port belongs to one device.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Membership {
+pub struct Senders {
     /// UDP port and number of every overlay of this node.
     pub numbers: BTreeSet<(u16, Vni)>,
     /// Who may send to which.
     pub members: BTreeSet<(IpAddr, Vni)>,
 }
 
-impl Membership {
+impl Senders {
     /// From the desired network.
     #[must_use]
     pub fn of(want: &DesiredNetwork) -> Self {

@@ -291,11 +291,11 @@ fn members_of_a_network_are_its_peers() {
         networks: [(net.info.id.clone(), net.clone())].into(),
         ..DesiredNetwork::default()
     };
-    let membership = doors::Membership::of(&want);
-    assert_eq!(membership.numbers, [(net.info.data_path_port, vni)].into());
-    assert_eq!(membership.members, peers.iter().map(|p| (p.underlay, vni)).collect());
+    let senders = doors::Senders::of(&want);
+    assert_eq!(senders.numbers, [(net.info.data_path_port, vni)].into());
+    assert_eq!(senders.members, peers.iter().map(|p| (p.underlay, vni)).collect());
     let outside = DesiredNetwork { self_node: None, ..want };
-    assert_eq!(doors::Membership::of(&outside), doors::Membership::default());
+    assert_eq!(doors::Senders::of(&outside), doors::Senders::default());
 }
 
 #[test]

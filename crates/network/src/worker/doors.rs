@@ -13,7 +13,7 @@ use shoal_netlink::nft::{
 use super::host::Host;
 use super::tables::{Contents, change, fill};
 use crate::error::NetworkError;
-use crate::layout::doors::Membership;
+use crate::layout::doors::Senders;
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
@@ -35,11 +35,11 @@ fn members_set(ipv6: bool) -> Set {
     Set::plain(name, [address, FieldType::Number])
 }
 
-fn contents(membership: &Membership) -> Contents {
-    let numbers = membership.numbers.iter();
+fn contents(senders: &Senders) -> Contents {
+    let numbers = senders.numbers.iter();
     let numbers = numbers.map(|(port, vni)| vec![Field::Port(*port), Field::vni(*vni)]);
     let members = |ipv6: bool| {
-        let of = membership.members.iter().filter(move |(ip, _)| ip.is_ipv6() == ipv6);
+        let of = senders.members.iter().filter(move |(ip, _)| ip.is_ipv6() == ipv6);
         of.map(|(ip, vni)| (vec![Field::from(*ip), Field::vni(*vni)], Vec::new())).collect()
     };
     vec![
@@ -53,8 +53,8 @@ fn contents(membership: &Membership) -> Contents {
 pub(super) fn apply_guard(
     host: &Host,
     instance: &InstanceId,
-    old: Option<&Membership>,
-    new: &Membership,
+    old: Option<&Senders>,
+    new: &Senders,
 ) -> Result<(), NetworkError> {
     let (mut batch, table) = (Batch::new(), guard_table(instance));
     match old {
@@ -67,9 +67,9 @@ pub(super) fn apply_guard(
     })
 }
 
-fn whole_guard(batch: &mut Batch, table: &Table, membership: &Membership) {
+fn whole_guard(batch: &mut Batch, table: &Table, senders: &Senders) {
     batch.replace_table(table);
-    fill(batch, table, &contents(membership));
+    fill(batch, table, &contents(senders));
     batch.add_chain(table, "strangers");
     let member = Rule::new("a node of that network").ipv4();
     let member = member.in_set(&[Load::IpSaddr, Load::VxlanVni], "members4").give_back();

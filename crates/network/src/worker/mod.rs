@@ -31,7 +31,7 @@ use crate::desired::{DesiredNet, DesiredNetwork, NetKind, SandboxId, SandboxSpec
 use crate::error::NetworkError;
 use crate::hostport::HostPorts;
 use crate::layout::diff::Diff;
-use crate::layout::doors::Membership;
+use crate::layout::doors::Senders;
 use crate::layout::flows::Members;
 use crate::layout::guest::GuestLayout;
 use crate::layout::rules::{HostRules, NetRules};
@@ -82,7 +82,7 @@ pub(crate) struct Worker {
     lost: BTreeMap<(NetworkId, IpAddr), Lost>,
     desired: Option<DesiredNetwork>,
     /// What the guard of the underlay holds; absent if unknown.
-    membership: Option<Membership>,
+    senders: Option<Senders>,
     host_rules: Option<HostRules>,
     /// The host's links, as far as nothing has changed since they were listed.
     host_links: Option<BTreeMap<NetworkId, HostLink>>,
@@ -123,7 +123,7 @@ impl Worker {
             guests: BTreeMap::new(),
             lost: BTreeMap::new(),
             desired: None,
-            membership: None,
+            senders: None,
             host_rules: None,
             host_links: None,
             forwarding: false,
@@ -249,14 +249,14 @@ impl Worker {
     }
 
     fn apply_guard(&mut self, want: &DesiredNetwork) -> Result<(), NetworkError> {
-        let membership = Membership::of(want);
-        let nothing = self.membership.is_none() && membership.numbers.is_empty();
-        if nothing || self.membership.as_ref() == Some(&membership) {
+        let senders = Senders::of(want);
+        let nothing = self.senders.is_none() && senders.numbers.is_empty();
+        if nothing || self.senders.as_ref() == Some(&senders) {
             return Ok(());
         }
-        let old = self.membership.take();
-        doors::apply_guard(&self.host, &self.config.instance, old.as_ref(), &membership)?;
-        self.membership = Some(membership);
+        let old = self.senders.take();
+        doors::apply_guard(&self.host, &self.config.instance, old.as_ref(), &senders)?;
+        self.senders = Some(senders);
         Ok(())
     }
 

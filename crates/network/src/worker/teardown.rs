@@ -9,7 +9,7 @@ use super::namespace::{self, Namespace};
 use super::{Worker, doors, tables};
 use crate::desired::DesiredNetwork;
 use crate::error::NetworkError;
-use crate::layout::doors::Membership;
+use crate::layout::doors::Senders;
 
 impl Worker {
     /// Removes what this instance has and nobody wants any more. What is wanted stays as it is.
@@ -38,7 +38,7 @@ impl Worker {
         // Ignored because: a kernel without nftables has no tables of ours.
         let Ok(tables) = self.host.handle.nft_tables() else { return Ok(()) };
         let instance = &self.config.instance;
-        let guarded = !Membership::of(want).numbers.is_empty();
+        let guarded = !Senders::of(want).numbers.is_empty();
         let old = [
             (tables::host_table(instance), !want.networks.is_empty()),
             (doors::guard_table(instance), guarded),
@@ -107,7 +107,7 @@ impl Worker {
         self.guests.clear();
         self.desired = None;
         self.lost.clear();
-        self.membership = None;
+        self.senders = None;
         self.host_rules = None;
         self.host_links = None;
         self.forwarding = false;

@@ -34,7 +34,7 @@ impl Worker {
         let missing = self.missing_tables()?;
         if !missing.is_empty() {
             self.host_rules = None;
-            self.membership = None;
+            self.senders = None;
             found.push((None, "host".to_owned(), missing));
         }
         for (sandbox, line) in self.guest_drift()? {
@@ -71,7 +71,7 @@ impl Worker {
         let instance = &self.config.instance;
         let mut wanted = Vec::new();
         wanted.extend(self.host_rules.as_ref().map(|_| tables::host_table(instance)));
-        wanted.extend(self.membership.as_ref().map(|_| doors::guard_table(instance)));
+        wanted.extend(self.senders.as_ref().map(|_| doors::guard_table(instance)));
         if wanted.is_empty() {
             return Ok(Vec::new());
         }

@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use serde::{Deserialize, Serialize};
 
 use super::{CgroupError, read, write};
-use crate::plan::Limits;
+use crate::container_plan::Limits;
 
 /// Controllers of version 1 that a container's group is made in, if they are mounted.
 const V1_CONTROLLERS: [&str; 13] = [

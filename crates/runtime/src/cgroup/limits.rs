@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::{Cgroup, CgroupError};
-use crate::plan::Limits;
+use crate::container_plan::Limits;
 
 /// Docker's period when a quota is given without one, in microseconds.
 const DEFAULT_PERIOD_US: u64 = 100_000;

@@ -11,7 +11,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::plan::Limits;
+use crate::container_plan::Limits;
 use crate::process::sys;
 pub(crate) use devices::DeviceRule;
 pub use devices::{DevicePolicy, restrict_v2};

@@ -11,7 +11,7 @@ use rustix::termios::{Winsize, tcsetwinsize};
 
 use super::mounts::{ensure, is_char_device};
 use super::{During, Step, sys};
-use crate::plan::TtySize;
+use crate::container_plan::TtySize;
 use crate::protocol::{Failure, FailureKind};
 
 /// The nodes that every container has, all of memory's or the terminal's driver.

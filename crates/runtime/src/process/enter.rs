@@ -5,7 +5,7 @@ use std::os::fd::BorrowedFd;
 use super::channel::{Channel, Note};
 use super::init::Stdio;
 use super::{During, Step, devices, finish, sys};
-use crate::plan::{ProcessPlan, SeccompMode};
+use crate::container_plan::{ProcessPlan, SeccompMode};
 
 /// What an exec is made from.
 #[derive(Debug)]

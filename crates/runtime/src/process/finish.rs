@@ -17,7 +17,7 @@ use super::channel::{Channel, Note};
 use super::user::{self, User};
 use super::{During, Step, describe, reaper, sys};
 use crate::caps;
-use crate::plan::{ProcessPlan, SeccompMode};
+use crate::container_plan::{ProcessPlan, SeccompMode};
 use crate::protocol::{Failure, FailureKind};
 use crate::seccomp;
 

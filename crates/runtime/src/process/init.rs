@@ -7,7 +7,7 @@ use std::path::Path;
 use super::channel::{Channel, Note};
 use super::{During, Step, devices, finish, mounts, sys};
 use crate::cgroup::Layout;
-use crate::plan::{ContainerPlan, NetworkNamespace};
+use crate::container_plan::{ContainerPlan, NetworkNamespace};
 use crate::protocol::{Failure, FailureKind};
 
 /// The ends of the standard streams that are the process's; `None` with a terminal.

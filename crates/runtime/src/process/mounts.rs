@@ -17,7 +17,7 @@ use rustix::mount::{
 
 use super::{During, Step, overlay, sys};
 use crate::cgroup::Layout;
-use crate::plan::{ContainerPlan, MountKind, MountPlan, Propagation, Rootfs};
+use crate::container_plan::{ContainerPlan, MountKind, MountPlan, Propagation, Rootfs};
 use crate::protocol::{Failure, FailureKind};
 
 /// Deepest chain of links that is followed to a mount's target; the kernel's own bound.

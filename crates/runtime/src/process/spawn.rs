@@ -14,7 +14,7 @@ use super::enter::{self, Entry};
 use super::init::{self, Stdio};
 use super::{During, Step, sys, tender};
 use crate::cgroup::Cgroup;
-use crate::plan::{ContainerPlan, IpcMode, NetworkNamespace, ProcessPlan};
+use crate::container_plan::{ContainerPlan, IpcMode, NetworkNamespace, ProcessPlan};
 use crate::protocol::{Failure, FailureKind};
 
 /// How long a process may take from its fork to its program. Mounts wait for disks.

@@ -11,7 +11,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::server::Server;
 use crate::cgroup::Cgroup;
-use crate::plan::FORMAT_VERSION;
+use crate::container_plan::FORMAT_VERSION;
 use crate::process::sys;
 use crate::runtime::{LOCK_FILE, PLAN_FILE, SOCKET_FILE, STDERR_FILE, read_plan};
 

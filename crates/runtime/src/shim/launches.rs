@@ -8,7 +8,7 @@ use super::clients::{Role, Target};
 use super::procs::Proc;
 use super::server::{Exec, Server, wall_clock};
 use crate::process::spawn::{Launch, Progress, Spawned};
-use crate::protocol::{ExitStatus, Failure, Phase, Reply};
+use crate::protocol::{ExitStatus, Failure, ProcessPhase, Reply};
 
 /// How long a killed process may take to be gone before its failure is told anyhow: one in an
 /// uninterruptible wait for a dead disk may take for ever.
@@ -125,7 +125,7 @@ impl Server {
         match &pending.target {
             Target::Main => {
                 self.main = Some(proc);
-                self.phase = Phase::Running;
+                self.phase = ProcessPhase::Running;
                 self.started_at = Some(at);
             }
             Target::Exec(id) => {

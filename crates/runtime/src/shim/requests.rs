@@ -8,13 +8,13 @@ use super::procs::Proc;
 use super::server::{Exec, Server};
 use crate::caps;
 use crate::cgroup::{CgroupError, DevicePolicy};
-use crate::plan::{ExecPlan, ProcessPlan, TtySize};
+use crate::container_plan::{ExecPlan, ProcessPlan, TtySize};
 use crate::process::spawn::{self, Wanted};
 use crate::process::sys::SIGNAL_MAX;
 use crate::process::{During, Entry, set_size};
 use crate::protocol::{
-    Envelope, Failure, FailureKind, FrameError, FrameKind, PROTOCOL_VERSION, Phase, Reply, Request,
-    VersionOnly, parse_json,
+    Envelope, Failure, FailureKind, FrameError, FrameKind, PROTOCOL_VERSION, ProcessPhase, Reply,
+    Request, VersionOnly, parse_json,
 };
 
 /// Execs that run at once in one container; a health check every second that takes 30 s needs 30.
@@ -122,7 +122,7 @@ impl Server {
 
     /// Begins to make the container; the client is answered when its program runs.
     fn start(&mut self, client: u64) -> Result<(), Failure> {
-        if self.phase != Phase::Created || self.is_pending(&Target::Main) {
+        if self.phase != ProcessPhase::Created || self.is_pending(&Target::Main) {
             return Err(conflict("the container has been started already"));
         }
         let devices = match &self.plan.unikernel {
@@ -150,11 +150,13 @@ impl Server {
 
     fn running(&self) -> Result<(), Failure> {
         match self.phase {
-            Phase::Running => Ok(()),
-            Phase::Paused => {
+            ProcessPhase::Running => Ok(()),
+            ProcessPhase::Paused => {
                 Err(conflict("the container is paused, unpause the container before exec"))
             }
-            Phase::Created | Phase::Exited => Err(conflict("the container is not running")),
+            ProcessPhase::Created | ProcessPhase::Exited => {
+                Err(conflict("the container is not running"))
+            }
         }
     }
 
@@ -246,9 +248,9 @@ impl Server {
 
     fn pause(&mut self) -> Result<Reply, Failure> {
         match self.phase {
-            Phase::Running => {}
-            Phase::Paused => return Err(conflict("the container is already paused")),
-            Phase::Created | Phase::Exited => {
+            ProcessPhase::Running => {}
+            ProcessPhase::Paused => return Err(conflict("the container is already paused")),
+            ProcessPhase::Created | ProcessPhase::Exited => {
                 return Err(conflict("the container is not running"));
             }
         }
@@ -257,16 +259,16 @@ impl Server {
             let _ = self.cgroup.freeze(false);
             return Err(kernel("freeze the processes")(error));
         }
-        self.phase = Phase::Paused;
+        self.phase = ProcessPhase::Paused;
         Ok(Reply::Done)
     }
 
     fn resume(&mut self) -> Result<Reply, Failure> {
-        if self.phase != Phase::Paused {
+        if self.phase != ProcessPhase::Paused {
             return Err(conflict("the container is not paused"));
         }
         self.cgroup.freeze(false).map_err(kernel("thaw the processes"))?;
-        self.phase = Phase::Running;
+        self.phase = ProcessPhase::Running;
         Ok(Reply::Done)
     }
 }

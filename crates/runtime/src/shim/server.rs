@@ -18,9 +18,9 @@ use super::clients::{Client, Role, Target};
 use super::launches::Pending;
 use super::procs::{Channel, Got, Proc};
 use crate::cgroup::Cgroup;
+use crate::container_plan::ContainerPlan;
 use crate::json_log::{JsonLog, Source};
-use crate::plan::ContainerPlan;
-use crate::protocol::{ExecState, ExitStatus, Phase, Reply, ShimState};
+use crate::protocol::{ExecState, ExitStatus, ProcessPhase, Reply, ShimState};
 use crate::runtime::{EXIT_FILE, SOCKET_FILE};
 
 /// How often the loop looks at deadlines while one runs.
@@ -67,7 +67,7 @@ pub(super) struct Server {
     signals: SignalFd,
     pub(super) clients: BTreeMap<u64, Client>,
     next_client: u64,
-    pub(super) phase: Phase,
+    pub(super) phase: ProcessPhase,
     pub(super) main: Option<Proc>,
     pub(super) execs: BTreeMap<String, Exec>,
     ended_execs: VecDeque<String>,
@@ -112,7 +112,7 @@ impl Server {
             signals,
             clients: BTreeMap::new(),
             next_client: 0,
-            phase: Phase::Created,
+            phase: ProcessPhase::Created,
             main: None,
             execs: BTreeMap::new(),
             ended_execs: VecDeque::new(),
@@ -141,11 +141,12 @@ impl Server {
 
     fn is_over(&self) -> bool {
         let unstarted =
-            self.shutting_down && self.phase == Phase::Created && self.launches.is_empty();
+            self.shutting_down && self.phase == ProcessPhase::Created && self.launches.is_empty();
         let told = self.clients.is_empty() || self.shutting_down;
         let flushed = self.clients.values().all(|client| !client.has_output());
         let late = self.leave_at.is_some_and(|at| Instant::now() >= at);
-        (unstarted && flushed) || (self.phase == Phase::Exited && ((told && flushed) || late))
+        (unstarted && flushed)
+            || (self.phase == ProcessPhase::Exited && ((told && flushed) || late))
     }
 
     /// Waits for something to do. Never busy: a stream whose client has no room is not looked at.
@@ -228,7 +229,7 @@ impl Server {
         // Before the start nothing is read, so that nothing is lost.
         match proc {
             Some(proc) => proc.takes_input(),
-            None => self.phase == Phase::Exited,
+            None => self.phase == ProcessPhase::Exited,
         }
     }
 
@@ -329,8 +330,8 @@ impl Server {
             let _ = main.signal(libc::SIGKILL);
         }
         self.kill_pending_main();
-        if self.phase == Phase::Paused && self.cgroup.freeze(false).is_ok() {
-            self.phase = Phase::Running;
+        if self.phase == ProcessPhase::Paused && self.cgroup.freeze(false).is_ok() {
+            self.phase = ProcessPhase::Running;
         }
     }
 
@@ -404,7 +405,7 @@ impl Server {
     fn end_main(&mut self, status: ExitStatus, now: Instant) {
         self.log.finish(status.finished_at);
         self.main = None;
-        self.phase = Phase::Exited;
+        self.phase = ProcessPhase::Exited;
         self.exit = Some(status);
         self.leave_at = Some(now + LINGER);
         // Ignored because: whoever deletes the container tries again and is told what stands in

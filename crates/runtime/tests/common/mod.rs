@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use shoal_model::id::{ContainerId, InstanceId};
-use shoal_runtime::plan::{ContainerPlan, LogPlan, NetworkNamespace, ProcessPlan, Rootfs};
+use shoal_runtime::container_plan::{
+    ContainerPlan, LogPlan, NetworkNamespace, ProcessPlan, Rootfs,
+};
 use shoal_runtime::protocol::ExitStatus;
 use shoal_runtime::{
     ContainerRuntime, Output, OutputChunk, RuntimeConfig, RuntimeError, Shim, caps,
