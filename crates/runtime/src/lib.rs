@@ -3,9 +3,10 @@
 //! without stopping anything.
 //!
 //! The daemon's side is [`ContainerRuntime`] and [`Shim`] (asynchronous, begin reading there). What
-//! a container is, completely resolved, is a [`ContainerPlan`]. The helper's side is [`shim::main`],
-//! which the program calls when it is started as `shoal shim <dir>`; it makes the namespaces,
-//! mounts, limits and filters with the code in `process`, the only module that may use `unsafe`.
+//! a container is, completely resolved, is a [`ContainerPlan`]. The helper's side is
+//! [`shim::main`], which the program calls when it is started as `shoal shim <dir>`; it makes the
+//! namespaces, mounts, limits and filters with the code in `process`, the only module that may
+//! use `unsafe`.
 //! What both sides say to each other is in [`protocol`].
 //!
 //! This crate knows nothing of images, networks (it joins a namespace by path), restart policies or
