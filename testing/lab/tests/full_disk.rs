@@ -125,8 +125,10 @@ fn a_manager_that_starts_on_a_full_disk_says_so_and_gets_well_without_a_restart(
         ));
     }
     host.try_restart(START).unwrap();
-    let info = host.docker("info");
-    assert!(info.contains("No space left on device"), "it says so: {info}");
+    eventually("docker info to say so", CONVERGE, || {
+        let info = host.docker("info");
+        if info.contains("No space left on device") { Ok(()) } else { Err(info) }
+    });
 
     disk.free();
     running(host, "web", 2, RECOVER);
