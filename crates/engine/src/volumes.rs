@@ -107,12 +107,6 @@ impl Volumes {
         if known.contains_key(name) {
             return Ok(false);
         }
-        let dir = self.root.join(name);
-        let data = dir.join(DATA);
-        shoal_durable::make_private_dir(&dir)
-            .map_err(EngineError::io("create the directory", &dir))?;
-        // What is in the volume belongs to the containers that mount it.
-        fs::create_dir_all(&data).map_err(EngineError::io("create the directory", &data))?;
         let record = VolumeRecord {
             version: VOLUME_VERSION,
             name: name.to_owned(),
@@ -120,11 +114,14 @@ impl Volumes {
             labels,
             options,
         };
-        let bytes = serde_json::to_vec_pretty(&record)
-            .map_err(|e| EngineError::Record { path: dir.clone(), source: Box::new(e) })?;
-        let path = dir.join(RECORD);
-        shoal_durable::replace(&path, &bytes, shoal_durable::PRIVATE_FILE)
-            .map_err(EngineError::io("write", path))?;
+        let dir = self.root.join(name);
+        make(&dir, &record).inspect_err(|_| {
+            // Ignored because: the failure that led here is the one to report. What somebody has
+            // put there stays: beside the record only empty directories go.
+            let _ = fs::remove_file(dir.join(RECORD));
+            // Ignored because: see above.
+            let _ = fs::remove_dir(dir.join(DATA)).and_then(|()| fs::remove_dir(&dir));
+        })?;
         known.insert(name.to_owned(), record);
         Ok(true)
     }
@@ -184,6 +181,18 @@ impl Volumes {
             usage_data: None,
         }
     }
+}
+
+/// Makes a volume's directories and its record.
+fn make(dir: &Path, record: &VolumeRecord) -> Result<(), EngineError> {
+    let (data, path) = (dir.join(DATA), dir.join(RECORD));
+    shoal_durable::make_private_dir(dir).map_err(EngineError::io("create the directory", dir))?;
+    // What is in the volume belongs to the containers that mount it.
+    fs::create_dir_all(&data).map_err(EngineError::io("create the directory", &data))?;
+    let bytes = serde_json::to_vec_pretty(record)
+        .map_err(|e| EngineError::Record { path: dir.to_owned(), source: Box::new(e) })?;
+    shoal_durable::replace(&path, &bytes, shoal_durable::PRIVATE_FILE)
+        .map_err(EngineError::io("write", path))
 }
 
 /// Whether nobody has put anything into a directory without a record.

@@ -11,6 +11,7 @@ use std::time::Duration;
 use common::{Host, eventually, within};
 use serde_json::json;
 use shoal_engine::request::{Grace, RemoveOptions, ShutdownMode, StopOptions, WaitCondition};
+use shoal_engine::view::volume::VolumeCreate;
 use shoal_model::fault;
 
 const FORCE: RemoveOptions = RemoveOptions { force: true, volumes: true };
@@ -159,6 +160,25 @@ async fn a_full_disk_stops_no_stop_and_everything_owed_is_done_later() {
     .await;
     within(daemon.engine.remove(&back, FORCE)).await.unwrap();
     assert!(host.runtime().list().unwrap().is_empty());
+    daemon.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_that_could_not_be_made_leaves_nothing() {
+    let host = Host::new();
+    let root = host.dir.path().join("data/volumes");
+    let small = Small::mount(&root);
+    let daemon = host.open().await;
+    let make =
+        || daemon.engine.create_volume(VolumeCreate { name: "vol".into(), ..Default::default() });
+    small.fill();
+    let refused = within(make()).await.unwrap_err();
+    assert!(fault::report(&refused).contains("No space"), "{refused}");
+    let left: Vec<_> = std::fs::read_dir(&root).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(left, [".ballast"]);
+    small.free();
+    within(make()).await.unwrap();
+    within(daemon.engine.remove_volume("vol", false)).await.unwrap();
     daemon.close().await;
 }
 

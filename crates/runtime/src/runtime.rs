@@ -134,11 +134,17 @@ impl ContainerRuntime {
             });
         }
         let result = self.launch(&dir, &plan).await;
-        if result.is_err() {
-            // Ignored because: the launch's own error says more, and the next sweep tries again.
-            let _ = tokio::fs::remove_dir_all(&dir).await;
+        let shim = Shim::new(dir, plan);
+        match result {
+            Ok(()) => Ok(shim),
+            Err(error) => {
+                // It may have left a shim: its launcher was killed, or too slow.
+                // Ignored because: the launch's own error says more; what stays is seen by the next
+                // launch, and by the next sweep.
+                let _ = shim.delete().await;
+                Err(error)
+            }
         }
-        result.map(|()| Shim::new(dir, plan))
     }
 
     async fn launch(&self, dir: &Path, plan: &ContainerPlan) -> Result<(), RuntimeError> {

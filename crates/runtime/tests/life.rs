@@ -358,6 +358,37 @@ async fn names_are_taken_once_and_broken_helpers_are_told() {
     }
 }
 
+/// Whether the path is part of a process's command line.
+fn is_named_by_a_process(path: &std::path::Path) -> bool {
+    let path = path.to_string_lossy().into_owned();
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    let lines = processes.filter_map(|one| std::fs::read(one.path().join("cmdline")).ok());
+    lines.into_iter().any(|line| String::from_utf8_lossy(&line).contains(&path))
+}
+
+/// The process that starts a shim is a moment's work; a kill of it at any moment leaves nothing.
+#[tokio::test]
+async fn a_launcher_that_is_killed_leaves_no_shim() {
+    let host = Host::new();
+    let script = r#""$0" "$1" & p=$!; sleep "$KILL_AFTER"; kill -9 $p; wait $p; exit 1"#;
+    for after in (0..40).map(|step| f64::from(step) * 0.000_5) {
+        let script = script.replace("$KILL_AFTER", &format!("{after:.4}"));
+        let words = ["sh".into(), "-c".into(), script.into(), common::helper().into()];
+        let runtime = shoal_runtime::ContainerRuntime::new(shoal_runtime::RuntimeConfig {
+            instance: host.instance.as_str().into(),
+            exec_root: host.dir.path().join("killed"),
+            helper: words.to_vec(),
+            tender: Vec::new(),
+        })
+        .unwrap();
+        let plan = host.plan(&["true"]);
+        runtime.create(&plan).await.unwrap_err();
+        let dir = runtime.shims().join(plan.id.as_str());
+        assert!(!dir.exists(), "after {after} s");
+        eventually("no shim is left", || !is_named_by_a_process(&dir));
+    }
+}
+
 #[tokio::test]
 async fn a_tender_is_a_workload_like_any_other() {
     let host = Host::new();

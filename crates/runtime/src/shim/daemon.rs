@@ -18,6 +18,9 @@ use crate::runtime::{LOCK_FILE, PLAN_FILE, SOCKET_FILE, STDERR_FILE, read_plan};
 /// What the background process says when it serves.
 const READY: &[u8] = b"ready";
 
+/// What its launcher says when it has heard that.
+const GO: &[u8] = b"go";
+
 /// The shim is the last process that a machine short of memory should lose: with it goes its
 /// container, and the exit status.
 const OOM_SCORE: &str = "-999";
@@ -39,22 +42,26 @@ pub(super) fn run(dir: &Path) -> ExitCode {
 /// Returns what the background process said before it served or ended.
 fn launch(dir: &Path) -> io::Result<Vec<u8>> {
     let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
+    let (hear, go) = pipe_with(PipeFlags::CLOEXEC)?;
     match sys::fork()? {
         sys::Forked::Parent(_) => {
-            drop(write);
+            drop((write, hear));
             let mut said = Vec::new();
             File::from(read).read_to_end(&mut said)?;
+            if said == READY {
+                File::from(go).write_all(GO)?;
+            }
             Ok(said)
         }
         sys::Forked::Child => {
-            drop(read);
+            drop((read, go));
             let mut tell = File::from(write);
             let code = match prepare(dir) {
                 Ok(mut server) => {
-                    // Ignored because: a launcher that is gone does not need the answer.
+                    // Ignored because: a launcher that is gone is seen by its not answering.
                     let _ = tell.write_all(READY);
                     drop(tell);
-                    server.run()
+                    if is_wanted(File::from(hear)) { server.run() } else { 1 }
                 }
                 Err(error) => {
                     // Ignored because: as above.
@@ -65,6 +72,13 @@ fn launch(dir: &Path) -> io::Result<Vec<u8>> {
             sys::exit_now(code)
         }
     }
+}
+
+/// Whether the launcher has heard that this process serves. One that was killed has not, and whoever
+/// started it takes the launch for failed: then nobody would ever come.
+fn is_wanted(mut hear: File) -> bool {
+    let mut word = [0; GO.len()];
+    hear.read_exact(&mut word).is_ok() && word == *GO
 }
 
 fn prepare(dir: &Path) -> Result<Server, String> {
