@@ -184,8 +184,10 @@ impl Resolver {
         let Some(shared) = &self.shared else { return };
         shared.inbox().stop = true;
         shared.wake();
-        // Ignored because: a helper that does not end is killed; there is nothing else to do.
-        let _ = shared.wait(PUBLISH_WAIT, |inbox| inbox.ended || !inbox.stop);
+        if shared.wait(PUBLISH_WAIT, |inbox| inbox.ended || !inbox.stop).is_none() {
+            // Its keeper goes on to kill it, as long as this daemon lives.
+            tracing::warn!(seconds = PUBLISH_WAIT.as_secs(), "the resolver did not end in time");
+        }
     }
 }
 

@@ -172,8 +172,13 @@ impl Closed {
             }
         }
         self.links.clear();
-        // Ignored because: a list that stays behind closes links that were closed before.
-        let _ = std::fs::remove_file(&self.file);
-        Ok(())
+        // With one that stayed, the next daemon would keep links apart between which somebody else
+        // has switched forwarding on.
+        match std::fs::remove_file(&self.file) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                Err(NetworkError::Files { path: self.file.clone(), source: source.into() })
+            }
+            _ => Ok(()),
+        }
     }
 }

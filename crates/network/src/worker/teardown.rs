@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
+use shoal_model::fault::report;
 use shoal_netlink::netns;
 
 use super::namespace::{self, Namespace};
@@ -35,8 +36,15 @@ impl Worker {
 
     /// Tables on the host that nothing is left for.
     fn remove_old_tables(&self, want: &DesiredNetwork) -> Result<(), NetworkError> {
-        // Ignored because: a kernel without nftables has no tables of ours.
-        let Ok(tables) = self.host.handle.nft_tables() else { return Ok(()) };
+        let tables = match self.host.handle.nft_tables() {
+            Ok(tables) => tables,
+            // A kernel without nftables has no tables of ours, and whoever needs one hears of it.
+            Err(error) => {
+                let cause = report(&error);
+                tracing::warn!(cause, "tables on the host that nobody wants were not looked for");
+                return Ok(());
+            }
+        };
         let instance = &self.config.instance;
         let guarded = !Senders::of(want).numbers.is_empty();
         let old = [
