@@ -79,8 +79,6 @@ fn table() -> Table {
 
 fn apply(handle: &NetnsHandle, plan: &GuestLayout) -> Result<(), NetlinkError> {
     handle.set_sysctls(&[("net/ipv4/ip_forward", "1")])?;
-    // Ignored because: a kernel without the setting needs it not.
-    let _ = handle.set_sysctls(&[(LIBERAL, "1")]);
     if handle.link(TAP)?.is_none_or(|link| link.alias != plan.alias) {
         handle.delete_link(TAP)?;
         let options = LinkOptions {
@@ -98,7 +96,11 @@ fn apply(handle: &NetnsHandle, plan: &GuestLayout) -> Result<(), NetlinkError> {
     for rule in plan.rules().filter(|rule| !have.contains(rule)) {
         handle.add_rule(&rule)?;
     }
-    handle.commit(translation(plan))
+    handle.commit(translation(plan))?;
+    // After the table, which brings connection tracking along where that is a module.
+    // Ignored because: a kernel without the feature has no such setting, and needs none.
+    let _ = handle.set_sysctls(&[(LIBERAL, "1")]);
+    Ok(())
 }
 
 fn translation(plan: &GuestLayout) -> Batch {

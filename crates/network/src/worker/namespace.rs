@@ -67,6 +67,12 @@ impl Namespace {
         Ok(Self { handle, path, network: network.to_owned() })
     }
 
+    /// Writes the settings again that a first table may have brought along: connection tracking is
+    /// a module of many kernels, and its settings come with it.
+    pub(crate) fn settle_tracking(&self) -> Result<(), NetworkError> {
+        settle(&self.handle, &[], &OPTIONAL_SYSCTLS)
+    }
+
     /// What it has.
     pub(crate) fn observe(&self, host_link: Option<&HostLink>) -> Result<Observed, NetworkError> {
         let read = || {

@@ -178,7 +178,10 @@ pub(super) fn apply_net(
             change(&mut batch, &net_table(), &before, &after);
             handle.commit(batch).map_err(refused)?;
         }
-        None => rebuild_net(handle, &rules.shape, &net_contents(&rules)).map_err(refused)?,
+        None => {
+            rebuild_net(handle, &rules.shape, &net_contents(&rules)).map_err(refused)?;
+            state.namespace.settle_tracking()?;
+        }
     }
     state.generation = Some(handle.nft_generation().map_err(refused)?);
     state.rules = Some(rules);
