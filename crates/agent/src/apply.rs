@@ -87,9 +87,11 @@ impl Applier {
             }
             let generation = *wanted.borrow_and_update();
             let applied = inner.network.apply(inner.desired()).await;
-            let applied = applied.map_err(|error| shoal_model::fault::report(&error).into());
-            if let Ok(applied) = &applied {
-                trace_incomplete(applied);
+            let applied: Result<Applied, Arc<str>> =
+                applied.map_err(|error| shoal_model::fault::report(&error).into());
+            match &applied {
+                Ok(applied) => trace_incomplete(applied),
+                Err(cause) => tracing::error!(%cause, "the network could not be changed"),
             }
             self.done.send_replace(Outcome { generation, applied });
         }

@@ -148,7 +148,9 @@ impl Worker {
         self.settle_lost(&desired);
         let (effective, conflicts) = self.effective(&desired);
         self.desired = Some(desired);
+        // Noted, so that the next verification tries again.
         self.run(&effective, conflicts, false)
+            .inspect_err(|error| self.applied.host = Some(report(error)))
     }
 
     /// Takes an address out before the tables say so.
