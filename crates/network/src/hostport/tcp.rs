@@ -39,8 +39,11 @@ pub(super) async fn serve(netns: Arc<HostNetns>, listener: TcpListener, target: 
                     drop(slot);
                 });
             }
-            // Ignored because: that client is gone, or descriptors are short: later ones may come.
-            Err(_) => tokio::time::sleep(PAUSE).await,
+            // That client is gone, or descriptors are short: later ones may come.
+            Err(error) => {
+                tracing::warn!(%error, "accept a connection of a published port");
+                tokio::time::sleep(PAUSE).await;
+            }
         }
     }
 }

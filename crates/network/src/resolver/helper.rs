@@ -43,6 +43,8 @@ const KEEP_AFTER: Duration = Duration::from_millis(200);
 const LOCK_DEADLINE: Duration = Duration::from_secs(3);
 /// Between attempts to get it.
 const POLL: Duration = Duration::from_millis(10);
+/// After a failed accept (no more descriptors, say).
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Why the helper cannot work.
 #[derive(Debug, thiserror::Error)]
@@ -85,7 +87,8 @@ fn run(dir: &Path) -> Result<(), HelperError> {
     let file = |action, path: PathBuf| move |source| HelperError::File { action, path, source };
     shoal_durable::make_private_dir(dir).map_err(file("make the directory", dir.to_owned()))?;
     let _lock = lock(dir)?;
-    // Ignored because: it fails only if we lead a session already, which is what we want.
+    // Ignored because: it fails only for the leader of a process group, which a shell makes us; the
+    // daemon starts us within its own group.
     let _ = nix::unistd::setsid();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -142,8 +145,12 @@ async fn accept(helper: &Arc<Helper>, listener: &UnixListener) {
             () = helper.stop.notified() => return,
             Some(_) = connections.join_next() => {}
             accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => {
-                // Ignored because: whoever wanted to connect is gone already.
-                let Ok((stream, _)) = accepted else { continue };
+                // Ignored because: whoever wanted to connect is gone already, or descriptors are
+                // short: the daemon tries again.
+                let Ok((stream, _)) = accepted else {
+                    tokio::time::sleep(PAUSE).await;
+                    continue;
+                };
                 let helper = Arc::clone(helper);
                 connections.spawn(async move {
                     // Ignored because: the daemon is gone; another one will connect.
