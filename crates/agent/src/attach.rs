@@ -10,7 +10,7 @@ use shoal_engine::attacher::{
     AttachError, Attacher, Attachment, ContainerNetworking, DnsRequest, EndpointInfo, NetworkName,
     PublishRequest, PublishedPort, TapPlace,
 };
-use shoal_model::fault::{Fault, FaultKind, chain};
+use shoal_model::fault::{Fault, FaultKind, chain, report};
 use shoal_model::id::{ContainerId, NetworkId};
 use shoal_model::net::{Mac, Port, Protocol};
 use shoal_model::spec::container::EndpointSettings;
@@ -68,9 +68,13 @@ impl Attacher for Agent {
         let attached = readopted(&request, &attachment, &tasks);
         for place in &attached.places {
             for address in &place.addresses {
-                // Ignored because: an overlay's address is the manager's to give, and it still
-                // holds the task; only local networks have leases here.
-                let _ = self.local().lease(&place.network_id, Some(address.addr()));
+                match self.local().lease(&place.network_id, Some(address.addr())) {
+                    // An overlay's address is the manager's to give, and it still holds the task;
+                    // only local networks have leases here.
+                    Ok(_) | Err(AgentError::NoNetwork { .. }) => {}
+                    Err(error) => tracing::warn!(container = %request.container_id,
+                        cause = report(&error), "an address is used without a lease"),
+                }
             }
         }
         self.inner.attachments.insert(attached);

@@ -298,8 +298,9 @@ impl Store {
         self.0.stop.send_replace(true);
         let life = self.0.life.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(life) = life {
-            // Ignored because: it only fails when the runtime stops, and the file with it.
-            let _ = life.await;
+            if let Err(error) = life.await {
+                tracing::error!(cause = %error, "the store's own task ended early");
+            }
         }
     }
 }

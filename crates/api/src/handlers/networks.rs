@@ -247,9 +247,12 @@ pub async fn prune(call: Call) -> ApiResult<Answer> {
         {
             continue;
         }
-        // Ignored because: a network that cannot be removed is in use, which pruning passes over.
-        if remove_found(&call.state, found).await.is_ok() {
-            deleted.push(found.name.clone());
+        match remove_found(&call.state, found).await {
+            Ok(()) => deleted.push(found.name.clone()),
+            // It is in use, or gone by now: pruning passes over it.
+            Err(error) if error.status.is_client_error() => {}
+            Err(error) => tracing::warn!(network = %found.name, error = %error.message,
+                "a network could not be pruned"),
         }
     }
     answer::json(&json!({ "NetworksDeleted": deleted }))
