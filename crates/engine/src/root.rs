@@ -175,6 +175,10 @@ impl Engine {
     }
 }
 
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
 /// Mounts the overlay and what belongs into it, for this thread alone.
 fn mount_overlay(overlay: &Overlay) -> io::Result<Root> {
     let none = None::<&str>;
@@ -204,9 +208,12 @@ fn mount_overlay(overlay: &Overlay) -> io::Result<Root> {
     nix::unistd::chdir("/")?;
     let root = Root { dir: File::open(&overlay.target)?.into() };
     for (source, inside) in &overlay.binds {
-        // Ignored because: the place is made at the first start; until then there is nothing to
-        // see.
-        let Ok(place) = root.open(inside, OFlags::PATH) else { continue };
+        let place = match root.open(inside, OFlags::PATH) {
+            Ok(place) => place,
+            // The place is made at the first start; until then there is nothing to see.
+            Err(error) if is_absent(&error) => continue,
+            Err(error) => return Err(error),
+        };
         let place = PathBuf::from(format!("/proc/self/fd/{}", place.as_raw_fd()));
         if source.exists() {
             mount(Some(source), &place, none, MsFlags::MS_BIND | MsFlags::MS_REC, none)?;
