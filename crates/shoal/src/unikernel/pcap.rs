@@ -52,8 +52,10 @@ pub async fn run(args: PcapArgs) -> Result<()> {
     let stopped = tokio::signal::ctrl_c();
     let copied = tokio::select! {
         copied = copy(&mut reader, device, &target, args.count, &mut out) => copied,
-        // Ignored because: a signal that cannot be watched ends the program by itself.
-        _ = stopped => Ok(()),
+        stopped = stopped => {
+            stopped.context("wait for a signal")?;
+            Ok(())
+        }
     };
     match copied.and_then(|()| out.flush()) {
         // Whoever read the capture has seen enough.

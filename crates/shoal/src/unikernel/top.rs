@@ -98,8 +98,7 @@ pub async fn run(args: TopArgs) -> Result<()> {
     let mut before: Vec<Option<Look>> = watched.iter().map(|(t, r)| look(t, r)).collect();
     for _ in 0..looks {
         tokio::select! {
-            // Ignored because: a signal that cannot be watched ends the program by itself.
-            _ = tokio::signal::ctrl_c() => return Ok(()),
+            stopped = tokio::signal::ctrl_c() => return stopped.context("wait for a signal"),
             () = tokio::time::sleep(interval) => {}
         }
         let now: Vec<Option<Look>> = watched.iter().map(|(t, r)| look(t, r)).collect();
