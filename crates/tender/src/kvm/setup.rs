@@ -1,5 +1,6 @@
 //! Makes the virtual machine of an instance.
 
+use std::io;
 use std::os::fd::AsRawFd;
 
 use kvm_bindings::{
@@ -134,7 +135,7 @@ impl Machine {
             xcrs.xcrs[0].value = if self.abilities.avx { 7 } else { 3 };
             vcpu.set_xcrs(&xcrs).map_err(failed("enabling AVX"))?;
         }
-        same_counter(&vcpu);
+        same_counter(&vcpu)?;
         if self.kvm.check_extension_int(Cap::SyncRegs) & SyncReg::Register as i32 != 0 {
             vcpu.set_sync_valid_reg(SyncReg::Register);
         }
@@ -147,8 +148,9 @@ impl Machine {
     }
 }
 
-/// Lets the guest see the host's time stamp counter, on which the clock page is based.
-fn same_counter(vcpu: &VcpuFd) {
+/// Lets the guest see the host's time stamp counter, on which the clock page is based: with another
+/// one its time would be wrong.
+fn same_counter(vcpu: &VcpuFd) -> Result<(), TenderError> {
     let offset: u64 = 0;
     let attr = kvm_device_attr {
         flags: 0,
@@ -167,11 +169,17 @@ fn same_counter(vcpu: &VcpuFd) {
             data: crate::sys::tsc(),
             ..Default::default()
         };
-        if let Ok(msrs) = kvm_bindings::Msrs::from_entries(&[entry]) {
-            // Ignored because: there is no third way; the guest then counts from its own zero.
-            let _ = vcpu.set_msrs(&msrs);
+        let action = "setting the time stamp counter";
+        let set = match kvm_bindings::Msrs::from_entries(&[entry]) {
+            Ok(msrs) => vcpu.set_msrs(&msrs).map_err(failed(action))?,
+            Err(_) => 0,
+        };
+        if set == 0 {
+            let source = io::Error::other("the kernel takes no value");
+            return Err(TenderError::Kvm { action, source });
         }
     }
+    Ok(())
 }
 
 /// Maps every region for the guest, and the system's pages for ring 0.
