@@ -332,8 +332,8 @@ async fn take(agent: &Agent, update: AssignmentUpdate, sender: &SessionSender<No
             agent.changed();
         }
         Err(have) => {
-            // Ignored because: a session that cannot take this ends by itself, and the next one
-            // begins with everything.
+            // Ignored because: the session is over, and the next one begins with what is here; or
+            // its manager is slow, and the next update asks again.
             let _ = sender.send(NodeMessage::NeedFull(NeedFull { have })).await;
         }
     }

@@ -59,7 +59,8 @@ impl Caller {
             Err(error) => AttachOutcome::Refused(RemoteFault::of(&error)),
         };
         let reply = AttachReply { request: number, outcome };
-        // Ignored because: without its session the node asks again in the next one.
+        // Ignored because: without its session nobody waits for the answer; a place that was given
+        // goes with the set that the node states in its next one.
         let _ = self.sender.send(ManagerMessage::AttachReply(Box::new(reply))).await;
     }
 

@@ -45,8 +45,8 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // Ignored because: the check's verdict must not depend on its clean-up; a leftover is one
-        // empty file in the temporary directory.
+        // Ignored because: the check's verdict must not depend on its clean-up; what stays is a
+        // namespace that nobody uses, held by a file in the temporary directory.
         let _ = netns::delete(&self.path);
     }
 }

@@ -28,8 +28,8 @@ impl NetnsHandle {
     /// addresses, from the first to the second, out of this namespace.
     ///
     /// # Errors
-    /// The namespace cannot be entered, or the kernel sends nothing at all. A single address that
-    /// cannot be reached is passed over: its connection is as lost as before.
+    /// The namespace cannot be entered, or has no raw socket. A single address that cannot be
+    /// reached is passed over: its connection is as lost as before.
     pub fn provoke(
         &self,
         connections: &[(SocketAddrV4, SocketAddrV4)],
@@ -44,7 +44,8 @@ impl NetnsHandle {
             )
             .map_err(|e| Cause::system("open a raw socket", e))?;
             for (from, to) in connections {
-                // Ignored because: a host that cannot be reached has no connection to save.
+                // Ignored because: a host that cannot be reached has no connection to save, and one
+                // whose segment found no room asks by itself, if later.
                 let _ = sendto(
                     fd.as_raw_fd(),
                     &segment(*from, *to),

@@ -128,7 +128,8 @@ fn drop_bounding_set() {
     for capability in 0..=CAPABILITIES_MAX {
         // SAFETY: no pointers.
         if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) } != 0 {
-            // Ignored because: the kernel has fewer capabilities than there are bits.
+            // Ignored because: the kernel knows no further ones, or this root may drop none; even
+            // then none comes back, because new privileges are forbidden afterwards.
             break;
         }
     }

@@ -146,6 +146,7 @@ impl Drop for Ground {
             // Ignored because: what cannot be removed is seen in `ip netns`.
             let _ = ip(&["netns", "del", name]);
         }
+        // Ignored because: what stays in the temporary directory harms nobody.
         let _ = std::fs::remove_dir_all(&self.dir);
     }
 }

@@ -51,7 +51,7 @@ pub(crate) fn explain(files: &Files<'_>, id: &ContainerId, code: i64) -> String 
         _ => last_error(&files.log(id))
             .map(|line| line.strip_prefix("error: ").unwrap_or_default().to_owned()),
     };
-    // Ignored because: without a record the exit status is all that is known.
+    // Ignored because: without a record that can be read the exit status is all that is known.
     said.unwrap_or_default()
 }
 

@@ -103,7 +103,8 @@ impl Topology {
         std::fs::create_dir_all(&to).ok()?;
         for node in &self.nodes {
             let node = node.lock().ok()?;
-            // Ignored because: a node that never started has no log.
+            // Ignored because: a node that never started has no log, and what failed is said even
+            // without one.
             let _ = std::fs::copy(node.log(), to.join(format!("{}.log", node.name)));
         }
         Some(to)
