@@ -133,3 +133,23 @@ fn trace_incomplete(applied: &Applied) {
         tracing::warn!(cause, "host part of the network is not as desired");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_change_is_not_waited_for_without_end() {
+        let applier = Applier::default();
+        let generation = applier.changed();
+        let begin = tokio::time::Instant::now();
+        let error = applier.applied(generation).await.unwrap_err();
+        assert!(matches!(error, AgentError::NotReady { seconds: 15 }), "{error}");
+        let waited = begin.elapsed();
+        assert!(waited >= APPLY_DEADLINE && waited < APPLY_DEADLINE * 2, "{waited:?}");
+        applier.done.send_replace(Outcome { generation, applied: Ok(Applied::default()) });
+        assert_eq!(applier.applied(generation).await.unwrap().generation, generation);
+    }
+}

@@ -498,4 +498,18 @@ mod tests {
         networks.remove(&made.id).unwrap();
         assert!(open(&dir).find(made.id.as_str()).is_err());
     }
+
+    #[test]
+    fn an_mtu_has_bounds() {
+        let of = |mtu: &str| {
+            let mut spec = named("a");
+            spec.options.insert(OPTION_MTU.to_owned(), mtu.to_owned());
+            mtu_of(&spec)
+        };
+        assert_eq!(of("1280").unwrap(), MTU_MIN);
+        assert_eq!(of("65535").unwrap(), 65535);
+        for bad in ["1279", "65536", "-1", "x"] {
+            assert!(of(bad).is_err(), "{bad}");
+        }
+    }
 }

@@ -411,4 +411,17 @@ mod tests {
             assert!(matches!(error, EngineError::Invalid { .. }), "{member}: {error}");
         }
     }
+
+    #[test]
+    fn the_least_is_accepted_and_no_less() {
+        verdict("Memory", Value::from(MEMORY_BYTES_MIN)).unwrap();
+        verdict("Memory", Value::from(MEMORY_BYTES_MIN - 1)).unwrap_err();
+        let every = |span: i64| {
+            let health = serde_json::json!({ "Interval": span });
+            let body = serde_json::json!({ "Image": "x", "Healthcheck": health, "HostConfig": {} });
+            check(&serde_json::from_value(body).unwrap())
+        };
+        every(HEALTH_SPAN_MIN).unwrap();
+        every(HEALTH_SPAN_MIN - 1).unwrap_err();
+    }
 }

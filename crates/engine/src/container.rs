@@ -262,3 +262,59 @@ pub(crate) fn health_status(record: &Record) -> HealthStatus {
         Some(_) => HealthStatus::Starting,
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    #![allow(clippy::unwrap_used)]
+    use shoal_model::spec::container::{ContainerConfig, HostConfig, NetworkingConfig};
+    use shoal_model::time::Timestamp;
+
+    use super::*;
+    use crate::record::{RECORD_VERSION, RunRecord};
+    use crate::unikernel::Workload;
+
+    /// A container that never ran, and that nobody owns.
+    pub(crate) fn container() -> Container {
+        let record = Record {
+            version: RECORD_VERSION,
+            id: ContainerId::new("c"),
+            name: "c".to_owned(),
+            created: Timestamp::ZERO,
+            image_id: String::new(),
+            image: String::new(),
+            config: ContainerConfig::default(),
+            host: HostConfig::default(),
+            networking: NetworkingConfig::default(),
+            mounts: Vec::new(),
+            task: None,
+            workload: Workload::default(),
+            run: RunRecord::default(),
+        };
+        Container::new(PathBuf::new(), record, Vec::new()).0
+    }
+
+    #[test]
+    fn clients_that_wait_are_counted() {
+        let container = container();
+        let wait = || container.wait(WaitCondition::Removed);
+        let mut waiting: Vec<_> = (0..WAITERS_MAX).map(|_| wait().unwrap()).collect();
+        assert!(matches!(wait(), Err(EngineError::Conflict { .. })));
+        // Who goes away makes room.
+        waiting.truncate(1);
+        assert!(wait().is_ok());
+    }
+
+    #[test]
+    fn clients_that_attach_before_the_start_are_counted() {
+        let container = container();
+        let attach = || {
+            let (ready, streams) = oneshot::channel();
+            let pending = PendingAttach { stdin: false, stdout: true, stderr: true, ready };
+            container.attach_later(pending).map(|()| streams)
+        };
+        let mut attached: Vec<_> = (0..WAITERS_MAX).map(|_| attach().unwrap()).collect();
+        assert!(matches!(attach(), Err(EngineError::Conflict { .. })));
+        attached.truncate(1);
+        assert!(attach().is_ok());
+    }
+}

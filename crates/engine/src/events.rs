@@ -266,4 +266,21 @@ mod tests {
         assert_eq!(read(by("type", "container").with("event", "die")).await, ["die abcdef"]);
         assert!(hub.subscribe(EventQuery { filters: by("x", "y"), ..Default::default() }).is_err());
     }
+
+    #[tokio::test]
+    async fn a_reader_that_falls_behind_gets_an_end() {
+        let hub = hub();
+        let follow = || hub.subscribe(EventQuery::default()).unwrap();
+        let emit = |count: usize| {
+            for n in 0..count {
+                hub.emit("container", "start", &n.to_string(), StringMap::new());
+            }
+        };
+        let in_time = follow();
+        emit(LIVE_LEN);
+        assert_eq!(in_time.take(LIVE_LEN).count().await, LIVE_LEN);
+        let late = follow();
+        emit(LIVE_LEN + 1);
+        assert_eq!(late.count().await, 0);
+    }
 }

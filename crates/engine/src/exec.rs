@@ -367,3 +367,41 @@ pub(crate) fn exec_env(record: &Record, tty: bool, own: Option<&[String]>) -> Ve
     }
     merge_env(Some(&below), own)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn exec(number: usize, state: ExecState) -> Arc<Exec> {
+        Arc::new(Exec {
+            id: format!("exec-{number}"),
+            container: ContainerId::new("c"),
+            body: ExecCreate::default(),
+            argv: Vec::new(),
+            state: Mutex::new(state),
+        })
+    }
+
+    #[test]
+    fn the_oldest_that_has_ended_makes_room() {
+        let execs = Execs::default();
+        execs.add(exec(0, ExecState::Running { pid: 1 })).unwrap();
+        for number in 1..=EXECS_MAX {
+            execs.add(exec(number, ExecState::Ended { code: 0 })).unwrap();
+        }
+        let ids: Vec<String> = execs.list().iter().map(|exec| exec.id.clone()).collect();
+        assert_eq!(ids.len(), EXECS_MAX);
+        assert_eq!(ids[..2], ["exec-0", "exec-2"]);
+    }
+
+    #[test]
+    fn one_more_is_refused_where_all_run() {
+        let execs = Execs::default();
+        for number in 0..EXECS_MAX {
+            execs.add(exec(number, ExecState::Running { pid: 1 })).unwrap();
+        }
+        let refused = execs.add(exec(EXECS_MAX, ExecState::Created)).unwrap_err();
+        assert!(matches!(refused, EngineError::Conflict { .. }), "{refused}");
+    }
+}

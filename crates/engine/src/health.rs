@@ -219,8 +219,7 @@ async fn run(shim: &Shim, plan: ExecPlan) -> (i64, Vec<u8>) {
     loop {
         match handle.streams.output.next().await {
             Ok(Some(OutputChunk::Stdout(data) | OutputChunk::Stderr(data))) => {
-                let room = OUTPUT_BYTES_MAX.saturating_sub(output.len());
-                output.extend(data.iter().take(room));
+                keep(&mut output, &data);
             }
             Ok(Some(OutputChunk::Exited(status))) => return (i64::from(status.code), output),
             Ok(Some(OutputChunk::Lagged) | None) => {
@@ -229,6 +228,12 @@ async fn run(shim: &Shim, plan: ExecPlan) -> (i64, Vec<u8>) {
             Err(error) => return (-1, format!("read the check's output: {error}").into_bytes()),
         }
     }
+}
+
+/// Adds to a check's output what there is room for.
+fn keep(output: &mut Vec<u8>, data: &[u8]) {
+    let room = OUTPUT_BYTES_MAX.saturating_sub(output.len());
+    output.extend(data.iter().take(room));
 }
 
 #[cfg(test)]
@@ -272,5 +277,15 @@ mod tests {
             step(at, 0);
         }
         assert_eq!(health.log.len(), LOG_LEN);
+    }
+
+    #[test]
+    fn only_the_first_part_of_an_output_is_kept() {
+        let mut output = Vec::new();
+        for byte in [b'a', b'b', b'c'] {
+            keep(&mut output, &[byte; OUTPUT_BYTES_MAX - 1]);
+        }
+        assert_eq!(output.len(), OUTPUT_BYTES_MAX);
+        assert!(output.ends_with(b"ab"));
     }
 }

@@ -207,3 +207,21 @@ fn stop_signal(container: &Container, wish: Option<&str>) -> Result<i32, EngineE
         None => Ok(signal::TERM),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_grace_is_the_clients_the_containers_or_dockers() {
+        let container = crate::container::tests::container();
+        let grace = |options: &StopOptions| ask(&container, options).unwrap().grace;
+        let unsaid = StopOptions::default();
+        assert_eq!(grace(&unsaid), Some(GRACE));
+        container.change(|record| record.config.stop_timeout = Some(3));
+        assert_eq!(grace(&unsaid), Some(Duration::from_secs(3)));
+        let said = StopOptions { grace: Some(Grace::Forever), ..StopOptions::default() };
+        assert_eq!(grace(&said), None);
+    }
+}

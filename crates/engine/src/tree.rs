@@ -161,3 +161,23 @@ fn times(stat: &Stat) -> Timestamps {
         last_modification: time(stat.st_mtime as i64, stat.st_mtime_nsec as i64),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn trees_have_a_bound() {
+        let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        std::fs::create_dir_all(from.path().join("a/b")).unwrap();
+        let open = |dir: &tempfile::TempDir| OwnedFd::from(File::open(dir.path()).unwrap());
+        let (source, target) = (open(&from), open(&to));
+        let too_deep = io::ErrorKind::QuotaExceeded;
+        assert_eq!(copy(&source, &target, DEPTH_MAX - 1).unwrap_err().kind(), too_deep);
+        assert_eq!(remove(&source, c"a", DEPTH_MAX).unwrap_err().kind(), too_deep);
+        assert!(from.path().join("a/b").exists());
+        remove(&source, c"a", DEPTH_MAX - 1).unwrap();
+        assert!(!from.path().join("a").exists());
+    }
+}

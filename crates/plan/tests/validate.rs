@@ -331,12 +331,23 @@ fn ports_and_modes_that_are_none_are_refused() {
 fn specs_are_bounded() {
     let large = "x".repeat(validate::SERVICE_BYTES_MAX);
     let ports: Vec<Value> = (1..=257).map(|n| json!({ "TargetPort": n })).collect();
+    let secrets = vec![json!({ "SecretID": "s", "SecretName": "key" }); 257];
+    let configs = vec![json!({ "ConfigID": "c", "ConfigName": "zone" }); 257];
+    let networks = vec![json!({ "Target": "net" }); 257];
+    let mounts = vec![json!({ "Type": "tmpfs", "Target": "/y" }); 10_001];
+    let hosts = vec!["192.0.2.1 a"; 10_001];
     let env: Vec<String> = (0..=10_000).map(|n| format!("A{n}=")).collect();
     for (patch, part) in [
         (json!({ "Labels": { "a": large } }), "at most 1048576 are allowed"),
         (container(json!({ "Env": [format!("A={large}")] })), "at most 1048576 are allowed"),
         (container(json!({ "Env": env })), "10001 environment variables, at most 10000"),
         (json!({ "EndpointSpec": { "Ports": ports } }), "257 published ports, at most 256"),
+        (container(json!({ "Secrets": secrets })), "257 secrets, at most 256"),
+        (container(json!({ "Configs": configs })), "257 configs, at most 256"),
+        (template(json!({ "Networks": networks })), "257 networks, at most 256"),
+        (container(json!({ "Mounts": mounts })), "10001 mounts, at most 10000"),
+        (container(json!({ "Hosts": hosts })), "10001 host entries, at most 10000"),
+        (json!({ "Mode": { "Replicated": { "Replicas": 10_001 } } }), "10001 is more than 10000"),
         (json!({ "Labels": { "": "x" } }), "invalid label name"),
     ] {
         let cluster = FakeCluster::new(1);

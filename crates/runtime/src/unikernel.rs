@@ -297,3 +297,21 @@ fn config(plan: &ContainerPlan, unikernel: &UnikernelPlan, dir: &Path) -> Config
         jail: JailChoice::Full,
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_has_a_bound() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image");
+        // Nothing of it is on the disk: its length alone is looked at.
+        std::fs::File::create(&path).unwrap().set_len(IMAGE_BYTES_MAX + 1).unwrap();
+        let error = declared(&path).unwrap_err();
+        let too_large = matches!(&error, ImageError::Read { source, .. }
+            if source.kind() == io::ErrorKind::FileTooLarge);
+        assert!(too_large, "{error:?}");
+    }
+}

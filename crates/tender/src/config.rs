@@ -374,4 +374,31 @@ mod tests {
         }
         assert!(Config::parse(format!("{base}}}").as_bytes()).is_ok());
     }
+
+    #[test]
+    fn what_is_more_than_there_may_be_is_refused() {
+        let base = Config::parse(br#"{"format":1,"image":"/i","memory_bytes":1048576}"#).unwrap();
+        let verdict = |change: &dyn Fn(&mut Config)| {
+            let mut config = base.clone();
+            change(&mut config);
+            config.check()
+        };
+        for bytes in [MEMORY_BYTES_MIN, MEMORY_BYTES_MAX] {
+            assert_eq!(verdict(&|config| config.memory_bytes = bytes), Ok(()));
+        }
+        for bytes in [MEMORY_BYTES_MIN - 1, MEMORY_BYTES_MAX + 1] {
+            assert!(verdict(&|config| config.memory_bytes = bytes).is_err(), "{bytes}");
+        }
+        // With its zero byte.
+        let line = |bytes: usize| vec!["x".repeat(bytes - 1)];
+        assert_eq!(verdict(&|config| config.env = line(STRINGS_BYTES_MAX)), Ok(()));
+        assert!(verdict(&|config| config.env = line(STRINGS_BYTES_MAX + 1)).is_err());
+        assert!(verdict(&|config| config.args = line(STRINGS_BYTES_MAX + 1)).is_err());
+        let mounts = |count: usize| {
+            let mount = MountConfig { path: "/m".to_owned(), source: PathBuf::from("/s") };
+            vec![mount; count]
+        };
+        assert_eq!(verdict(&|config| config.mounts = mounts(MOUNTS_MAX)), Ok(()));
+        assert!(verdict(&|config| config.mounts = mounts(MOUNTS_MAX + 1)).is_err());
+    }
 }

@@ -233,4 +233,44 @@ mod tests {
         fs::write(&plain, b"text").unwrap();
         assert!(open(&plain).is_err());
     }
+
+    #[test]
+    fn an_archive_has_a_bound() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("large.tar");
+        let file = File::create(&path).unwrap();
+        file.write_all_at(b"ustar", 257).unwrap();
+        // Hardly anything of it is on the disk.
+        file.set_len(ARCHIVE_BYTES_MAX).unwrap();
+        assert_eq!(open(&path).unwrap().bytes, ARCHIVE_BYTES_MAX);
+        file.set_len(ARCHIVE_BYTES_MAX + 1).unwrap();
+        assert!(open(&path).is_err());
+    }
+
+    #[test]
+    fn folders_lie_in_one_another_to_a_bound() {
+        let dir = tempfile::tempdir().unwrap();
+        let levels = |count: usize| dir.path().join(vec!["d"; count].join("/"));
+        fs::create_dir_all(levels(DEPTH_MAX)).unwrap();
+        assert!(open(dir.path()).is_ok());
+        fs::create_dir_all(levels(DEPTH_MAX + 1)).unwrap();
+        assert!(open(dir.path()).is_err());
+    }
+
+    #[test]
+    fn what_is_packed_is_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("a"), b"x").unwrap();
+        let pack = |entries: usize, bytes: u64| {
+            let root = fs::canonicalize(dir.path()).unwrap();
+            let to = io::BufWriter::new(tempfile::tempfile().unwrap());
+            let mut packer = Packer { root, to, bytes, entries };
+            packer.folder(dir.path(), "", 0)
+        };
+        // As if so much had been packed before: now a header and a block, of one file.
+        let block = BLOCK as u64;
+        assert!(pack(ENTRIES_MAX - 1, ARCHIVE_BYTES_MAX - 2 * block).is_ok());
+        assert!(pack(ENTRIES_MAX, 0).is_err());
+        assert!(pack(0, ARCHIVE_BYTES_MAX - block).is_err());
+    }
 }

@@ -8,7 +8,7 @@ use common::image::{DATA, TEXT};
 use common::{ImageBuilder, Instance};
 use proptest::prelude::*;
 use shoal_tender::elf::{self, Access, ElfError, Image};
-use shoal_tender::manifest::{Declared, ManifestError};
+use shoal_tender::manifest::{Declared, ManifestError, STACK_BYTES_MAX, STACK_BYTES_MIN};
 use shoal_unikernel_abi::manifest::{Device, DeviceKind};
 
 const CODE: &[u8] = &[0x0f, 0x0b];
@@ -50,6 +50,14 @@ fn changed(change: impl FnOnce(&mut Vec<u8>)) -> ElfError {
 fn set(file: &mut [u8], header: usize, word: usize, value: u64) {
     let at = HEADERS + header * HEADER + word * 8;
     file[at..at + 8].copy_from_slice(&value.to_le_bytes());
+}
+
+#[test]
+fn a_file_has_a_bound() {
+    // Never touched, and so never in memory: its length alone is looked at.
+    let file = vec![0_u8; elf::FILE_BYTES_MAX + 1];
+    let error = Image::parse(&file).unwrap_err();
+    assert_eq!(error, ElfError::TooLarge { bytes: file.len() });
 }
 
 #[test]
@@ -138,9 +146,11 @@ fn manifests_that_do_not_fit_are_refused() {
     let mut image = builder();
     image.abi_version = 2;
     assert_eq!(check(&image), ManifestError::Abi { stated: 2 });
-    let mut image = builder();
-    image.stack_bytes = 4096;
-    assert!(matches!(check(&image), ManifestError::Malformed { .. }));
+    for bytes in [STACK_BYTES_MIN - 1, STACK_BYTES_MAX + 1] {
+        let mut image = builder();
+        image.stack_bytes = bytes;
+        assert!(matches!(check(&image), ManifestError::Malformed { .. }), "{bytes}");
+    }
     let twice = builder().net("a").block("a");
     assert!(matches!(check(&twice), ManifestError::Malformed { .. }));
     let mut image = builder().net("a");

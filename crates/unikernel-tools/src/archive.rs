@@ -137,3 +137,26 @@ fn same(a: &Path, b: &Path) -> bool {
     }
     plain(a).eq(plain(b))
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn a_list_of_contents_has_a_bound() {
+        let says = |bytes: u64| {
+            let mut header = tar::Header::new_ustar();
+            header.set_path("manifest.json").unwrap();
+            header.set_size(bytes);
+            header.set_cksum();
+            // What the header says is judged before anything behind it is read.
+            let archive = std::io::Cursor::new(header.as_bytes().to_vec());
+            extract(archive, "a.tar").unwrap_err().to_string()
+        };
+        let (most, more) = (says(MANIFEST_BYTES_MAX), says(MANIFEST_BYTES_MAX + 1));
+        assert!(!most.contains("too large"), "{most}");
+        assert!(more.contains("too large"), "{more}");
+    }
+}

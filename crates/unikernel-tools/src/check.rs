@@ -36,3 +36,17 @@ fn unused_devices(about: &Inspection, symbols: &[Symbol<'_>]) -> Vec<String> {
     let unused = about.devices.iter().filter(|device| !linked(device.kind));
     unused.map(|device| device.name.clone()).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_first_of_many_are_told() {
+        let many = (0..2 * TOLD_MAX).map(|number| number.to_string()).collect();
+        let Err(ToolError::Superfluous { found, .. }) = refuse("things", many) else {
+            panic!("not refused")
+        };
+        assert_eq!(found.len(), TOLD_MAX);
+    }
+}

@@ -498,4 +498,18 @@ mod tests {
         let block = ("data".to_owned(), PathBuf::from("disk"), true);
         assert_eq!(parse_block("data=disk:ro").unwrap(), block);
     }
+
+    #[test]
+    fn boots_are_counted() {
+        use clap::Parser;
+        for boots in [0, BOOTS_MAX + 1] {
+            let line = format!("tool bench -n {boots} image");
+            let Command::Bench(args) =
+                Alone::try_parse_from(line.split_whitespace()).unwrap().command
+            else {
+                panic!("not a bench: {line}")
+            };
+            assert!(matches!(bench(&args), Err(ToolError::Usage(_))), "{line}");
+        }
+    }
 }

@@ -135,4 +135,15 @@ mod tests {
         let missing = assemble(host.path(), &[show("/x", Path::new("/nowhere"))], &[]);
         assert!(matches!(missing, Err(EngineError::Io { .. })));
     }
+
+    #[test]
+    fn a_single_file_has_a_bound() {
+        let host = tempfile::tempdir().unwrap();
+        let large = host.path().join("large");
+        // Nothing of it is on the disk: its length alone is looked at.
+        fs::File::create(&large).unwrap().set_len(FILE_BYTES_MAX + 1).unwrap();
+        let shown = [Shown { target: "/etc/large".to_owned(), source: large }];
+        let refused = assemble(&host.path().join("made"), &shown, &[]).unwrap_err();
+        assert!(matches!(refused, EngineError::Invalid { .. }), "{refused}");
+    }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
+use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{Name, RData, RecordType};
 use shoal_model::assignment::{Backend, BackendState, EndpointEntry, ServiceEntry};
 use shoal_model::net::Vni;
@@ -265,4 +265,25 @@ fn what_is_no_question_is_refused_or_ignored() {
     assert!(matches!(parse(&[1, 2, 3]), Parsed::Ignored));
     assert!(matches!(parse(&[0xff; 200][..]), Parsed::Ignored));
     assert!(matches!(parse(&[0x7f; 200][..]), Parsed::Refused(_)));
+}
+
+#[test]
+fn answers_are_bounded() {
+    let many: Vec<String> = (0..2500).map(|n| format!("10.0.{}.{}", n / 250, n % 250)).collect();
+    let many = addresses(&many.iter().map(String::as_str).collect::<Vec<_>>(), 5);
+    let whole = question("tasks.web.", RecordType::A).answer(&many, true, 1);
+    let whole = Message::from_vec(&whole).unwrap();
+    assert_eq!((whole.answers.len(), whole.metadata.truncation), (2000, false));
+    // A client that would take more over UDP.
+    let mut message = Message::new(77, MessageType::Query, OpCode::Query);
+    message.add_query(Query::query(Name::from_ascii("tasks.web.").unwrap(), RecordType::A));
+    let mut edns = Edns::new();
+    edns.set_max_payload(u16::MAX);
+    message.edns = Some(edns);
+    let Parsed::Question(asked) = parse(&message.to_vec().unwrap()) else {
+        panic!("not taken for a question")
+    };
+    let bytes = asked.answer(&many, false, 1);
+    assert!((513..=4096).contains(&bytes.len()), "{}", bytes.len());
+    assert!(Message::from_vec(&bytes).unwrap().metadata.truncation);
 }

@@ -130,4 +130,20 @@ mod tests {
         assert_eq!(text, "unable to find user nobody: no matching entries in passwd file");
         assert!(check("0:nogroup", &[]).unwrap_err().contains("no matching entries in group file"));
     }
+
+    #[test]
+    fn so_many_lines_are_read_and_no_more() {
+        let find = |before: usize| {
+            let passwd = "x:x:1:1::/:\n".repeat(before) + "web:x:7:8::/srv:\n";
+            resolve("web", &[], &passwd, GROUP)
+        };
+        assert_eq!(find(LINES_MAX - 1).unwrap().uid, 7);
+        assert!(find(LINES_MAX).is_err());
+        let find = |before: usize| {
+            let group = "x:x:1:\n".repeat(before) + "late:x:9:\n";
+            resolve("0:late", &[], PASSWD, &group)
+        };
+        assert_eq!(find(LINES_MAX - 1).unwrap().gid, 9);
+        assert!(find(LINES_MAX).is_err());
+    }
 }

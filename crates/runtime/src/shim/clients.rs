@@ -153,3 +153,23 @@ impl Client {
 fn is_transient(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_that_takes_nothing_has_so_long_and_no_longer() {
+        let (_theirs, ours) = UnixStream::pair().unwrap();
+        let mut client = Client::new(1, ours).unwrap();
+        let start = Instant::now();
+        // The kernel takes the first of it, and then this side keeps what it has room for.
+        while client.has_room() {
+            client.send(FrameKind::Stdout, &[0_u8; READ_BYTES]);
+            client.write(start);
+        }
+        assert!(client.check_stall(start + STALL_DEADLINE / 2) && !client.gone);
+        assert!(!client.check_stall(start + STALL_DEADLINE) && client.gone);
+    }
+}
