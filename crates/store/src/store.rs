@@ -297,10 +297,10 @@ impl Store {
     pub async fn shutdown(&self) {
         self.0.stop.send_replace(true);
         let life = self.0.life.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(life) = life {
-            if let Err(error) = life.await {
-                tracing::error!(cause = %error, "the store's own task ended early");
-            }
+        if let Some(life) = life
+            && let Err(error) = life.await
+        {
+            tracing::error!(cause = %error, "the store's own task ended early");
         }
     }
 }

@@ -74,8 +74,8 @@ fn launch(dir: &Path) -> io::Result<Vec<u8>> {
     }
 }
 
-/// Whether the launcher has heard that this process serves. One that was killed has not, and whoever
-/// started it takes the launch for failed: then nobody would ever come.
+/// Whether the launcher has heard that this process serves. One that was killed has not, and
+/// whoever started it takes the launch for failed: then nobody would ever come.
 fn is_wanted(mut hear: File) -> bool {
     let mut word = [0; GO.len()];
     hear.read_exact(&mut word).is_ok() && word == *GO
