@@ -107,9 +107,14 @@ impl Applier {
                 }
             }
             Err(error) => {
-                let cause = shoal_model::fault::report(&error);
-                let generation = self.done.borrow().generation;
-                self.done.send_replace(Outcome { generation, applied: Err(cause.into()) });
+                let cause: Arc<str> = shoal_model::fault::report(&error).into();
+                let last = self.done.borrow().clone();
+                // It comes back with every verification; once is enough.
+                if last.applied.err().as_ref() != Some(&cause) {
+                    tracing::error!(%cause, "the network could not be verified");
+                }
+                let generation = last.generation;
+                self.done.send_replace(Outcome { generation, applied: Err(cause) });
             }
         }
     }

@@ -302,11 +302,10 @@ async fn serve(agent: &Agent, mut session: ClientSession, described: watch::Rece
             Ok(message) => message,
             Err(error) => return End::Again(report(&error)),
         };
+        let mut sent = Ok(());
         match message {
-            ManagerMessage::Assignment(update) => take(agent, *update, &sender).await,
-            ManagerMessage::AttachReply(reply) => {
-                attached(agent, *reply, &sender).await;
-            }
+            ManagerMessage::Assignment(update) => sent = take(agent, *update, &sender).await,
+            ManagerMessage::AttachReply(reply) => sent = attached(agent, *reply, &sender).await,
             ManagerMessage::OpenLogs(open) => logs.open(agent, open, sender.clone()),
             ManagerMessage::CloseLogs(close) => logs.close(close.stream),
             ManagerMessage::Managers(list) => hub.set_managers(&list.managers),
@@ -323,24 +322,33 @@ async fn serve(agent: &Agent, mut session: ClientSession, described: watch::Rece
             ManagerMessage::Welcome(_) | ManagerMessage::Heartbeat(_) | ManagerMessage::Unknown => {
             }
         }
+        // What it lost, the next session begins with. One that is over says why by itself.
+        if let Err(error @ WireError::Stuck { .. }) = sent {
+            return End::Again(report(&error));
+        }
     }
 }
 
-async fn take(agent: &Agent, update: AssignmentUpdate, sender: &SessionSender<NodeMessage>) {
+async fn take(
+    agent: &Agent,
+    update: AssignmentUpdate,
+    sender: &SessionSender<NodeMessage>,
+) -> Result<(), WireError> {
     match agent.inner.assigned.take(update) {
         Ok(()) => {
             agent.changed();
+            Ok(())
         }
-        Err(have) => {
-            // Ignored because: the session is over, and the next one begins with what is here; or
-            // its manager is slow, and the next update asks again.
-            let _ = sender.send(NodeMessage::NeedFull(NeedFull { have })).await;
-        }
+        Err(have) => sender.send(NodeMessage::NeedFull(NeedFull { have })).await,
     }
 }
 
 /// A manager's answer about a place: it counts as this node's before anything else is said.
-async fn attached(agent: &Agent, reply: AttachReply, sender: &SessionSender<NodeMessage>) {
+async fn attached(
+    agent: &Agent,
+    reply: AttachReply,
+    sender: &SessionSender<NodeMessage>,
+) -> Result<(), WireError> {
     let attachments = &agent.inner.attachments;
     let id = match &reply.outcome {
         AttachOutcome::Attached { task, .. } => Some(task.id.clone()),
@@ -354,10 +362,9 @@ async fn attached(agent: &Agent, reply: AttachReply, sender: &SessionSender<Node
     {
         // Whoever asked has given up. A set spares what its own session gave, so it is named.
         attachments.given_up(&id);
-        let detach = NodeMessage::Detach(Detach { task_id: id });
-        // Ignored because: a session that cannot take this ends, and the next one's set says so.
-        let _ = sender.send(detach).await;
+        return sender.send(NodeMessage::Detach(Detach { task_id: id })).await;
     }
+    Ok(())
 }
 
 /// States the whole set of places that hand-made containers of this node hold: what else a manager

@@ -79,6 +79,26 @@ async fn what_is_no_longer_wanted_after_a_restart_goes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_removed_is_said_and_stands_in_nobodys_way() {
+    let mut lab = Running::new(Cluster::new(1, &two_tasks()[..1])).await;
+    lab.nodes[0].close().await;
+    // No namespace: a directory with something in it is not removed like one.
+    let config = lab.lab.config(0, 0);
+    let stuck = config.exec_root.join("netns/c-stuck");
+    std::fs::create_dir_all(stuck.join("inside")).unwrap();
+    lab.nodes[0] = NodeNetwork::open(config).await.unwrap();
+    let applied = lab.nodes[0].apply(lab.cluster.desired(0)).await.unwrap();
+    let said = applied.host.clone().unwrap_or_default();
+    assert!(said.contains("c-stuck"), "{applied:?}");
+    assert!(applied.networks.is_empty() && applied.sandboxes.is_empty(), "{applied:?}");
+    lab.serve();
+    assert_eq!(request(&lab.sandbox("ta"), at(VIP, 80)).unwrap().0, "ta");
+    std::fs::remove_dir(stuck.join("inside")).unwrap();
+    std::fs::remove_dir(&stuck).unwrap();
+    complete(&lab.nodes[0].apply(lab.cluster.desired(0)).await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn teardown_leaves_nothing() {
     let lab = Running::new(Cluster::new(2, &two_tasks())).await;
     let host = &lab.lab.hosts[0];

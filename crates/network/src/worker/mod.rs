@@ -217,14 +217,17 @@ impl Worker {
             self.host_links = None;
         }
         if !self.cleaned {
-            self.remove_leftovers(want)?;
-            self.cleaned = true;
+            match self.remove_leftovers(want) {
+                Ok(()) => self.cleaned = true,
+                // It stands in nobody's way, and the next pass tries again.
+                Err(error) => done.host = Some(report(&error)),
+            }
         }
         self.open_sandboxes(want, &mut done);
         self.drop_networks(want, &mut done)?;
         // The guard stands before there is a device to guard.
         if let Err(error) = self.apply_guard(want) {
-            done.host = Some(report(&error));
+            done.host.get_or_insert(report(&error));
         }
         self.apply_networks(want, thorough, &mut done);
         self.apply_guests(want, thorough, &mut done);
@@ -293,6 +296,7 @@ impl Worker {
             self.sandboxes.remove(&id);
             if let Err(error) = namespace::delete(&self.path('c', id.as_str())) {
                 done.sandboxes.insert(id, report(&error));
+                self.cleaned = false;
             }
         }
     }
@@ -312,6 +316,7 @@ impl Worker {
             let Some(state) = self.networks.remove(&id) else { continue };
             if let Err(error) = state.namespace.remove(&self.host, link.as_ref()) {
                 done.networks.insert(id, report(&error));
+                self.cleaned = false;
             }
         }
         self.host_links = None;

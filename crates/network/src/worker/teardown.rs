@@ -14,7 +14,14 @@ use crate::layout::doors::Senders;
 
 impl Worker {
     /// Removes what this instance has and nobody wants any more. What is wanted stays as it is.
+    /// What cannot be removed keeps nothing else; the first such failure is given.
     pub(super) fn remove_leftovers(&mut self, want: &DesiredNetwork) -> Result<(), NetworkError> {
+        let mut failed = Ok(());
+        let mut note = |result: Result<(), NetworkError>| {
+            if failed.is_ok() {
+                failed = result;
+            }
+        };
         let wanted: BTreeSet<PathBuf> = want
             .networks
             .keys()
@@ -23,15 +30,16 @@ impl Worker {
             .collect();
         for path in self.namespaces()? {
             if !wanted.contains(&path) {
-                self.remove_namespace(&path)?;
+                note(self.remove_namespace(&path));
             }
         }
         for (network, link) in self.host.host_links()? {
             if !want.networks.contains_key(&network) {
-                self.delete_host_link(&link.name)?;
+                note(self.delete_host_link(&link.name));
             }
         }
-        self.remove_old_tables(want)
+        note(self.remove_old_tables(want));
+        failed
     }
 
     /// Tables on the host that nothing is left for.
