@@ -121,8 +121,8 @@ impl Agent {
     pub(crate) async fn drop_attached(&self, container: &ContainerId) {
         let Some(attached) = self.inner.attachments.remove(container) else { return };
         let generation = self.changed();
-        // Ignored because: what the kernel does not remove is logged where it is tried, and goes at
-        // the next start of the daemon.
+        // Ignored because: what the kernel does not remove is logged where it is tried, and tried
+        // again by every verification.
         let _ = self.inner.applier.applied(generation).await;
         for place in &attached.places {
             // A task's own place belongs to the task; the manager frees it with the task.
