@@ -7,6 +7,8 @@ use super::{Limits, Status};
 
 /// Longest method that can mean anything; longer ones are answered as unknown.
 const METHOD_BYTES_MAX: usize = 20;
+/// Most fields of a head, whatever the limits allow: they are read on the stack.
+pub(super) const FIELDS_ROOM: usize = 128;
 /// Empty lines that are taken before a request line (RFC 9112, section 2.2).
 const EMPTY_LINES_MAX: usize = 2;
 
@@ -112,28 +114,6 @@ fn line_end(bytes: &[u8]) -> Option<usize> {
     }
 }
 
-/// Whether a byte may be in a token (RFC 9110, section 5.6.2).
-const fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric()
-        || matches!(
-            byte,
-            b'!' | b'#'
-                | b'$'
-                | b'%'
-                | b'&'
-                | b'\''
-                | b'*'
-                | b'+'
-                | b'-'
-                | b'.'
-                | b'^'
-                | b'_'
-                | b'`'
-                | b'|'
-                | b'~'
-        )
-}
-
 /// Where the head in `bytes` ends, the empty line included. `from` was looked at before.
 pub(crate) fn end_of_head(bytes: &[u8], from: usize) -> Option<usize> {
     let start = from.saturating_sub(3);
@@ -185,54 +165,49 @@ pub(crate) fn read<'a>(
     peer: SocketAddrV4,
     local: SocketAddrV4,
 ) -> Result<Request<'a>, Status> {
-    // Without a CRLF at the very end there were bare line feeds.
-    let head = head.strip_suffix(b"\r\n").ok_or(Status::BAD_REQUEST)?;
-    let end = line_end(head).ok_or(Status::BAD_REQUEST)?;
-    let (line, fields) = (&head[..end], &head[end + 2..]);
-    let (method, target, version) = request_line(line)?;
+    // The parser takes bare line feeds (RFC 9112, section 2.2: it may); smuggling is made of them.
+    let all = head.strip_suffix(b"\r\n").ok_or(Status::BAD_REQUEST)?;
+    let bare = |at: usize| all[at] == b'\n' && (at == 0 || all[at - 1] != b'\r');
+    if (0..all.len()).any(bare) {
+        return Err(Status::BAD_REQUEST);
+    }
+    let end = line_end(all).ok_or(Status::BAD_REQUEST)?;
+    let mut room = [httparse::EMPTY_HEADER; FIELDS_ROOM];
+    let mut parsed = httparse::Request::new(&mut room[..limits.fields_max.min(FIELDS_ROOM)]);
+    match parsed.parse(head) {
+        Ok(httparse::Status::Complete(_)) => {}
+        Err(httparse::Error::TooManyHeaders) => return Err(Status::FIELDS_TOO_LARGE),
+        Err(httparse::Error::Version) if is_other_version(&all[..end]) => {
+            return Err(Status::VERSION_NOT_SUPPORTED);
+        }
+        _ => return Err(Status::BAD_REQUEST),
+    }
+    let (Some(method), Some(target), Some(minor)) = (parsed.method, parsed.path, parsed.version)
+    else {
+        return Err(Status::BAD_REQUEST);
+    };
+    if method.len() > METHOD_BYTES_MAX || method == "CONNECT" {
+        return Err(Status::NOT_IMPLEMENTED);
+    }
+    let version = if minor == 0 { Version::Http10 } else { Version::Http11 };
     let mut request = Request {
         method,
-        target,
+        target: origin(method, target)?,
         version,
         peer,
         local,
-        fields,
+        fields: &all[end + 2..],
         framing: Framing::None,
         keep_alive: version == Version::Http11,
         expects_continue: false,
     };
-    check_fields(&mut request, limits)?;
+    check_fields(&mut request, limits, parsed.headers)?;
     Ok(request)
 }
 
-fn request_line(line: &[u8]) -> Result<(&str, &str, Version), Status> {
-    let mut words = line.split(|byte| *byte == b' ');
-    let (Some(method), Some(target), Some(version), None) =
-        (words.next(), words.next(), words.next(), words.next())
-    else {
-        return Err(Status::BAD_REQUEST);
-    };
-    if method.is_empty() || !method.iter().copied().all(is_token) {
-        return Err(Status::BAD_REQUEST);
-    }
-    let version = match version {
-        b"HTTP/1.0" => Version::Http10,
-        [b'H', b'T', b'T', b'P', b'/', b'1', b'.', b'1'..=b'9'] => Version::Http11,
-        [b'H', b'T', b'T', b'P', b'/', b'0'..=b'9', b'.', b'0'..=b'9'] => {
-            return Err(Status::VERSION_NOT_SUPPORTED);
-        }
-        _ => return Err(Status::BAD_REQUEST),
-    };
-    let target = core::str::from_utf8(target)
-        .ok()
-        .filter(|target| target.bytes().all(|byte| byte.is_ascii_graphic()))
-        .ok_or(Status::BAD_REQUEST)?;
-    // Cannot fail: tokens are ASCII.
-    let method = core::str::from_utf8(method).map_err(|_| Status::BAD_REQUEST)?;
-    if method.len() > METHOD_BYTES_MAX || method == "CONNECT" {
-        return Err(Status::NOT_IMPLEMENTED);
-    }
-    Ok((method, origin(method, target)?, version))
+/// Whether a request line ends with a version of HTTP, and not with something else.
+fn is_other_version(line: &[u8]) -> bool {
+    line.rsplit(|byte| *byte == b' ').next().is_some_and(|word| word.starts_with(b"HTTP/"))
 }
 
 /// Path and query of a target in any of its forms (RFC 9112, section 3.2).
@@ -255,28 +230,14 @@ fn origin<'a>(method: &str, target: &'a str) -> Result<&'a str, Status> {
 }
 
 /// Checks every field line, and reads those that say where the request ends.
-fn check_fields(request: &mut Request<'_>, limits: &Limits) -> Result<(), Status> {
-    let mut left = request.fields;
-    let mut count = 0;
+fn check_fields(
+    request: &mut Request<'_>,
+    limits: &Limits,
+    fields: &[httparse::Header<'_>],
+) -> Result<(), Status> {
     let (mut hosts, mut length, mut chunked) = (0, None, false);
-    while !left.is_empty() {
-        let end = line_end(left).ok_or(Status::BAD_REQUEST)?;
-        let line = &left[..end];
-        left = &left[end + 2..];
-        count += 1;
-        if count > limits.fields_max {
-            return Err(Status::FIELDS_TOO_LARGE);
-        }
-        let colon = line.iter().position(|byte| !is_token(*byte)).unwrap_or(line.len());
-        // Folded lines begin with a blank, so that they have no name.
-        if colon == 0 || line.get(colon) != Some(&b':') {
-            return Err(Status::BAD_REQUEST);
-        }
-        let (name, value) = (&line[..colon], &line[colon + 1..]);
-        if value.iter().any(|byte| (*byte < b' ' && *byte != b'\t') || *byte == 0x7f) {
-            return Err(Status::BAD_REQUEST);
-        }
-        let value = value.trim_ascii();
+    for field in fields {
+        let (name, value) = (field.name.as_bytes(), field.value.trim_ascii());
         match name.len() {
             4 if name.eq_ignore_ascii_case(b"host") => {
                 hosts += 1;

@@ -51,7 +51,7 @@ pub trait Handler<S: Stream> {
 pub struct Limits {
     /// Longest head in bytes: request line and fields. More: 431, or 414 if it is the line.
     pub head_bytes_max: usize,
-    /// Most fields of a head. More: 431.
+    /// Most fields of a head, 128 at most. More: 431.
     pub fields_max: usize,
     /// Longest body in bytes. More: 413.
     pub body_bytes_max: u64,
