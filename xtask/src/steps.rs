@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{packages, vm};
+use crate::packages;
 
 /// A step's name and what it does.
 type Step = (&'static str, fn() -> Result<()>);
@@ -22,8 +22,6 @@ pub fn ci() -> Result<()> {
         ("tests", test),
         ("lab", || lab(&[])),
         ("docs", docs),
-        ("torture", || torture(&[])),
-        ("vm", || vm::run(&["--brief".to_owned()])),
     ];
     let before = tree()?;
     for (name, step) in steps {

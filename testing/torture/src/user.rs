@@ -17,6 +17,9 @@ use shoal_lab::http::{Outcome, Request, get};
 
 /// One request in so many is cut.
 const CUT_ONE_IN: u32 = 8;
+/// What may be said at any time: not there yet, or nobody can say just now, as right after a
+/// daemon's start, when it has no session yet.
+const MAY_SAY: [u16; 2] = [501, 503];
 /// Longest time until a cut.
 const CUT_AFTER_MAX: u64 = 200;
 
@@ -399,7 +402,11 @@ impl User {
         let taken = status == 409 && matches!(deed.means, Means::Made | Means::MadeWith(_));
         if (lost && body.contains("No such container") && !body.contains("exec")) || taken {
             self.ground.journal.finding(&format!("known {:?}: {said}", before.there));
-        } else if calm && status >= 500 && status != 501 && before.kind == Kind::Container {
+        } else if calm
+            && status >= 500
+            && !MAY_SAY.contains(&status)
+            && before.kind == Kind::Container
+        {
             self.ground.journal.finding(&format!("in a calm time: {said}"));
         } else {
             self.ground.journal.odd(&said);

@@ -239,9 +239,7 @@ impl Unpacker<'_> {
         mode: u32,
     ) -> io::Result<()> {
         let header = entry.header();
-        let number = |n: io::Result<Option<u32>>| n.map(Option::unwrap_or_default);
-        let major = number(header.device_major())?;
-        let minor = number(header.device_minor())?;
+        let (major, minor) = shoal_image::header::device(header)?;
         let kind = match header.entry_type() {
             EntryType::Char => FileType::CharacterDevice,
             _ => FileType::BlockDevice,

@@ -184,10 +184,8 @@ impl Step {
         tree.make_room(&path)?;
         let place = tree.place(&self.path)?;
         let device = |kind: FileType| {
-            let header = entry.header();
-            let numbers =
-                (header.device_major()?.unwrap_or(0), header.device_minor()?.unwrap_or(0));
-            let device = if kind == FileType::Fifo { 0 } else { makedev(numbers.0, numbers.1) };
+            let (major, minor) = crate::header::device(entry.header())?;
+            let device = if kind == FileType::Fifo { 0 } else { makedev(major, minor) };
             let mode = Mode::from_raw_mode(0o600);
             Ok::<_, io::Error>(mknodat(place.directory, &place.name, kind, mode, device)?)
         };
