@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -17,9 +17,11 @@ use shoal_lab::http::{Outcome, Request, get};
 
 /// One request in so many is cut.
 const CUT_ONE_IN: u32 = 8;
-/// What may be said at any time: not there yet, or nobody can say just now, as right after a
-/// daemon's start, when it has no session yet.
-const MAY_SAY: [u16; 2] = [501, 503];
+/// How long a daemon may say in a calm time that nobody can answer just now, as right after its
+/// start, when it has no session yet.
+const UNAVAILABLE_MAX: Duration = Duration::from_secs(10);
+/// Until it is asked again.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
 /// Longest time until a cut.
 const CUT_AFTER_MAX: u64 = 200;
 
@@ -333,7 +335,7 @@ impl User {
         }
         journal.operations.fetch_add(1, Ordering::Relaxed);
         journal.note(&format!("u{} > {}", self.number, deed.what));
-        let outcome = deed.request.send(&self.ground.socket);
+        let outcome = self.send(&deed.request);
         let slot = &mut self.slots[index];
         match outcome {
             Outcome::Cut => {
@@ -356,6 +358,20 @@ impl User {
                 self.judge(index, &deed, status, &body);
                 true
             }
+        }
+    }
+
+    /// Sends it; in a calm time again, for as long as nobody may be able to answer.
+    fn send(&self, request: &Request) -> Outcome {
+        let began = Instant::now();
+        loop {
+            let outcome = request.send(&self.ground.socket);
+            let calm = self.ground.calm.load(Ordering::SeqCst);
+            let nobody = calm && matches!(outcome, Outcome::Answered(503, _));
+            if !nobody || began.elapsed() > UNAVAILABLE_MAX {
+                return outcome;
+            }
+            std::thread::sleep(ASK_AGAIN);
         }
     }
 
@@ -402,11 +418,7 @@ impl User {
         let taken = status == 409 && matches!(deed.means, Means::Made | Means::MadeWith(_));
         if (lost && body.contains("No such container") && !body.contains("exec")) || taken {
             self.ground.journal.finding(&format!("known {:?}: {said}", before.there));
-        } else if calm
-            && status >= 500
-            && !MAY_SAY.contains(&status)
-            && before.kind == Kind::Container
-        {
+        } else if calm && status >= 500 && status != 501 && before.kind == Kind::Container {
             self.ground.journal.finding(&format!("in a calm time: {said}"));
         } else {
             self.ground.journal.odd(&said);

@@ -32,7 +32,7 @@ const MAY_SLEEP: &[(&str, &str)] = &[
     ("crates/network/src/resolver/forward.rs", "the deadline of a server that is asked"),
     (
         "crates/network/src/resolver/helper.rs",
-        "the helper is nobody's child: it cannot be waited for",
+        "a helper is nobody's child: it cannot be waited for; pause after a failed accept",
     ),
     (
         "crates/network/src/resolver/keeper.rs",
@@ -82,7 +82,10 @@ const MAY_SLEEP: &[(&str, &str)] = &[
     ("testing/lab/src/http.rs", "when to hang up: any moment will do, so none is waited for"),
     ("testing/lab/src/wait.rs", "looks again for a condition, with a deadline"),
     ("testing/torture/src/torture.rs", "the moments of kills; looks again for what must hold"),
-    ("testing/torture/src/user.rs", "a user that may do nothing until the burst ends"),
+    (
+        "testing/torture/src/user.rs",
+        "a user that may do nothing; asks again while nobody can answer",
+    ),
 ];
 
 /// Functions that do nothing but let time pass.
