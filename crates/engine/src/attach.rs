@@ -1,9 +1,9 @@
 //! Attaching a client to a container's own process.
 
-use shoal_model::log::LogSelection;
 use std::sync::Arc;
 
 use futures::StreamExt;
+use shoal_model::log::LogSelection;
 use shoal_runtime::container_plan::TtySize;
 use tokio::sync::oneshot;
 

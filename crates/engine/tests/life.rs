@@ -4,7 +4,6 @@
 mod common;
 
 use shoal_model::filter::Filters;
-use shoal_model::log::LogSelection;
 use std::time::Duration;
 
 use common::{Host, eventually, within};
@@ -15,6 +14,7 @@ use shoal_engine::request::{
     CreateOptions, Grace, RemoveOptions, StopOptions, UpdateRequest, WaitCondition,
 };
 use shoal_model::fault::{Fault, FaultKind};
+use shoal_model::log::LogSelection;
 
 const FORCE: RemoveOptions = RemoveOptions { force: true, volumes: true };
 

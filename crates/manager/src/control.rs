@@ -1,6 +1,5 @@
 //! What the API asks of the cluster. Every method answers after its change is applied.
 
-use shoal_model::log::{LogSelection, LogsOf, TaskLog};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -11,6 +10,7 @@ use shoal_model::cluster_state::ClusterState;
 use shoal_model::event::Event;
 use shoal_model::fault::report;
 use shoal_model::id::{NetworkId, NodeId, Revision, ServiceId};
+use shoal_model::log::{LogSelection, LogsOf, TaskLog};
 use shoal_model::object::{Meta, Network, NodeState};
 use shoal_model::spec::cluster::ClusterSpec;
 use shoal_model::spec::network::NetworkSpec;

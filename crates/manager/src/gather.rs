@@ -1,6 +1,5 @@
 //! Gathers logs from the nodes that have them.
 
-use shoal_model::log::{LogSelection, LogsOf, TaskLog, TaskLogLine};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,6 +8,7 @@ use std::time::Duration;
 use shoal_model::cluster_state::ClusterState;
 use shoal_model::fault::report;
 use shoal_model::id::{NodeId, TaskId};
+use shoal_model::log::{LogSelection, LogsOf, TaskLog, TaskLogLine};
 use shoal_model::object::Task;
 use shoal_model::task_state::TaskState;
 use shoal_wire::fault::RemoteFault;

@@ -263,8 +263,7 @@ impl Owner {
             Came::Swept(Err(error)) => {
                 tracing::warn!(
                     cause = report(&error),
-                    "leftovers of a membership cannot be removed; \
-                                                       tried again every 5 seconds"
+                    "leftovers of a membership cannot be removed; tried again every 5 seconds"
                 );
                 Event::SweepFailed
             }

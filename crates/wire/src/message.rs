@@ -5,12 +5,12 @@
 //! kinds may be added at any time; nothing is ever renamed, retyped or reused. A change that breaks
 //! this raises [`PROTOCOL_VERSION`].
 
-use shoal_model::log::LogSelection;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 use shoal_model::assignment::AssignmentUpdate;
 use shoal_model::id::{ClusterId, ContainerId, NetworkId, NodeId, Revision, SessionId, TaskId};
+use shoal_model::log::LogSelection;
 use shoal_model::object::{NodeDescription, Task, TaskStatus};
 use shoal_model::spec::StringMap;
 use shoal_model::spec::node::{Availability, NodeRole};

@@ -1,6 +1,5 @@
 //! [`SwarmControl`] by the manager.
 
-use shoal_model::log::{LogSelection, LogsOf, TaskLog};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +10,7 @@ use shoal_manager::control::{Control, Rotation, ServiceUpdate as ManagerUpdate};
 use shoal_model::cluster_state::ClusterState;
 use shoal_model::event::Event;
 use shoal_model::id::{ConfigId, NetworkId, NodeId, Revision, SecretId, ServiceId};
+use shoal_model::log::{LogSelection, LogsOf, TaskLog};
 use shoal_model::object::Service;
 use shoal_model::spec::cluster::ClusterSpec;
 use shoal_model::spec::network::NetworkSpec;

@@ -1,7 +1,6 @@
 //! This node's containers, execs and volumes.
 
 use shoal_model::filter::Filters;
-use shoal_model::log::LogSelection;
 use std::collections::BTreeMap;
 use std::pin::Pin;
 
@@ -11,6 +10,7 @@ use futures::Stream;
 use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use shoal_model::log::LogSelection;
 use shoal_model::spec::StringMap;
 use shoal_model::spec::container::{ContainerCreate, EndpointSettings};
 use shoal_model::time::Timestamp;

@@ -1,6 +1,5 @@
 //! The swarm as the routes see it: this node's membership, and the cluster's control on managers.
 
-use shoal_model::log::{LogSelection, LogsOf, TaskLog};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -9,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use shoal_model::cluster_state::ClusterState;
 use shoal_model::event::Event;
 use shoal_model::id::{ConfigId, NetworkId, NodeId, Revision, SecretId, ServiceId};
+use shoal_model::log::{LogSelection, LogsOf, TaskLog};
 use shoal_model::spec::cluster::ClusterSpec;
 use shoal_model::spec::network::NetworkSpec;
 use shoal_model::spec::node::{Availability, NodeSpec};

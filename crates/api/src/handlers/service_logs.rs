@@ -1,12 +1,12 @@
 //! Logs of services and tasks, gathered from every node.
 
-use shoal_model::log::{LogSelection, LogsOf, TaskLog, TaskLogLine};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::StreamExt;
 use http::StatusCode;
 use shoal_model::cluster_state::ClusterState;
+use shoal_model::log::{LogSelection, LogsOf, TaskLog, TaskLogLine};
 use shoal_model::object::Task;
 
 use super::{log_selection, services, tasks};

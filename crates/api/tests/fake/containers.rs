@@ -1,7 +1,6 @@
 //! Containers on paper: each echoes its input on standard output and says `done` on standard error.
 
 use shoal_model::filter::Filters;
-use shoal_model::log::LogSelection;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
@@ -13,6 +12,7 @@ use serde_json::{Value, json};
 use shoal_api::backend::container::*;
 use shoal_api::error::{ApiError, ApiResult};
 use shoal_api::http::frame::Channel;
+use shoal_model::log::LogSelection;
 use shoal_model::spec::container::{ContainerCreate, EndpointSettings};
 use shoal_model::time::Timestamp;
 use tokio::sync::{mpsc, watch};

@@ -1,6 +1,5 @@
 //! A swarm of one node without consensus: changes go straight into a [`ClusterState`].
 
-use shoal_model::log::{LogSelection, LogsOf, TaskLog, TaskLogLine};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
@@ -13,6 +12,7 @@ use shoal_model::change::{Change, Expect, Object, ObjectKey, Transaction};
 use shoal_model::cluster_state::ClusterState;
 use shoal_model::event::Event;
 use shoal_model::id::*;
+use shoal_model::log::{LogSelection, LogsOf, TaskLog, TaskLogLine};
 use shoal_model::net::{NodeIndex, Vni};
 use shoal_model::object::*;
 use shoal_model::spec::cluster::ClusterSpec;

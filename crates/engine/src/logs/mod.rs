@@ -2,7 +2,6 @@
 
 mod reader;
 
-use shoal_model::log::LogSelection;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +15,7 @@ use crate::session::receiver;
 use crate::stream::{LogEntry, LogSession};
 
 use reader::Reader;
+use shoal_model::log::LogSelection;
 
 /// Entries on their way to a client; one is 16 KiB at most.
 const ENTRIES: usize = 64;

@@ -2,7 +2,6 @@
 //! what it is asked. Needs root, cgroups and busybox-static.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use shoal_model::log::LogSelection;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -25,6 +24,7 @@ use shoal_image::builder::{FileSpec, ImageSpec};
 use shoal_image::store::{ImageStore, StoreOptions};
 use shoal_model::fault::FaultKind;
 use shoal_model::id::{ContainerId, InstanceId, NetworkId};
+use shoal_model::log::LogSelection;
 use shoal_model::spec::container::{ContainerConfig, ContainerCreate, EndpointSettings, Words};
 use shoal_model::time::Timestamp;
 use shoal_runtime::{ContainerRuntime, RuntimeConfig};
