@@ -12,7 +12,7 @@ use fake::server::Server;
 use shoal_api::server::changes::Changes;
 
 /// Longest wait for something that takes milliseconds.
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 
 fn eventually(what: &str, mut look: impl FnMut() -> bool) {
     let began = Instant::now();

@@ -166,7 +166,7 @@ fn upgrades_are_exact_and_wait_sends_its_head_at_once() {
     let server = Server::start();
     check(&server, "POST", "/containers/create?name=c", "{\"Image\":\"demo\"}", 201, "Id");
     let mut stream = UnixStream::connect(server.socket()).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     let attach = "POST /v1.50/containers/c/attach?stream=1&stdout=1 HTTP/1.1\r\nHost: x\r\n\
                   Connection: Upgrade\r\nUpgrade: tcp\r\nContent-Length: 0\r\n\r\n";
     stream.write_all(attach.as_bytes()).unwrap();
@@ -177,7 +177,7 @@ fn upgrades_are_exact_and_wait_sends_its_head_at_once() {
     assert!(head.contains("application/vnd.docker.multiplexed-stream"), "{head}");
     assert!(head.ends_with("\r\n\r\n"), "nothing but the head: {head}");
     let mut wait = UnixStream::connect(server.socket()).unwrap();
-    wait.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    wait.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     let request = "POST /containers/c/wait HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n";
     wait.write_all(request.as_bytes()).unwrap();
     let count = wait.read(&mut buffer).unwrap();

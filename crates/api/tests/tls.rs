@@ -42,7 +42,7 @@ fn certificates(dir: &Path) -> TlsFiles {
 
 fn docker(address: SocketAddr, dir: &Path, tls: &[&str]) -> Output {
     Command::new("timeout")
-        .args(["20", "docker", "-H", &format!("tcp://{address}")])
+        .args(["60", "docker", "-H", &format!("tcp://{address}")])
         .args(tls)
         .args(["version", "--format", "{{.Server.Version}}"])
         .env("DOCKER_CERT_PATH", dir)

@@ -63,7 +63,7 @@ fn the_holder_of_a_port_is_named() {
         .spawn()
         .unwrap();
     config.manager_port = free;
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
     loop {
         let results = results(&config);
         let find = |id: &str| results.iter().find(|r| r.id == id).unwrap().clone();

@@ -17,10 +17,10 @@ use shoal_model::time::Timestamp;
 use shoal_wire::client;
 use shoal_wire::error::WireError;
 use shoal_wire::message::{
-    AttachOutcome, AttachRequest, AttachmentSet, Hello, Leave, ManagerMessage, NodeMessage,
-    PROTOCOL_VERSION, RenewCertificate, TaskReport, TaskStatuses,
+    AttachOutcome, AttachRequest, AttachmentSet, Hello, Leave, NodeMessage, PROTOCOL_VERSION,
+    RenewCertificate, TaskReport, TaskStatuses,
 };
-use support::{DEADLINE, FakeNode, World, describe, network, running, service};
+use support::{FakeNode, World, describe, network, running, service};
 
 fn hello(identity: &NodeIdentity) -> Hello {
     Hello {
@@ -151,17 +151,7 @@ async fn attach(node: &mut FakeNode, name: &str, request: u64) -> Task {
         aliases: Vec::new(),
         addresses: Vec::new(),
     };
-    node.tell(NodeMessage::Attach(message)).await;
-    let answer = async {
-        loop {
-            if let Some(ManagerMessage::AttachReply(reply)) = node.heard.recv().await
-                && reply.request == request
-            {
-                return reply.outcome;
-            }
-        }
-    };
-    match tokio::time::timeout(DEADLINE, answer).await.unwrap() {
+    match support::attach(node, message).await {
         AttachOutcome::Attached { task, .. } => *task,
         AttachOutcome::Refused(fault) => panic!("{fault}"),
     }

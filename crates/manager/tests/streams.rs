@@ -8,7 +8,7 @@ use shoal_model::event::Scope;
 use shoal_model::id::ContainerId;
 use shoal_model::log::{LogSelection, LogsOf, TaskLog};
 use shoal_model::object::NodeState;
-use shoal_wire::message::{AttachOutcome, AttachRequest, Detach, ManagerMessage, NodeMessage};
+use shoal_wire::message::{AttachOutcome, AttachRequest, Detach, NodeMessage};
 use support::{DEADLINE, FakeNode, World, network, service};
 
 fn query(follow: bool) -> LogSelection {
@@ -68,16 +68,7 @@ async fn attach(node: &mut FakeNode, network: &str, request: u64) -> AttachOutco
         aliases: vec!["alias".into()],
         addresses: Vec::new(),
     };
-    node.tell(NodeMessage::Attach(message)).await;
-    let answer = async {
-        loop {
-            if let Some(ManagerMessage::AttachReply(reply)) = node.heard.recv().await {
-                assert_eq!(reply.request, request);
-                return reply.outcome;
-            }
-        }
-    };
-    tokio::time::timeout(DEADLINE, answer).await.unwrap()
+    support::attach(node, message).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

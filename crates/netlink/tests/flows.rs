@@ -12,7 +12,7 @@ use shoal_netlink::conntrack::Filter;
 use shoal_netlink::nft::{Base, Batch, CtTimeout, Family, Rule, Table};
 use shoal_netlink::sockdiag::{STATE_LISTEN, Transport};
 
-const DEADLINE: Duration = Duration::from_secs(5);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()

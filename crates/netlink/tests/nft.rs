@@ -19,7 +19,7 @@ use shoal_netlink::nft::{
 };
 use shoal_netlink::route::Route;
 
-const DEADLINE: Duration = Duration::from_secs(5);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()

@@ -4,12 +4,13 @@
 
 mod common;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use common::*;
 use shoal_model::assignment::BackendState;
 use shoal_model::id::NetworkId;
 use shoal_netlink::link::LinkChange;
+use shoal_stopwatch::Stopwatch;
 
 fn three_tasks() -> [Task; 3] {
     [Task::new("ta", 0, 4), Task::new("tb", 1, 5), Task::new("tc", 0, 6)]
@@ -50,12 +51,12 @@ async fn a_dead_backend_hangs_nobody() {
     silence(&lab, "tb");
 
     // Whoever connects now may be unlucky; removal must rescue everybody.
-    let start = Instant::now();
+    let start = Stopwatch::start();
     let unlucky: Vec<_> = (0..20)
         .map(|n| {
             let (ns, client) = (ns.clone(), lab.lab.client.clone());
             std::thread::spawn(move || {
-                let begin = Instant::now();
+                let begin = Stopwatch::start();
                 let done =
                     if n % 2 == 0 { request(&ns, at(VIP, 80)) } else { request(&client, outside) };
                 (done, begin.elapsed())
@@ -121,7 +122,7 @@ async fn udp_flows_leave_a_draining_backend() {
     lab.serve();
     let socket =
         lab.sandbox("ta").run(|| std::net::UdpSocket::bind(("0.0.0.0", 0)).unwrap()).unwrap();
-    socket.set_read_timeout(Some(HANG)).unwrap();
+    socket.set_read_timeout(Some(DEADLINE)).unwrap();
     let ask = || {
         socket.send_to(b"who", at(VIP, 80)).unwrap();
         let mut buf = [0; 256];

@@ -22,7 +22,7 @@ const PORT: u16 = 9000;
 
 fn listen(ns: &NetnsHandle) -> UdpSocket {
     let socket = ns.run(|| UdpSocket::bind(("0.0.0.0", PORT))).unwrap().unwrap();
-    socket.set_read_timeout(Some(HANG)).unwrap();
+    socket.set_read_timeout(Some(DEADLINE)).unwrap();
     socket
 }
 
@@ -119,7 +119,7 @@ async fn only_members_of_a_network_send_frames_to_it() {
     batch.delete_table(&guard.unwrap());
     host.commit(batch).unwrap();
     deliver(&lab.lab.client, b"unguarded");
-    inside.set_read_timeout(Some(HANG)).unwrap();
+    inside.set_read_timeout(Some(DEADLINE)).unwrap();
     assert_eq!(next(&inside).unwrap(), "unguarded", "the frame itself is good");
     inside.set_read_timeout(Some(NOTHING)).unwrap();
     assert_eq!(lab.nodes[0].verify().await.unwrap().len(), 1);
@@ -159,7 +159,7 @@ async fn bridges_are_apart_and_outside_reaches_published_ports_only() {
     // From the other bridge it is refused, not lost.
     let neighbour = a.run(|| UdpSocket::bind(("0.0.0.0", 0))).unwrap().unwrap();
     neighbour.connect(at("172.18.0.2", PORT)).unwrap();
-    neighbour.set_read_timeout(Some(HANG)).unwrap();
+    neighbour.set_read_timeout(Some(DEADLINE)).unwrap();
     neighbour.send(b"by the other bridge").unwrap();
     assert!(neighbour.recv(&mut [0; 8]).is_err());
     let refused = request(&b, at("172.17.0.2", 80)).unwrap_err();

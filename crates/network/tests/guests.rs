@@ -12,7 +12,6 @@ use std::net::{IpAddr, UdpSocket};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
 
 use common::*;
 use hickory_proto::op::{Message, MessageType, OpCode, Query};
@@ -94,7 +93,7 @@ impl Wired {
     /// What the name means to the guest, asked at the gateway.
     fn lookup(&self, gateway: &str, name: &str) -> Vec<IpAddr> {
         let socket = self.ns.run(|| UdpSocket::bind("0.0.0.0:0")).unwrap().unwrap();
-        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        socket.set_read_timeout(Some(DEADLINE)).unwrap();
         socket.connect((gateway, 53)).unwrap();
         let mut question = Message::new(7, MessageType::Query, OpCode::Query);
         question.add_query(Query::query(Name::from_utf8(name).unwrap(), RecordType::A));

@@ -13,7 +13,7 @@ use shoal_netlink::netns::{self, NetnsHandle};
 use shoal_network::hostport::{HostListen, HostPorts};
 use tokio::runtime::Runtime;
 
-const DEADLINE: Duration = Duration::from_secs(10);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
 

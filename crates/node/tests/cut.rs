@@ -101,11 +101,12 @@ async fn an_init_that_is_cut_ends_in_or_out_and_the_next_change_works() {
     let dir = tempfile::tempdir().unwrap();
     let node = open(dir.path()).await;
     for polls in [1, 2, 3, 50] {
-        // The command is given with the first poll: it is carried out, whoever waits.
-        assert!(cut(node.init(init_at(&free_address())), polls).is_none());
+        // The command is given with the first poll: it is carried out, whoever waits. Whether its
+        // answer comes before the last poll depends on the machine.
+        drop(cut(node.init(init_at(&free_address())), polls));
         assert!(is_in(&changed_to(&node, is_in).await), "after {polls} polls");
         assert!(matches!(node.init(init_at(&free_address())).await, Err(NodeError::AlreadyMember)));
-        assert!(cut(node.leave(true), polls).is_none());
+        drop(cut(node.leave(true), polls));
         changed_to(&node, |standing| *standing == Standing::Inactive).await;
         assert!(matches!(node.leave(true).await, Err(NodeError::NotMember)));
     }

@@ -6,6 +6,7 @@ mod common;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use common::Host;
 use nix::sched::{CloneFlags, setns, unshare};
@@ -15,6 +16,8 @@ use rustix::mount::{
     open_tree, unmount,
 };
 use shoal_model::check::{Need, Verdict};
+
+static NEXT: AtomicU32 = AtomicU32::new(0);
 
 /// A directory of the first file system, removed in the end.
 struct Place(PathBuf);
@@ -38,7 +41,9 @@ fn enter_first_root() -> Place {
     let held = ["/", "/proc", "/sys", "/dev"].map(|path| open_tree(CWD, path, flags).unwrap());
     unmount("/", UnmountFlags::DETACH).unwrap();
     setns(&namespace, CloneFlags::CLONE_NEWNS).unwrap();
-    let place = Place(PathBuf::from(format!("/usual-{}", std::process::id())));
+    // Each its own: a directory that one thread removes is no mount point for any other any more.
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let place = Place(PathBuf::from(format!("/usual-{}-{number}", std::process::id())));
     let points = [place.0.as_path(), Path::new("/proc"), Path::new("/sys"), Path::new("/dev")];
     for (tree, point) in held.iter().zip(points) {
         fs::create_dir_all(point).unwrap();

@@ -18,7 +18,7 @@ const LOG: TableDefinition<u64, &[u8]> = TableDefinition::new("log");
 const SNAPSHOT: TableDefinition<u32, &[u8]> = TableDefinition::new("snapshot");
 
 /// Far below what a user waits for a daemon's start.
-const DEADLINE: Duration = Duration::from_secs(10);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 fn file(dir: &Path) -> PathBuf {
     dir.join("raft/store.redb")

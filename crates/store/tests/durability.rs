@@ -164,7 +164,7 @@ async fn a_damaged_file_is_refused_or_whole_but_never_wrong() {
         let at = (round * 12_347) % bytes.len();
         bytes[at] ^= 0x55;
         std::fs::write(&file, &bytes).unwrap();
-        let opened = tokio::time::timeout(Duration::from_secs(20), Store::open(config(dir.path())));
+        let opened = tokio::time::timeout(Duration::from_secs(60), Store::open(config(dir.path())));
         match opened.await.unwrap_or_else(|_| panic!("byte {at}: hangs")) {
             Ok(store) => {
                 assert_eq!(store.state().nodes, state.nodes, "byte {at}");

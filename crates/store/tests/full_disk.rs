@@ -12,12 +12,13 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use shoal_model::fault::{Fault as _, FaultKind};
+use shoal_stopwatch::Stopwatch;
 use shoal_store::{ChangeEvent, Store, StoreError};
 use support::{config, message, put};
 
 const CHILD_DIR: &str = "SHOAL_STORE_FULL_DIR";
 /// Longest that anything here may take.
-const DEADLINE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 #[test]
 fn a_full_disk_is_said_and_survived() {
@@ -84,7 +85,7 @@ async fn fill_and_free(dir: &Path, store: &Store, round: u16) {
 
     // From now on it is said at once, and nobody leads.
     for _ in 0..20 {
-        let asked = Instant::now();
+        let asked = Stopwatch::start();
         says_full(&store.propose(put(60, "never")).await.unwrap_err());
         assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
     }

@@ -17,7 +17,7 @@ use shoal_tender::stats::reader::Reader;
 
 /// Bytes of `virtio_net_hdr_v1`.
 const VNET: usize = 12;
-const DEADLINE: Duration = Duration::from_secs(10);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 // Sends every frame back, until it is asked to stop; then ends with status 0. `r13` is what it
 // consumed, `r14` what it produced; the capacity of both rings is 0x40000.

@@ -13,6 +13,7 @@ use shoal_identity::token::{JoinToken, generate_tokens};
 use shoal_model::fault::{Fault as _, FaultId, report};
 use shoal_model::spec::node::NodeRole;
 use shoal_model::time::Timestamp;
+use shoal_stopwatch::Stopwatch;
 use shoal_wire::client::{connect, join};
 use shoal_wire::error::WireError;
 use shoal_wire::message::{NodeFacts, PROTOCOL_VERSION, RenewCertificate};
@@ -173,7 +174,7 @@ async fn garbage_and_slow_handshakes_do_not_disturb_others() {
     let mut garbage = TcpStream::connect(&server.addr).await.unwrap();
     garbage.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
     let mut slow = TcpStream::connect(&server.addr).await.unwrap();
-    let begin = Instant::now();
+    let (begin, wall) = (Stopwatch::start(), Instant::now());
     // The first bytes of a TLS record, and then nothing.
     slow.write_all(&[0x16, 0x03, 0x01, 0x02]).await.unwrap();
     let mut rest = Vec::new();
@@ -183,7 +184,7 @@ async fn garbage_and_slow_handshakes_do_not_disturb_others() {
     assert!(begin.elapsed() < Duration::from_secs(4), "the join waited for others");
     // Ignored because: as above.
     let _ = soon("the slow one is closed", slow.read_to_end(&mut rest)).await;
-    assert!(begin.elapsed() >= Duration::from_secs(4), "{:?}", begin.elapsed());
+    assert!(wall.elapsed() >= Duration::from_secs(4), "{:?}", wall.elapsed());
 }
 
 #[tokio::test]

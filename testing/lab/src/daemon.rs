@@ -4,7 +4,9 @@ use std::fs::File;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use shoal_stopwatch::Stopwatch;
 
 use crate::host::Host;
 use crate::http::{Outcome, Request};
@@ -66,7 +68,7 @@ impl Daemon {
     ) -> Result<Duration, String> {
         assert!(self.child.is_none(), "the daemon still runs");
         self.killed = false;
-        let began = Instant::now();
+        let began = Stopwatch::start();
         self.child = Some(self.command(host).spawn().unwrap());
         let socket = self.dir.join("docker.sock");
         loop {
@@ -176,7 +178,7 @@ impl Daemon {
     /// If it does not end within `STOP_DEADLINE`, or not cleanly.
     pub fn stop(&mut self) -> Duration {
         let Some(mut child) = self.child.take() else { return Duration::ZERO };
-        let began = Instant::now();
+        let began = Stopwatch::start();
         let sent = Command::new("kill").arg(child.id().to_string()).status().unwrap();
         assert!(sent.success(), "the daemon had ended before: {}", self.log_tail());
         let log = self.log_tail();

@@ -1,6 +1,8 @@
 //! Waiting for conditions, never for time alone.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use shoal_stopwatch::Stopwatch;
 
 /// How often a condition is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -14,7 +16,7 @@ pub fn eventually<T>(
     deadline: Duration,
     mut look: impl FnMut() -> Result<T, String>,
 ) -> T {
-    let began = Instant::now();
+    let began = Stopwatch::start();
     loop {
         match look() {
             Ok(found) => return found,
@@ -31,7 +33,7 @@ pub fn eventually<T>(
 /// # Panics
 /// If it did.
 pub fn within<T>(what: &str, bound: Duration, act: impl FnOnce() -> T) -> T {
-    let began = Instant::now();
+    let began = Stopwatch::start();
     let result = act();
     let took = began.elapsed();
     assert!(took <= bound, "{what} took {took:?}, more than {bound:?}");

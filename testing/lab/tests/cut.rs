@@ -5,7 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::cell::Cell;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use shoal_api::routes;
@@ -13,6 +13,7 @@ use shoal_api::server::router::{Conduct, Verb};
 use shoal_lab::http::{Outcome, Request, get};
 use shoal_lab::reality::{self, Place};
 use shoal_lab::{Lab, eventually, import_busybox};
+use shoal_stopwatch::Stopwatch;
 
 /// When clients hang up, in milliseconds. At 0 within the body.
 const CUTS: [u64; 8] = [0, 1, 3, 8, 20, 50, 100, 200];
@@ -361,7 +362,7 @@ fn changing_routes() -> Vec<(Verb, &'static str)> {
 
 #[test]
 fn every_change_survives_that_its_client_hangs_up() {
-    let began = Instant::now();
+    let began = Stopwatch::start();
     let lab = Lab::start("cut", 2);
     for index in 1..=2 {
         lab.host(index).daemon();

@@ -3,9 +3,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::io::{BufRead, BufReader, Write};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use shoal_lab::{CONVERGE, Cluster, eventually};
+use shoal_stopwatch::Stopwatch;
 
 /// Sends requests from a host for a while, one connection each, 20 ms apart; each line of the
 /// result is `STATUS SECONDS SECONDS`: until the connection was there (0 if it never was), and in
@@ -79,7 +80,7 @@ fn a_killed_backend_makes_nobody_wait() {
     let victim = cluster.container(2, "web");
     let pid = cluster.node(2).docker(&format!("inspect -f {{{{.State.Pid}}}} {victim}"));
     cluster.node(2).sh(&format!("kill -9 {pid}"));
-    let began = Instant::now();
+    let began = Stopwatch::start();
     // From a task, through the virtual address, while it happens.
     let client = cluster.container(1, "client");
     let line = format!("exec {client} shoal try get http://web/ -n 200 --pause-ms 5 --json");
@@ -136,7 +137,7 @@ fn a_power_cut_is_over_within_five_seconds() {
     outside.stdin.take().unwrap().write_all(b"cut\n").unwrap();
     cluster.lab.cut(3);
     cluster.node(3).cut_power();
-    let began = Instant::now();
+    let began = Stopwatch::start();
     eventually("the idle connection to be reset", Duration::from_secs(8), || {
         let table = host.sh(&format!("nsenter -t {pid} -n ss -tn state established"));
         if table.contains(&address) { Err(table) } else { Ok(()) }

@@ -3,9 +3,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use shoal_lab::{CONVERGE, Cluster, DaemonOptions, Lab, backends, eventually, import_nginx};
+use shoal_stopwatch::Stopwatch;
 
 #[test]
 fn row_01_init_prints_a_join_command() {
@@ -133,7 +134,7 @@ fn row_05_scale_and_remove() {
     assert_eq!(on_first, 2, "tasks are spread: {tasks:?}");
     host.docker("service scale -d mytest=1");
     cluster.wait_tasks("mytest", 1);
-    let began = Instant::now();
+    let began = Stopwatch::start();
     host.docker("service rm mytest");
     for index in 1..=2 {
         eventually("the containers to go", CONVERGE, || {

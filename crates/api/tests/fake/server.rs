@@ -131,7 +131,7 @@ impl Server {
 
     /// Stops the server and says how long that took.
     pub fn shutdown(&mut self) -> Duration {
-        let begin = std::time::Instant::now();
+        let begin = shoal_stopwatch::Stopwatch::start();
         self.stop.cancel();
         if let (Some(runtime), Some(done)) = (&self.runtime, self.done.take()) {
             runtime.block_on(done).unwrap();
@@ -142,7 +142,7 @@ impl Server {
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new("timeout");
         command
-            .args(["20", "docker"])
+            .args(["60", "docker"])
             .args(args)
             .env("DOCKER_HOST", format!("unix://{}", self.socket().display()))
             .env("DOCKER_CONFIG", self.dir.path())
@@ -190,7 +190,7 @@ impl Server {
     /// One raw request, without a client's help; the whole answer.
     pub fn raw(&self, request: &str) -> String {
         let mut stream = UnixStream::connect(self.socket()).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         // Ignored because: a server that refuses a long body answers before it has read all of it.
         let _ = stream.write_all(request.as_bytes());
         let mut answer = Vec::new();

@@ -29,7 +29,7 @@ use shoal_model::spec::container::{ContainerConfig, ContainerCreate, EndpointSet
 use shoal_model::time::Timestamp;
 use shoal_runtime::{ContainerRuntime, RuntimeConfig};
 
-pub const DEADLINE: Duration = Duration::from_secs(40);
+pub const DEADLINE: Duration = Duration::from_secs(60);
 /// An image that is labelled as a unikernel.
 pub const UNIKERNEL: &str = "unikernel:latest";
 pub const IMAGE: &str = "box:test";

@@ -32,16 +32,17 @@ use shoal_store::{Store, StoreConfig};
 use shoal_wire::client;
 use shoal_wire::error::WireError;
 use shoal_wire::message::{
-    AckRevision, Hello, LogChunk, LogEnd, LogLine, LogSource, ManagerMessage, NodeFacts,
-    NodeMessage, PROTOCOL_VERSION, TaskReport, TaskStatuses,
+    AckRevision, AttachOutcome, AttachRequest, Hello, LogChunk, LogEnd, LogLine, LogSource,
+    ManagerMessage, NodeFacts, NodeMessage, PROTOCOL_VERSION, TaskReport, TaskStatuses,
 };
 use shoal_wire::session::SessionSender;
 use tokio::sync::mpsc;
 
 /// Longest that anything in these tests may take.
-pub const DEADLINE: Duration = Duration::from_secs(20);
-/// Heartbeats in these tests: three missed ones are noticed in well under a second.
-pub const HEARTBEAT: Duration = Duration::from_millis(150);
+pub const DEADLINE: Duration = Duration::from_secs(60);
+/// Heartbeats in these tests: as in a real cluster rarer than the moments in which a busy machine
+/// lets a process wait, and often enough that a lost node is noticed within seconds.
+pub const HEARTBEAT: Duration = Duration::from_secs(1);
 
 pub fn clock() -> Clock {
     Arc::new(|| {
@@ -229,8 +230,8 @@ pub struct FakeNode {
     pub identity: NodeIdentity,
     pub assignment: Arc<Mutex<Assignment>>,
     pub sender: Arc<Mutex<Option<SessionSender<NodeMessage>>>>,
-    /// What the manager says beyond assignments.
-    pub heard: mpsc::UnboundedReceiver<ManagerMessage>,
+    /// What the manager says beyond assignments, and how sessions end.
+    pub heard: mpsc::UnboundedReceiver<Result<ManagerMessage, WireError>>,
     running: tokio::task::JoinHandle<()>,
 }
 
@@ -283,20 +284,41 @@ impl FakeNode {
     }
 }
 
+/// Asks for a place and waits for the answer. Asks again where the session ended before it came:
+/// whoever asks twice gets the same place.
+pub async fn attach(node: &mut FakeNode, request: AttachRequest) -> AttachOutcome {
+    let answer = async {
+        loop {
+            node.tell(NodeMessage::Attach(request.clone())).await;
+            loop {
+                match node.heard.recv().await.expect("the node lives") {
+                    Ok(ManagerMessage::AttachReply(reply)) if reply.request == request.request => {
+                        return reply.outcome;
+                    }
+                    Ok(_) => {}
+                    Err(_) => break,
+                }
+            }
+        }
+    };
+    tokio::time::timeout(DEADLINE, answer).await.expect("an answer in time")
+}
+
 struct Agent {
     identity: NodeIdentity,
     addr: SocketAddr,
     name: String,
     assignment: Arc<Mutex<Assignment>>,
     sender: Arc<Mutex<Option<SessionSender<NodeMessage>>>>,
-    say: mpsc::UnboundedSender<ManagerMessage>,
+    say: mpsc::UnboundedSender<Result<ManagerMessage, WireError>>,
 }
 
 impl Agent {
     async fn run(self) {
         loop {
-            // Ignored because: the next try follows; the tests wait for what they need.
-            let _ = self.session().await;
+            if let Err(ended) = self.session().await {
+                drop(self.say.send(Err(ended)));
+            }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
@@ -337,7 +359,7 @@ impl Agent {
                         sender.send(NodeMessage::LogEnd(end)).await?;
                     }
                 }
-                other => drop(self.say.send(other)),
+                other => drop(self.say.send(Ok(other))),
             }
         }
     }

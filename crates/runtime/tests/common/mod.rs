@@ -16,7 +16,7 @@ use shoal_runtime::{
     ContainerRuntime, Output, OutputChunk, RuntimeConfig, RuntimeError, Shim, caps,
 };
 
-pub const DEADLINE: Duration = Duration::from_secs(30);
+pub const DEADLINE: Duration = Duration::from_secs(60);
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 

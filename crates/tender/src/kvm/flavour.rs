@@ -24,6 +24,8 @@ const CODE: u64 = 0x8_0000;
 /// Turns of the loop in ring 3, and in ring 0, where each can take a microsecond.
 const RING3_TURNS: u64 = 8_000_000;
 const RING0_TURNS: u64 = 8_000;
+/// How often each is timed.
+const ROUNDS: usize = 3;
 /// A turn of two instructions that takes longer is emulated: no processor is so slow.
 const EMULATED_NS: f64 = 50.0;
 /// Address of the system's pages.
@@ -69,7 +71,7 @@ impl fmt::Display for Flavour {
     }
 }
 
-/// Times the loop in both rings. Takes some 30 ms, and less where ring 0 is not emulated.
+/// Times the loop in both rings. Takes some 100 ms, and less where ring 0 is not emulated.
 ///
 /// # Errors
 /// [`TenderError::Kvm`] if there is no KVM, or it does not run the loop.
@@ -124,10 +126,13 @@ fn time(ring: Ring, turns: u64) -> Result<Timing, TenderError> {
     };
     // The first round touches the pages; the shortest one is the way there and back.
     round(1)?;
-    let exit = (0..3)
+    let exit = (0..ROUNDS)
         .map(|_| round(1))
         .try_fold(Duration::MAX, |best, each| each.map(|each| best.min(each)))?;
-    let total = round(turns)?;
+    // The best of a few: a host that lets nothing run for a moment must not pass for a slow one.
+    let total = (0..ROUNDS)
+        .map(|_| round(turns))
+        .try_fold(Duration::MAX, |best, each| each.map(|each| best.min(each)))?;
     let turn_ns = total.saturating_sub(exit).as_nanos() as f64 / turns as f64;
     Ok(Timing { setup, exit, turn_ns })
 }

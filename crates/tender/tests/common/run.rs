@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use super::ImageBuilder;
 
 /// Longest that an instance of a test may run.
-const DEADLINE: Duration = Duration::from_secs(10);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// The backends that this machine has; says which is left out.
 pub fn backends() -> Vec<&'static str> {

@@ -177,5 +177,5 @@ pub fn welcome(period_ms: u64) -> Welcome {
 
 /// Fails the test instead of hanging.
 pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(20), future).await.expect(what)
+    tokio::time::timeout(Duration::from_secs(60), future).await.expect(what)
 }
