@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
@@ -21,11 +21,8 @@ pub const PRIVATE_DIR: u32 = 0o700;
 /// The file system refuses; the old file is then untouched, or already replaced if just the last
 /// sync failed.
 pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
-    let (dir, name) = split(path)?;
-    let mut beside = std::ffi::OsString::from(".");
-    beside.push(name);
-    beside.push(".new");
-    let beside = dir.join(beside);
+    let dir = split(path)?.0;
+    let beside = beside(path, "new")?;
     let written = write_beside(&beside, bytes, mode).and_then(|()| fs::rename(&beside, path));
     if let Err(error) = written {
         // Ignored because: the failure that is reported is the one that matters, and the next
@@ -74,7 +71,17 @@ fn write_beside(beside: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     file.sync_all()
 }
 
-fn split(path: &Path) -> io::Result<(&Path, &std::ffi::OsStr)> {
+/// `.NAME.SUFFIX` in the directory of `path`.
+pub(crate) fn beside(path: &Path, suffix: &str) -> io::Result<PathBuf> {
+    let (dir, name) = split(path)?;
+    let mut hidden = std::ffi::OsString::from(".");
+    hidden.push(name);
+    hidden.push(".");
+    hidden.push(suffix);
+    Ok(dir.join(hidden))
+}
+
+pub(crate) fn split(path: &Path) -> io::Result<(&Path, &std::ffi::OsStr)> {
     match (path.parent(), path.file_name()) {
         (Some(dir), Some(name)) if !dir.as_os_str().is_empty() => Ok((dir, name)),
         (Some(_), Some(name)) => Ok((Path::new("."), name)),

@@ -215,10 +215,11 @@ struct RunOutline {
     life: Option<IgnoredAny>,
 }
 
-/// Writes `record` into `dir`. Blocks.
+/// Writes `record` into `dir`, in the space that the one before had: that a container is stopped
+/// must be remembered on a full disk too. Blocks.
 pub(crate) fn write(dir: &Path, record: &Record) -> Result<(), EngineError> {
     let path = dir.join(RECORD_FILE);
-    shoal_durable::replace_json(&path, record).map_err(EngineError::io("write", path))
+    shoal_durable::replace_json_in_spare(&path, record).map_err(EngineError::io("write", path))
 }
 
 /// Where a container's things are below its directory.

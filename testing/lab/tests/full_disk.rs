@@ -84,6 +84,12 @@ fn what_ends_things_needs_no_space_and_the_rest_goes_on_when_there_is_some() {
     host.docker("rm -f removed");
     let state = |name: &str| host.docker(&format!("inspect -f {{{{.State.Running}}}} {name}"));
     assert_eq!(state("stopped"), "false");
+    // It is remembered, too, without any space.
+    host.kill_daemon();
+    host.try_restart(START).unwrap();
+    running(host, "web", 2, RECOVER);
+    assert_eq!(state("stopped"), "false", "it was stopped by its user");
+    assert_eq!(state("killed"), "false", "it was killed by its user");
     assert!(host.docker_fails("inspect removed").contains("No such"));
     // What was removed has freed some.
     disk.fill();

@@ -40,13 +40,14 @@ fn counted(passed: Duration) -> u64 {
 #[derive(Clone, Copy, Debug)]
 pub struct Stopwatch {
     began_ns: u64,
+    wall: Instant,
 }
 
 impl Stopwatch {
     /// Begins to count.
     #[must_use]
     pub fn start() -> Self {
-        Self { began_ns: clock().load(Ordering::Relaxed) }
+        Self { began_ns: clock().load(Ordering::Relaxed), wall: Instant::now() }
     }
 
     /// How long the process was let run since the start. Never more than the wall clock says, but
@@ -54,6 +55,12 @@ impl Stopwatch {
     #[must_use]
     pub fn elapsed(&self) -> Duration {
         Duration::from_nanos(clock().load(Ordering::Relaxed).saturating_sub(self.began_ns))
+    }
+
+    /// How long nothing was let run since the start: what a wall clock elsewhere counts too much.
+    #[must_use]
+    pub fn standstill(&self) -> Duration {
+        self.wall.elapsed().saturating_sub(self.elapsed())
     }
 }
 
@@ -73,6 +80,8 @@ mod tests {
         while watch.elapsed() < Duration::from_millis(50) {
             std::thread::yield_now();
         }
-        assert!(wall.elapsed() + TICK_MAX >= Duration::from_millis(50));
+        let elapsed = watch.elapsed();
+        assert!(wall.elapsed() + TICK_MAX >= elapsed);
+        assert!(wall.elapsed() + TICK_MAX >= elapsed + watch.standstill());
     }
 }
