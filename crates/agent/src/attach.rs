@@ -154,7 +154,7 @@ fn refuse(error: AgentError) -> AttachError {
         kind: error.kind(),
         message: chain(&error),
         id: error.id(),
-        remedy: error.remedy(),
+        remedy: shoal_model::fault::remedy(&error),
         source: None,
     }
 }

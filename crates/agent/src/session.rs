@@ -298,9 +298,19 @@ async fn serve(agent: &Agent, mut session: ClientSession, described: watch::Rece
     tasks.spawn(send_attachments(agent.clone(), sender.clone()));
     tasks.spawn(send_descriptions(agent.clone(), sender.clone(), described));
     loop {
-        let message = match session.next().await {
-            Ok(message) => message,
-            Err(error) => return End::Again(report(&error)),
+        let message = tokio::select! {
+            biased;
+            message = session.next() => match message {
+                Ok(message) => message,
+                Err(error) => return End::Again(report(&error)),
+            },
+            Some(_) = tasks.join_next() => {
+                // It sends as long as there is a session. One that is over says why by itself.
+                if sender.is_closed() {
+                    continue;
+                }
+                return End::Again("the manager takes nothing from this node".to_owned());
+            }
         };
         let mut sent = Ok(());
         match message {

@@ -2,6 +2,7 @@
 //!
 //! Texts follow Docker's wording wherever its clients match them.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 
 use shoal_model::fault::{Fault, FaultId, FaultKind};
@@ -227,7 +228,7 @@ impl AttachError {
             kind: fault.kind(),
             message: message.into(),
             id: fault.id(),
-            remedy: fault.remedy(),
+            remedy: shoal_model::fault::remedy(&fault),
             source: Some(Box::new(fault)),
         }
     }
@@ -283,6 +284,15 @@ impl Fault for EngineError {
             Self::Network { source, .. } => source.remedy.clone(),
             Self::Image { source, .. } => source.remedy(),
             Self::UnikernelNeeds { remedy, .. } => Some(remedy.clone()),
+            Self::Io { action: "create the directory", path, source }
+                if matches!(source.kind(), ErrorKind::AlreadyExists | ErrorKind::NotADirectory) =>
+            {
+                Some(format!("move away what stands at '{}': it is no directory", path.display()))
+            }
+            Self::Record { path, .. } => Some(format!(
+                "put '{}' back as it was, or remove what it describes by its id",
+                path.display()
+            )),
             _ => None,
         }
     }

@@ -171,6 +171,9 @@ impl Engine {
             }
             Err(error) => {
                 note_shim(container, true);
+                let text = fault::report(&error);
+                tracing::error!(container = %container.id, error = text,
+                    "nobody knows what its shim runs: the container is ended");
                 return lost(&error);
             }
         };

@@ -76,6 +76,7 @@ async fn damage_keeps_nothing_else_down_and_can_be_removed() {
     std::fs::write(data.join("volumes/kept/_data/precious"), "data").unwrap();
     let record = containers.join(&cut).join("record.json");
     let text = std::fs::read(&record).unwrap();
+    let text = text.trim_ascii_end();
     std::fs::write(&record, &text[..text.len() / 2]).unwrap();
     std::fs::write(containers.join(&empty).join("record.json"), "").unwrap();
     std::fs::remove_file(containers.join(&lost).join("record.json")).unwrap();
@@ -134,6 +135,11 @@ async fn a_full_disk_stops_no_stop_and_everything_owed_is_done_later() {
         all.iter().all(|id| recorded(id, "\"phase\":\"running\""))
     })
     .await;
+    // As where a record has grown: there is no space from before for it.
+    for id in all {
+        let spare = format!("data/containers/{id}/.record.json.spare");
+        std::fs::remove_file(host.dir.path().join(spare)).unwrap();
+    }
     small.fill();
     within(daemon.engine.stop(&stopped, now())).await.unwrap();
     within(daemon.engine.kill(&killed, None)).await.unwrap();
@@ -160,6 +166,30 @@ async fn a_full_disk_stops_no_stop_and_everything_owed_is_done_later() {
     .await;
     within(daemon.engine.remove(&back, FORCE)).await.unwrap();
     assert!(host.runtime().list().unwrap().is_empty());
+    daemon.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_is_remembered_on_a_full_disk() {
+    let host = Host::new();
+    let small = Small::mount(&host.dir.path().join("data/containers"));
+    let daemon = host.open().await;
+    let always = json!({"HostConfig": {"RestartPolicy": {"Name": "always"}}});
+    let id = daemon.start("always", &["sleep", "1000"], always).await;
+    let recorded = |word: &str| {
+        let record = host.dir.path().join(format!("data/containers/{id}/record.json"));
+        std::fs::read_to_string(record).unwrap().contains(word)
+    };
+    eventually("it is recorded", || async { recorded("\"phase\":\"running\"") }).await;
+    small.fill();
+    within(daemon.engine.stop(&id, now())).await.unwrap();
+    eventually("the end is recorded", || async { recorded("\"phase\":\"exited\"") }).await;
+    assert_eq!(daemon.engine.warnings(), Vec::<String>::new());
+    daemon.close().await;
+    let daemon = host.open().await;
+    assert_eq!(daemon.phase(&id).await, "exited");
+    small.free();
+    within(daemon.engine.remove(&id, FORCE)).await.unwrap();
     daemon.close().await;
 }
 

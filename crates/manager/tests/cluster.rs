@@ -89,7 +89,7 @@ async fn scale_update_and_removal_are_carried_out() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_node_is_replaced_and_reconciled_when_it_returns() {
-    let world = World::new().await;
+    let world = World::impatient().await;
     let a = world.worker("a").await;
     let b = world.worker("b").await;
     let id = world.control.create_service(service("web", 2, &[]), None).await.unwrap().id;
@@ -121,7 +121,7 @@ async fn a_lost_node_is_replaced_and_reconciled_when_it_returns() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_leaves_hands_over_at_once_and_can_be_removed() {
-    let world = World::new().await;
+    let world = World::impatient().await;
     let a = world.worker("a").await;
     let id = a.id();
     let refused = world.control.remove_node(&id, false).await.unwrap_err();
@@ -183,7 +183,7 @@ async fn tokens_decide_who_joins() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_manager_on_the_old_store_disturbs_no_task() {
-    let mut world = World::new().await;
+    let mut world = World::impatient().await;
     let _a = world.worker("a").await;
     let _b = world.worker("b").await;
     let id = world.control.create_service(service("web", 4, &[]), None).await.unwrap().id;

@@ -201,7 +201,7 @@ async fn places_that_nobody_holds_go_with_the_next_session() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_removed_node_takes_its_places_along() {
-    let world = World::new().await;
+    let world = World::impatient().await;
     let net = world.control.create_network(network("mynet1")).await.unwrap();
     let mut a = world.worker("a").await;
     attach(&mut a, "c1", 1).await;

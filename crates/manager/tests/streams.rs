@@ -17,7 +17,7 @@ fn query(follow: bool) -> LogSelection {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn logs_come_from_every_node_and_a_lost_one_costs_one_line() {
-    let world = World::new().await;
+    let world = World::impatient().await;
     let _a = world.worker("a").await;
     let b = world.worker("b").await;
     let id = world.control.create_service(service("web", 2, &[]), None).await.unwrap().id;

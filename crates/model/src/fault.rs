@@ -3,6 +3,7 @@
 //! `Display` of an error never repeats its source; [`chain`] is the one printer of whole chains.
 
 use std::error::Error;
+use std::io::{self, ErrorKind};
 
 /// The stable name of a failure that a user can meet, for example `SH-NET-012`.
 /// Each has a page `docs/errors/<id>.md`; a test holds both sides together.
@@ -80,11 +81,46 @@ fn readable(text: &str) -> String {
     out
 }
 
+/// What to do next: what the failure itself says, or else what the system's error among its causes
+/// calls for.
+#[must_use]
+pub fn remedy(fault: &dyn Fault) -> Option<String> {
+    let of_system = || {
+        let mut next = fault.source();
+        while let Some(cause) = next {
+            if let Some(text) = cause.downcast_ref().and_then(remedy_of_system) {
+                return Some(text.to_owned());
+            }
+            next = cause.source();
+        }
+        None
+    };
+    fault.remedy().or_else(of_system)
+}
+
+/// What helps against an error of the system whatever was tried (errno(3)).
+fn remedy_of_system(error: &io::Error) -> Option<&'static str> {
+    const EIO: i32 = 5;
+    const ENFILE: i32 = 23;
+    const EMFILE: i32 = 24;
+    Some(match (error.kind(), error.raw_os_error()) {
+        (ErrorKind::StorageFull, _) => "free space on its file system",
+        (ErrorKind::QuotaExceeded, _) => "free space, or raise the quota of its file system",
+        (ErrorKind::ReadOnlyFilesystem, _) => {
+            "make its file system writable again; 'dmesg' says why it is not"
+        }
+        (_, Some(EIO)) => "check its disk; 'dmesg' says more",
+        (_, Some(EMFILE)) => "raise the daemon's limit of open files (LimitNOFILE)",
+        (_, Some(ENFILE)) => "raise the machine's limit of open files (sysctl fs.file-max)",
+        _ => return None,
+    })
+}
+
 /// The chain, then id and remedy: the line that a user reads.
 #[must_use]
 pub fn report(fault: &dyn Fault) -> String {
     let mut line = chain_of(fault);
-    if let Some(remedy) = fault.remedy() {
+    if let Some(remedy) = remedy(fault) {
         line.push_str("; ");
         line.push_str(&remedy);
     }
@@ -132,6 +168,30 @@ mod tests {
     fn a_report_names_action_cause_remedy_and_id() {
         let fault = Outer(std::io::Error::other("disk full"));
         assert_eq!(report(&fault), "write the file 'x': disk full; free some space [SH-TST-001]");
+    }
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("write the file 'x'")]
+    struct Plain(#[source] std::io::Error);
+
+    impl Fault for Plain {
+        fn kind(&self) -> FaultKind {
+            FaultKind::Internal
+        }
+    }
+
+    #[test]
+    fn an_error_of_the_system_has_a_remedy_whoever_met_it() {
+        let full = || std::io::Error::from_raw_os_error(28);
+        assert_eq!(
+            report(&Plain(full())),
+            "write the file 'x': No space left on device (os error 28); free space on its file \
+             system"
+        );
+        assert!(report(&Plain(std::io::Error::from_raw_os_error(24))).contains("LimitNOFILE"));
+        assert!(remedy(&Plain(std::io::Error::from_raw_os_error(2))).is_none());
+        // Who knows better is heard.
+        assert_eq!(remedy(&Outer(full())), Some("free some space".to_owned()));
     }
 
     #[test]

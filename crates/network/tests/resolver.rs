@@ -316,6 +316,22 @@ fn a_killed_helper_is_replaced_and_goes_on() {
     assert_eq!(addresses(&lab.ask(1, "web.", RecordType::A)), [ip("10.0.1.2")].into());
 }
 
+#[test]
+fn a_helper_whose_directory_is_removed_makes_room_for_another() {
+    let lab = Lab::new();
+    lab.publish();
+    let first = lab.helper_pid().unwrap();
+    fs::remove_dir_all(lab.dir.join("resolver")).unwrap();
+    let deadline = Instant::now() + DEADLINE;
+    while lab.helper_pid().is_none_or(|pid| pid == first) {
+        assert!(Instant::now() < deadline, "the old helper stays");
+        std::thread::yield_now();
+    }
+    lab.publish();
+    assert!(!std::path::Path::new(&format!("/proc/{first}/root")).exists());
+    assert_eq!(addresses(&lab.ask(0, "web.", RecordType::A)), [ip("10.0.1.2")].into());
+}
+
 /// A signal stops every thread, but each only when it gets to run: until then it may answer.
 fn wait_until_stopped(pid: u32) {
     let deadline = Instant::now() + DEADLINE;

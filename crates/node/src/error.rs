@@ -1,5 +1,6 @@
 //! What can go wrong in a node's life.
 
+use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -179,6 +180,15 @@ impl Fault for NodeError {
                 Some("advertise an address of this machine (see `ip address`)".to_owned())
             }
             Self::Format { .. } => Some("start the version that wrote it".to_owned()),
+            Self::File { action: "read", path, source }
+                if source.kind() == ErrorKind::InvalidData =>
+            {
+                Some(format!(
+                    "put '{}' back as it was; or leave with 'docker swarm leave --force' and join \
+                     again",
+                    path.display()
+                ))
+            }
             Self::Identity { source, .. } => source.remedy(),
             Self::Join { source, .. } => source.remedy(),
             Self::Store { source, .. } => source.remedy(),

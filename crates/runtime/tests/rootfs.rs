@@ -6,7 +6,7 @@ mod common;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use common::Host;
 use nix::sched::{CloneFlags, setns, unshare};
@@ -17,7 +17,9 @@ use rustix::mount::{
 };
 use shoal_model::check::{Need, Verdict};
 
-static NEXT: AtomicU32 = AtomicU32::new(0);
+/// Held by the test that uses the directory: one that is removed is no mount point for any other
+/// thread any more, and where the control groups are is looked up once for the whole process.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// A directory of the first file system, removed in the end.
 struct Place(PathBuf);
@@ -41,9 +43,7 @@ fn enter_first_root() -> Place {
     let held = ["/", "/proc", "/sys", "/dev"].map(|path| open_tree(CWD, path, flags).unwrap());
     unmount("/", UnmountFlags::DETACH).unwrap();
     setns(&namespace, CloneFlags::CLONE_NEWNS).unwrap();
-    // Each its own: a directory that one thread removes is no mount point for any other any more.
-    let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    let place = Place(PathBuf::from(format!("/usual-{}-{number}", std::process::id())));
+    let place = Place(PathBuf::from(format!("/usual-{}", std::process::id())));
     let points = [place.0.as_path(), Path::new("/proc"), Path::new("/sys"), Path::new("/dev")];
     for (tree, point) in held.iter().zip(points) {
         fs::create_dir_all(point).unwrap();
@@ -58,6 +58,7 @@ fn enter_first_root() -> Place {
 
 /// On a thread of its own, which the thread's mounts end with.
 fn on_a_diskless_host(test: impl FnOnce(&Place) + Send + 'static) {
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     std::thread::spawn(move || test(&enter_first_root())).join().unwrap();
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Mutex;
 
 use serde::{Deserialize, Serialize};
-use shoal_model::fault::{Fault, FaultId, FaultKind, chain};
+use shoal_model::fault::{Fault, FaultId, FaultKind, chain, remedy};
 
 /// Most different fault ids that a process keeps from its peers. Far above the number that exist;
 /// a hostile peer must not fill our memory.
@@ -59,7 +59,7 @@ impl RemoteFault {
             kind: kind_name(fault.kind()).to_owned(),
             id: fault.id().map(|FaultId(id)| id.to_owned()).unwrap_or_default(),
             text,
-            remedy: fault.remedy().unwrap_or_default(),
+            remedy: remedy(fault).unwrap_or_default(),
         }
     }
 }

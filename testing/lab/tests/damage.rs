@@ -45,6 +45,8 @@ fn apply(path: &Path, damage: Damage) {
         Damage::Empty => std::fs::write(path, "").unwrap(),
         Damage::CutShort => {
             let bytes = std::fs::read(path).unwrap();
+            // Records are padded.
+            let bytes = bytes.trim_ascii_end();
             std::fs::write(path, &bytes[..bytes.len() / 2]).unwrap();
         }
         Damage::Garbage => std::fs::write(path, "\u{0}\u{1}{[ nonsense").unwrap(),

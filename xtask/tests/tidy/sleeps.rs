@@ -32,7 +32,8 @@ const MAY_SLEEP: &[(&str, &str)] = &[
     ("crates/network/src/resolver/forward.rs", "the deadline of a server that is asked"),
     (
         "crates/network/src/resolver/helper.rs",
-        "a helper is nobody's child: it cannot be waited for; pause after a failed accept",
+        "a helper is nobody's child: it cannot be waited for; pause after a failed accept; nobody \
+         tells that a directory was removed",
     ),
     (
         "crates/network/src/resolver/keeper.rs",

@@ -50,7 +50,7 @@ pub(crate) fn of_exit(change: &ContainerChange) -> String {
 
 /// Remedy and id, behind the cause.
 fn finish(mut text: String, fault: &impl Fault) -> String {
-    if let Some(remedy) = fault.remedy()
+    if let Some(remedy) = shoal_model::fault::remedy(fault)
         && !text.contains(&remedy)
     {
         text.push_str("; ");

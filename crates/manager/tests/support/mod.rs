@@ -40,9 +40,11 @@ use tokio::sync::mpsc;
 
 /// Longest that anything in these tests may take.
 pub const DEADLINE: Duration = Duration::from_secs(60);
-/// Heartbeats in these tests: as in a real cluster rarer than the moments in which a busy machine
-/// lets a process wait, and often enough that a lost node is noticed within seconds.
-pub const HEARTBEAT: Duration = Duration::from_secs(1);
+/// Heartbeats where no node shall be lost: three of them take longer than a busy machine lets a
+/// process wait.
+const RARE: Duration = Duration::from_secs(5);
+/// Heartbeats where a lost node shall be noticed soon.
+const OFTEN: Duration = Duration::from_secs(1);
 
 pub fn clock() -> Clock {
     Arc::new(|| {
@@ -61,8 +63,17 @@ pub struct World {
 }
 
 impl World {
-    /// A cluster of one manager whose own node has no agent yet.
+    /// A cluster of one manager whose own node has no agent yet. It is patient with its nodes.
     pub async fn new() -> Self {
+        Self::with_heartbeat(RARE).await
+    }
+
+    /// The same, but a node that is lost is noticed within seconds.
+    pub async fn impatient() -> Self {
+        Self::with_heartbeat(OFTEN).await
+    }
+
+    async fn with_heartbeat(heartbeat: Duration) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let now = clock()();
         let mut ids = CountingIds(1 << 64);
@@ -74,7 +85,7 @@ impl World {
             .unwrap();
         let identity = NodeIdentity::new(cert, key.key_pem, root_ca.cert_pem.clone()).unwrap();
         let mut spec = ClusterSpec { name: "default".into(), ..ClusterSpec::default() };
-        spec.dispatcher.heartbeat_period = Some(Nanos(HEARTBEAT.as_nanos() as i64));
+        spec.dispatcher.heartbeat_period = Some(Nanos(heartbeat.as_nanos() as i64));
         let cluster = Cluster {
             id: cluster_id,
             meta: Meta::default(),

@@ -43,6 +43,8 @@ const KEEP_AFTER: Duration = Duration::from_millis(200);
 const LOCK_DEADLINE: Duration = Duration::from_secs(3);
 /// Between attempts to get it.
 const POLL: Duration = Duration::from_millis(10);
+/// Between looks whether the directory is still there.
+const LOOK_PERIOD: Duration = Duration::from_secs(2);
 /// After a failed accept (no more descriptors, say).
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -86,7 +88,7 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<PathBuf, HelperErro
 fn run(dir: &Path) -> Result<(), HelperError> {
     let file = |action, path: PathBuf| move |source| HelperError::File { action, path, source };
     shoal_durable::make_private_dir(dir).map_err(file("make the directory", dir.to_owned()))?;
-    let _lock = lock(dir)?;
+    let lock = lock(dir)?;
     // Ignored because: it fails only for the leader of a process group, which a shell makes us; the
     // daemon starts us within its own group.
     let _ = nix::unistd::setsid();
@@ -106,9 +108,14 @@ fn run(dir: &Path) -> Result<(), HelperError> {
         helper.restore().await;
         let listener =
             UnixListener::bind(&path).map_err(file("listen on the socket", path.clone()))?;
+        let place = dir.join(LOCK);
         tokio::select! {
             () = accept(&helper, &listener) => {}
             () = helper.keep_up() => {}
+            () = displaced(&place, &lock) => {
+                eprintln!("shoal resolver: its directory was removed; the daemon starts another");
+                return Ok(());
+            }
         }
         // Ignored because: the next helper removes it.
         let _ = fs::remove_file(&path);
@@ -135,6 +142,17 @@ fn lock(dir: &Path) -> Result<Flock<File>, HelperError> {
             Err((_, e)) => return Err(file("lock")(e.into())),
         }
         std::thread::sleep(POLL);
+    }
+}
+
+/// Returns once the lock's file is not ours any more: then nobody finds this helper, and as long as
+/// it holds the workloads' ports no other one can serve them.
+async fn displaced(path: &Path, lock: &File) {
+    let number = |m: fs::Metadata| (m.dev(), m.ino());
+    // Cannot fail: the file is open.
+    let ours = lock.metadata().ok().map(number);
+    while identity(path) == ours {
+        tokio::time::sleep(LOOK_PERIOD).await;
     }
 }
 

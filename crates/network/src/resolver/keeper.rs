@@ -214,6 +214,8 @@ impl Keeper {
 
     fn start(&mut self) -> Result<(), String> {
         self.reap();
+        // Somebody may have removed it.
+        shoal_durable::make_private_dir(&self.dir).map_err(|e| text("make its directory", &e))?;
         let path = self.dir.join(LOG);
         let log = File::create(&path).map_err(|e| text("open its log", &e))?;
         let mut child = Command::new(&self.program)

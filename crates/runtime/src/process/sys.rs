@@ -162,6 +162,17 @@ pub(crate) fn trim_heaps() {
     }
 }
 
+/// Unmaps the pages of a private mapping of a file, which must be unwritten: what was written to
+/// them would be lost.
+pub(crate) fn forget_pages(range: std::ops::Range<usize>) {
+    let len = range.end.saturating_sub(range.start);
+    let start = range.start as *mut libc::c_void;
+    // SAFETY: the pages are the file's own, unwritten: whoever touches them next gets the same
+    // bytes again.
+    // Ignored because: pages that stay mapped cost memory, nothing else.
+    let _ = unsafe { libc::madvise(start, len, libc::MADV_DONTNEED) };
+}
+
 /// Every signal back to its default and none blocked: both are inherited through exec otherwise.
 pub(crate) fn reset_signals() {
     for signal in 1..=SIGNAL_MAX {

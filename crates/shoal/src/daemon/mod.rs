@@ -29,6 +29,10 @@ const BLOCKING_THREADS_MAX: usize = 128;
 /// small again.
 const GIVE_BACK_EVERY: Duration = Duration::from_secs(5);
 
+/// In which of these rounds the program's own pages go too: mapping those in use again takes a
+/// millisecond or two.
+const FORGET_ROUNDS: u32 = 4;
+
 /// Runs a node until it is told to stop.
 pub fn run(args: &DaemonArgs) -> ExitCode {
     match serve(args) {
@@ -69,10 +73,16 @@ fn serve(args: &DaemonArgs) -> Result<()> {
 /// Gives memory back as long as the daemon lives: what a thousand starts needed for a moment would
 /// stay for ever.
 async fn give_back() {
-    loop {
+    for round in 1_u32.. {
         tokio::time::sleep(GIVE_BACK_EVERY).await;
+        let give_back = move || {
+            shoal_runtime::memory::give_back();
+            if round.is_multiple_of(FORGET_ROUNDS) {
+                shoal_runtime::memory::forget_program();
+            }
+        };
         // Ignored because: it has no result, and a runtime that ends needs no memory.
-        let _ = tokio::task::spawn_blocking(shoal_runtime::memory::give_back).await;
+        let _ = tokio::task::spawn_blocking(give_back).await;
     }
 }
 
