@@ -8,9 +8,9 @@ use shoal_engine::config::Clock;
 use shoal_engine::engine::Engine;
 use shoal_identity::node_identity::NodeIdentity;
 use shoal_image::store::ImageStore;
-use shoal_model::assignment::Assignment;
+use shoal_model::assignment::{Assignment, IngressPort};
 use shoal_model::event::{Event, Scope};
-use shoal_model::id::NetworkId;
+use shoal_model::id::{NetworkId, TaskId};
 use shoal_model::object::{NodeDescription, Subnet};
 use shoal_model::spec::StringMap;
 use shoal_network::claims::HostPort;
@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use crate::apply::{Applier, Generation};
 use crate::assigned::Assigned;
 use crate::damage::Damage;
-use crate::desired::{Attached, Place, desired, place_of};
+use crate::desired::{Attached, Place, desired, mesh_holder, place_of};
 use crate::error::AgentError;
 use crate::held::Attachments;
 use crate::local::{LocalNetwork, LocalNetworks, MTU_DEFAULT};
@@ -326,13 +326,16 @@ impl Agent {
     /// The ports that Shoal itself has given out on this host, and to whom.
     pub(crate) fn published_ports(&self) -> Vec<(HostPort, String)> {
         let mut ports = self.container_ports();
-        let assignment = self.assignment();
-        let mesh = assignment.ingress_ports.iter().filter_map(|p| {
-            let place = HostPort::new(p.port.published()?, None);
-            Some((place, format!("service '{}'", p.service_name)))
-        });
-        ports.extend(mesh);
+        ports.extend(self.assignment().ingress_ports.iter().filter_map(claim));
         ports
+    }
+
+    /// The ports that the task's service publishes on every node, in the service's name.
+    pub(crate) fn mesh_ports_of(&self, task: &TaskId) -> Vec<(HostPort, String)> {
+        let assignment = self.assignment();
+        let Some(task) = assignment.tasks.get(task) else { return Vec::new() };
+        let of = |port: &&IngressPort| task.service_id.as_ref() == Some(&port.service_id);
+        assignment.ingress_ports.iter().filter(of).filter_map(claim).collect()
     }
 
     /// The ports of this host that containers have, and which.
@@ -370,6 +373,11 @@ impl Agent {
     pub(crate) fn is_ingress(&self, id: &NetworkId) -> bool {
         self.assignment().networks.get(id).is_some_and(|table| table.network.ingress)
     }
+}
+
+/// The port of this host that a service publishes on every node, and in whose name.
+fn claim(port: &IngressPort) -> Option<(HostPort, String)> {
+    Some((HostPort::new(port.port.published()?, None), mesh_holder(port)))
 }
 
 impl Inner {

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use shoal_engine::attacher::PublishedPort;
-use shoal_model::assignment::{Assignment, BackendState, EndpointEntry, NetworkTable};
+use shoal_model::assignment::{Assignment, BackendState, EndpointEntry, IngressPort, NetworkTable};
 use shoal_model::id::{ContainerId, NetworkId, NodeId, SWARM_ID_LEN, TaskId};
 use shoal_model::net::{Port, Vni};
 use shoal_network::claims::HostPort;
@@ -213,6 +213,11 @@ pub(crate) fn place_of(published: &PublishedPort) -> HostPort {
     HostPort::new(port, Some(published.host_ip))
 }
 
+/// In whose name a port is held that a service publishes on every node.
+pub(crate) fn mesh_holder(port: &IngressPort) -> String {
+    format!("service '{}'", port.service_name)
+}
+
 fn published(
     assignment: &Assignment,
     attached: &BTreeMap<ContainerId, Attached>,
@@ -226,7 +231,7 @@ fn published(
             host_ip: None,
             network: ingress.clone()?,
             backends: serving.map(|b| (b.address, entry.port.target_port)).collect(),
-            holder: format!("service '{}'", entry.service_name),
+            holder: mesh_holder(entry),
         })
     });
     let own = attached.values().flat_map(|container| {

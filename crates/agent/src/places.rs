@@ -108,9 +108,11 @@ impl Agent {
                 return Err(failed(cause));
             }
         }
-        for port in &attached.published {
-            let holder = format!("container '{}'", attached.name);
-            if let Some(conflict) = applied.port_conflict(place_of(port), &holder) {
+        let holder = format!("container '{}'", attached.name);
+        let own = attached.published.iter().map(|port| (place_of(port), holder.clone()));
+        let mesh = attached.task_id.iter().flat_map(|task| self.mesh_ports_of(task));
+        for (port, wanted_by) in own.chain(mesh) {
+            if let Some(conflict) = applied.port_conflict(port, &wanted_by) {
                 return Err(failed(&conflict.cause));
             }
         }

@@ -2,8 +2,8 @@
 //!
 //! [`replace`] is the one way in which Shoal writes a file that a later daemon reads: after a crash
 //! there is the old text or the new one, never half of either, and once it has returned, the new
-//! one stays. [`replace_json_in_spare`] does it in space that it has from the time before, for what a
-//! full disk must not refuse. [`read`] and [`read_beneath`] are for files that somebody else may
+//! one stays. [`replace_json_in_spare`] does it in space that it has from the time before, for what
+//! a full disk must not refuse. [`read`] and [`read_beneath`] are for files that somebody else may
 //! have made: regular ones only, and no more bytes than the caller allows, so that a FIFO cannot
 //! hold the reader and `/dev/zero` cannot fill its memory.
 //!

@@ -174,8 +174,8 @@ async fn a_stop_is_remembered_on_a_full_disk() {
     let host = Host::new();
     let small = Small::mount(&host.dir.path().join("data/containers"));
     let daemon = host.open().await;
-    let always = json!({"HostConfig": {"RestartPolicy": {"Name": "always"}}});
-    let id = daemon.start("always", &["sleep", "1000"], always).await;
+    let policy = json!({"HostConfig": {"RestartPolicy": {"Name": "unless-stopped"}}});
+    let id = daemon.start("stopped", &["sleep", "1000"], policy).await;
     let recorded = |word: &str| {
         let record = host.dir.path().join(format!("data/containers/{id}/record.json"));
         std::fs::read_to_string(record).unwrap().contains(word)

@@ -42,6 +42,18 @@ impl Applied {
             && self.host.is_none()
     }
 
+    /// What is not as desired and is tried again, one text for each.
+    #[must_use]
+    pub fn failures(&self) -> Vec<String> {
+        let networks = self.networks.iter().map(|(id, cause)| format!("network '{id}': {cause}"));
+        let sandboxes =
+            self.sandboxes.iter().map(|(id, cause)| format!("the network of '{id}': {cause}"));
+        let ports = self.ports.iter().map(|conflict| conflict.cause.clone());
+        let names = self.resolver.iter().map(|cause| format!("names may be stale: {cause}"));
+        let host = self.host.iter().map(|cause| format!("the host's part of the network: {cause}"));
+        networks.chain(sandboxes).chain(ports).chain(names).chain(host).collect()
+    }
+
     /// Why `wanted_by` does not have the port, if so: also the reason for a service's tasks.
     #[must_use]
     pub fn port_conflict(&self, place: HostPort, wanted_by: &str) -> Option<&PortConflict> {

@@ -76,7 +76,9 @@ fn what_ends_things_needs_no_space_and_the_rest_goes_on_when_there_is_some() {
     let lab = Lab::start("full", 1);
     let (host, disk) = manager(&lab);
     for name in ["stopped", "killed", "removed"] {
-        host.docker(&format!("run -d --name {name} --restart always busybox:lab sleep 999"));
+        host.docker(&format!(
+            "run -d --name {name} --restart unless-stopped busybox:lab sleep 999"
+        ));
     }
     disk.fill();
     host.docker("stop -t 0 stopped");

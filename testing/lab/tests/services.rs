@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+
 use shoal_lab::{CONVERGE, Cluster, backends, eventually};
 
 /// Sends a datagram to the whoami server and gives its answer.
@@ -53,6 +56,40 @@ fn ports_of_every_kind_answer() {
     let task = cluster.container(1, "web");
     let said = host.docker(&format!("exec {task} shoal try get http://web/ -n 20"));
     assert!(!said.contains("failed") && said.lines().count() >= 2, "{said}");
+    cluster.finish();
+}
+
+#[test]
+fn a_port_that_a_program_of_the_host_holds_is_said_on_the_task() {
+    const HOLD: &str = "import socket, sys; s = socket.create_server(('0.0.0.0', 8093)); \
+                        print('held', flush=True); sys.stdin.read()";
+    let cluster = Cluster::start("port_held", 1, 0);
+    let host = cluster.manager();
+    let mut holder = host
+        .command("python3")
+        .args(["-c", HOLD])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(holder.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "held\n");
+    host.docker("service create -d --name web -p 8093:80 --restart-delay 1s shoal:lab");
+    let said = eventually("the task to say who holds its port", CONVERGE, || {
+        let list = host.docker("service ps web --no-trunc --format {{.CurrentState}}|{{.Error}}");
+        if list.contains("python3") { Ok(list) } else { Err(list) }
+    });
+    let pid = holder.id();
+    assert!(said.contains(&format!("(pid {pid})")) && said.contains("SH-NET-010"), "{said}");
+    assert!(!said.contains("Running"), "{said}");
+    let warnings = host.docker("info -f {{.Warnings}}");
+    assert!(warnings.contains(&format!("(pid {pid})")), "{warnings}");
+    // It ends with its standard input.
+    drop(holder.stdin.take());
+    holder.wait().unwrap();
+    cluster.wait_tasks("web", 1);
+    cluster.wait_port(1, 8093);
     cluster.finish();
 }
 

@@ -1,5 +1,7 @@
 //! This node's own networks and its data plane as the API asks for them.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use serde_json::{Map, Value, json};
 use shoal_agent::agent::Agent;
@@ -13,6 +15,9 @@ use shoal_model::net::Mac;
 use shoal_model::spec::network::NetworkSpec;
 
 use crate::doctor::Checkup;
+
+/// How long `docker info` waits for the network's own part of it.
+const NETWORK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Networks without addresses that every engine has.
 const PLAIN: [(&str, &str); 2] = [("host", "host"), ("none", "null")];
@@ -137,7 +142,11 @@ impl Diagnostics for Networks {
     }
 
     async fn warnings(&self) -> Vec<String> {
-        self.health.warnings()
+        let mut found = self.health.warnings();
+        // It answers between two changes; whoever wants to know the rest does not wait for long.
+        let status = tokio::time::timeout(NETWORK_PATIENCE, self.agent.network_status()).await;
+        found.extend(status.iter().flat_map(|status| status.applied.failures()));
+        found
     }
 
     async fn network(&self) -> ApiResult<Value> {
