@@ -289,8 +289,8 @@ impl Agent {
         self.inner.attachments.with(|all| all.values().filter_map(on).collect())
     }
 
-    /// Describes this node, without blocking the runtime.
-    pub(crate) async fn description(&self) -> NodeDescription {
+    /// Describes this node as it is now, without blocking the runtime.
+    pub async fn description(&self) -> NodeDescription {
         let describe = Arc::clone(&self.inner.config.describe);
         let described = tokio::task::spawn_blocking(move || describe()).await;
         described.unwrap_or_else(|error| {

@@ -40,7 +40,8 @@ pub fn replace_json_in_spare<T: Serialize>(path: &Path, value: &T) -> io::Result
     sync_dir(split(path)?.0)
 }
 
-/// Writes into the space that a file has, as far as it goes. It never gets shorter.
+/// Writes into the space that a file has, as far as it goes, and keeps that space unless it is far
+/// more than is needed.
 fn write_over(spare: &PathBuf, bytes: &[u8]) -> io::Result<()> {
     let mut options = fs::OpenOptions::new();
     options.create(true).truncate(false).write(true).mode(PRIVATE_FILE);

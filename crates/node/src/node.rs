@@ -10,7 +10,6 @@ use shoal_identity::node_identity::NodeIdentity;
 use shoal_manager::control::Control;
 use shoal_manager::manager::Manager;
 use shoal_model::id::NodeId;
-use shoal_model::object::NodeDescription;
 use shoal_model::spec::cluster::ClusterSpec;
 use shoal_model::spec::node::{Availability, NodeRole};
 pub use shoal_model::time::Clock;
@@ -35,20 +34,6 @@ pub struct NodeConfig {
     pub default_advertise: Option<String>,
     /// The wall clock.
     pub clock: Clock,
-    /// Describes this node.
-    pub describe: Arc<dyn Fn() -> NodeDescription + Send + Sync>,
-}
-
-impl NodeConfig {
-    /// Describes this node, without blocking the runtime.
-    pub(crate) async fn description(&self) -> NodeDescription {
-        let describe = Arc::clone(&self.describe);
-        let described = tokio::task::spawn_blocking(move || describe()).await;
-        described.unwrap_or_else(|error| {
-            tracing::error!(cause = %error, "this node could not be described");
-            NodeDescription::default()
-        })
-    }
 }
 
 /// What `swarm init` asks for.

@@ -186,9 +186,10 @@ impl Owner {
             Effect::Enter => {
                 let Some(way) = self.way.take() else { return };
                 self.work.spawn(async move {
+                    let about = agent.description().await;
                     let member = match way {
-                        Way::Init(options) => start::init(&config, &folder, *options).await,
-                        Way::Join(options) => steps::join(&config, &folder, *options).await,
+                        Way::Init(options) => start::init(&config, &folder, about, *options).await,
+                        Way::Join(options) => steps::join(&config, &folder, about, *options).await,
                     };
                     Came::Entered(member.map(Box::new))
                 });

@@ -41,6 +41,7 @@ impl IdSource for RandomIds {
 pub(crate) async fn init(
     config: &NodeConfig,
     folder: &Folder,
+    description: NodeDescription,
     options: InitOptions,
 ) -> Result<Member, NodeError> {
     let Addresses { listen, advertise, data_path } = Addresses::find(
@@ -75,7 +76,6 @@ pub(crate) async fn init(
         data_path_port: options.data_path_port,
         spec: options.spec,
     };
-    let description = config.description().await;
     let record =
         Record::new(NodeRole::Manager, listen, advertise, data_path, vec![advertise.to_string()]);
     let spec = NodeSpec {

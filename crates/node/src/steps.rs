@@ -7,6 +7,7 @@ use shoal_identity::authority::KeyAndCsr;
 use shoal_identity::node_identity::NodeIdentity;
 use shoal_identity::token::JoinToken;
 use shoal_model::fault::report;
+use shoal_model::object::NodeDescription;
 use shoal_model::spec::node::NodeRole;
 use shoal_wire::client;
 use shoal_wire::error::WireError;
@@ -52,6 +53,7 @@ pub(crate) async fn resume(
 pub(crate) async fn join(
     config: &NodeConfig,
     folder: &Folder,
+    description: NodeDescription,
     options: JoinOptions,
 ) -> Result<Member, NodeError> {
     let failed = |action| move |source| NodeError::Identity { action, source };
@@ -64,7 +66,6 @@ pub(crate) async fn join(
     )?;
     folder.prepare()?;
     let key = KeyAndCsr::generate().map_err(failed("make a key"))?;
-    let description = config.description().await;
     let facts = NodeFacts {
         description,
         advertise_addr: Some(advertise.ip()),

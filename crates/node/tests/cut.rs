@@ -41,12 +41,8 @@ async fn open(root: &Path) -> Node {
         describe: Arc::new(NodeDescription::default),
     };
     let agent = Agent::open(agent, network).unwrap();
-    let config = NodeConfig {
-        data_root: root.to_owned(),
-        default_advertise: None,
-        clock: Arc::new(now),
-        describe: Arc::new(NodeDescription::default),
-    };
+    let config =
+        NodeConfig { data_root: root.to_owned(), default_advertise: None, clock: Arc::new(now) };
     Node::open(config, agent).await.unwrap()
 }
 

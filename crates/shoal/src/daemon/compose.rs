@@ -111,11 +111,8 @@ async fn start(settings: &Settings) -> Result<Parts> {
         let abilities = abilities.clone();
         Arc::new(move || facts::describe_host(&name, &labels, abilities.found()))
     };
-    let agent_config = AgentConfig {
-        data_root: settings.data_root.clone(),
-        clock: Arc::clone(&clock),
-        describe: describe.clone(),
-    };
+    let agent_config =
+        AgentConfig { data_root: settings.data_root.clone(), clock: Arc::clone(&clock), describe };
     let agent = Agent::open(agent_config, network.clone()).map_err(fault)?;
     let store_options = StoreOptions {
         root: settings.data_root.join("images"),
@@ -149,7 +146,6 @@ async fn start(settings: &Settings) -> Result<Parts> {
         data_root: settings.data_root.clone(),
         default_advertise: settings.default_advertise.clone(),
         clock,
-        describe,
     };
     let node = Node::open(node_config, agent.clone()).await.map_err(fault)?;
     Ok(Parts { network, agent, engine, images, node, checkup, abilities, instance, started_at })
