@@ -4,6 +4,7 @@
 
 mod bench;
 mod packages;
+mod stall;
 mod steps;
 mod vm;
 
@@ -21,6 +22,9 @@ cargo xtask <command>
   test    unit, simulation and integration tests
   lab     the lab: real daemons in network namespaces, driven by the real docker CLI
           (`cargo xtask lab NAME` runs the tests whose name contains NAME)
+  stall   the tests beside busy loops, on a machine that stands still at random: what waits for
+          time fails here (`cargo xtask stall [--seed N] [--busy N] [--longest MS]`, then
+          arguments of `cargo test`). Needs root
   torture random users, kill -9 of everything, full disks; then what is recorded and what is
           there are compared (`cargo xtask torture [--seed N] [--minutes M]`). Needs root
   vm      the program on a stock kernel of Debian, booted under software emulation: demo,
@@ -45,6 +49,7 @@ fn main() -> ExitCode {
         "lint" => steps::lint(),
         "test" => steps::test(),
         "lab" => steps::lab(&rest),
+        "stall" => stall::run(&rest),
         "torture" => steps::torture(&rest),
         "vm" => vm::run(&rest),
         "docs" => steps::docs(),

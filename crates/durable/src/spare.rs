@@ -1,7 +1,7 @@
 //! Replacing a file whose next replacement has its space already.
 
 use std::fs;
-use std::io::{self, Seek, SeekFrom, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -26,12 +26,13 @@ const GROWTH_BYTES: usize = 1024;
 pub fn replace_json_in_spare<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
     let bytes = serde_json::to_vec(value)?;
     let spare = beside(path, "spare")?;
-    write_over(&spare, &bytes)?;
+    write_over(&spare, &bytes)?.sync_all()?;
     match renameat_with(CWD, &spare, CWD, path, RenameFlags::EXCHANGE) {
         Ok(()) => {}
         // The first time, or where two files cannot change places.
         Err(Errno::NOENT | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
             fs::rename(&spare, path)?;
+            // Not synced: what is in it does not matter, only that it has the space.
             // Ignored because: the text is in place; without a spare the next one needs space.
             let _ = write_over(&spare, &bytes);
         }
@@ -42,7 +43,7 @@ pub fn replace_json_in_spare<T: Serialize>(path: &Path, value: &T) -> io::Result
 
 /// Writes into the space that a file has, as far as it goes, and keeps that space unless it is far
 /// more than is needed.
-fn write_over(spare: &PathBuf, bytes: &[u8]) -> io::Result<()> {
+fn write_over(spare: &PathBuf, bytes: &[u8]) -> io::Result<fs::File> {
     let mut options = fs::OpenOptions::new();
     options.create(true).truncate(false).write(true).mode(PRIVATE_FILE);
     let mut file = options.open(spare)?;
@@ -53,10 +54,9 @@ fn write_over(spare: &PathBuf, bytes: &[u8]) -> io::Result<()> {
     let mut padded = Vec::with_capacity(len.max(bytes.len()));
     padded.extend_from_slice(bytes);
     padded.resize(len.max(bytes.len()), b' ');
-    file.seek(SeekFrom::Start(0))?;
     file.write_all(&padded)?;
     file.set_len(padded.len() as u64)?;
-    file.sync_all()
+    Ok(file)
 }
 
 #[cfg(test)]

@@ -58,6 +58,7 @@ const MAY_SLEEP: &[(&str, &str)] = &[
     ("crates/shoal/src/unikernel/pcap.rs", "a ring in shared memory wakes nobody outside"),
     ("crates/shoal/src/unikernel/top.rs", "the interval of the display"),
     ("testing/stopwatch/src/lib.rs", "its sleeps are the clock"),
+    ("xtask/src/stall.rs", "a standstill lasts"),
     ("testing/guest/src/main.rs", "a guest that leaves slowly is what the lab wants"),
     ("unikernels/dns/src/serve.rs", "looks again for a free connection"),
     ("xtask/src/vm/boot.rs", "looks again whether the emulator has ended, with a deadline"),

@@ -25,6 +25,10 @@ const KILL_DEADLINE: Duration = Duration::from_secs(10);
 /// only.
 const KILL_POLL: Duration = Duration::from_millis(5);
 
+/// How often making a group is tried while others take its parents away. Each of them does that
+/// once, when its container ends.
+const MAKE_ATTEMPTS: u32 = 100;
+
 /// A group could not be made, read, changed or removed.
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
@@ -138,22 +142,34 @@ impl Cgroup {
     /// The group cannot be made, a controller is missing for a limit, or the kernel refuses one.
     pub fn create(&self, limits: &Limits, devices: DevicePolicy) -> Result<(), CgroupError> {
         for root in self.layout.roots() {
-            let mut dir = root.to_owned();
-            for part in Path::new(&self.path).components() {
-                self.layout.enable_controllers(&dir, limits)?;
-                let parent = dir.clone();
-                dir.push(part);
-                match fs::create_dir(&dir) {
-                    Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
-                        return Err(CgroupError::File { action: "make", path: dir, source: e });
-                    }
-                    _ => {}
+            // The last container beside this one may be taking the parents away just now.
+            let mut attempts = 1;
+            while let Err(error) = self.make_below(root, limits) {
+                if attempts == MAKE_ATTEMPTS || !is_gone(&error) {
+                    return Err(error);
                 }
-                self.layout.inherit_cpuset(&parent, &dir)?;
+                attempts += 1;
             }
         }
         limits::apply(self, limits)?;
         devices::apply(self, devices)
+    }
+
+    fn make_below(&self, root: &Path, limits: &Limits) -> Result<(), CgroupError> {
+        let mut dir = root.to_owned();
+        for part in Path::new(&self.path).components() {
+            self.layout.enable_controllers(&dir, limits)?;
+            let parent = dir.clone();
+            dir.push(part);
+            match fs::create_dir(&dir) {
+                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(CgroupError::File { action: "make", path: dir, source: e });
+                }
+                _ => {}
+            }
+            self.layout.inherit_cpuset(&parent, &dir)?;
+        }
+        Ok(())
     }
 
     /// Changes limits; what is `None` stays.
@@ -326,14 +342,16 @@ fn valid(path: &str) -> Result<String, CgroupError> {
     Ok(path.to_owned())
 }
 
+/// Whether a directory that had just been there has been removed.
+fn is_gone(error: &CgroupError) -> bool {
+    let CgroupError::File { source, .. } = error else { return false };
+    matches!(source.raw_os_error(), Some(libc::ENOENT | libc::ENODEV))
+}
+
 fn collect(dir: &Path, pids: &mut Vec<u32>) -> Result<(), CgroupError> {
     let text = match read(&dir.join("cgroup.procs")) {
         Ok(text) => text,
-        Err(CgroupError::File { source, .. })
-            if matches!(source.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) =>
-        {
-            return Ok(());
-        }
+        Err(error) if is_gone(&error) => return Ok(()),
         Err(error) => return Err(error),
     };
     pids.extend(text.lines().filter_map(|line| line.trim().parse::<u32>().ok()));
