@@ -1,12 +1,13 @@
 //! The tests on a machine that has too much to do and stands still now and then: whatever waits for
-//! time instead of a condition, or shares a name with another test, fails here before it does in CI.
+//! time instead of a condition, or shares a name with another test, fails here before it does so in
+//! CI.
 
 use std::fs;
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -55,9 +56,11 @@ pub fn run(args: &[String]) -> Result<()> {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.arg("test").args(&tests).arg("--no-fail-fast");
     let mut child = group.spawn(&mut command)?;
-    let (done, ended) = channel();
+    // Dropped when the tests have ended; nothing is ever sent.
+    let (done, ended) = sync_channel(0);
     let status = std::thread::scope(|scope| {
-        scope.spawn(|| group.stand_still_at_times(seed, longest, &ended));
+        let group = &group;
+        scope.spawn(move || group.stand_still_at_times(seed, longest, &ended));
         let status = child.wait();
         drop(done);
         status

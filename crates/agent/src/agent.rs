@@ -193,6 +193,17 @@ impl Agent {
         }
     }
 
+    /// A renewed certificate: sessions begin with it from now on; the one that is open stays.
+    pub fn set_identity(&self, identity: NodeIdentity) {
+        self.inner.membership.send_if_modified(|membership| {
+            if let Some(membership) = membership {
+                membership.identity = identity;
+            }
+            // Nobody need begin anew.
+            false
+        });
+    }
+
     /// Says good-bye to the manager, and hands over what this node serves: first the other nodes
     /// take its tasks out of their balancing, then the tasks stop. Without a manager to tell there
     /// is nothing to wait for.

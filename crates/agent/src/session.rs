@@ -266,7 +266,10 @@ async fn open(
     member: &Membership,
     addr: &str,
 ) -> Result<(ClientSession, watch::Receiver<u64>), WireError> {
-    let client = client::connect(addr, &member.identity).await?;
+    // It may have been renewed since this node became a member.
+    let renewed = agent.inner.membership.borrow().as_ref().map(|now| now.identity.clone());
+    let identity = renewed.as_ref().unwrap_or(&member.identity);
+    let client = client::connect(addr, identity).await?;
     let described = agent.inner.hub.described.subscribe();
     let revision = agent.assignment().revision;
     let description = agent.description().await;

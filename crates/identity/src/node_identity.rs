@@ -129,13 +129,15 @@ impl NodeIdentity {
         shoal_durable::replace_json(path, &stored).map_err(|e| failed(e.to_string()))
     }
 
-    /// When to ask for a new certificate: after half of the validity. `spread` from 0 to 1 moves it
-    /// up to 80 % of the validity, so that the nodes of a cluster do not all come at once.
+    /// When to ask for a new certificate: after half of the time for which it was issued. `spread`
+    /// from 0 to 1 moves it up to 80 % of that, so that the nodes of a cluster do not all come at
+    /// once.
     #[must_use]
     pub fn renew_at(&self, spread: f64) -> Timestamp {
-        let validity = self.not_after.since(self.not_before);
+        let issued = self.not_before.plus(authority::BACKDATE);
+        let validity = self.not_after.since(issued);
         let share = 0.5 + 0.3 * spread.clamp(0.0, 1.0);
-        self.not_before.plus(validity.mul_f64(share))
+        issued.plus(validity.mul_f64(share))
     }
 
     /// How long the certificate is still valid at `now`.

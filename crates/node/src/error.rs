@@ -111,6 +111,15 @@ pub enum NodeError {
         #[source]
         source: WireError,
     },
+    /// No manager renewed this node's certificate.
+    #[error("renew this node's certificate at '{addr}'")]
+    Renew {
+        /// The last manager that was asked.
+        addr: String,
+        /// Why.
+        #[source]
+        source: WireError,
+    },
     /// The store of the cluster's state.
     #[error("{action} the cluster's state")]
     Store {
@@ -150,7 +159,7 @@ impl Fault for NodeError {
                 FaultKind::Invalid
             }
             Self::Identity { source, .. } => source.kind(),
-            Self::Join { source, .. } => source.kind(),
+            Self::Join { source, .. } | Self::Renew { source, .. } => source.kind(),
             Self::Store { source, .. } => source.kind(),
             Self::Manager(source) => source.kind(),
             Self::Ingress(source) => source.kind(),
@@ -165,7 +174,7 @@ impl Fault for NodeError {
             Self::Format { .. } => Some(FaultId("SH-NOD-003")),
             Self::NotImplemented { .. } => Some(FaultId("SH-NOD-004")),
             Self::Identity { source, .. } => source.id(),
-            Self::Join { source, .. } => source.id(),
+            Self::Join { source, .. } | Self::Renew { source, .. } => source.id(),
             Self::Store { source, .. } => source.id(),
             Self::Manager(source) => source.id(),
             Self::Ingress(source) => source.id(),
@@ -190,7 +199,7 @@ impl Fault for NodeError {
                 ))
             }
             Self::Identity { source, .. } => source.remedy(),
-            Self::Join { source, .. } => source.remedy(),
+            Self::Join { source, .. } | Self::Renew { source, .. } => source.remedy(),
             Self::Store { source, .. } => source.remedy(),
             Self::Manager(source) => source.remedy(),
             Self::Ingress(source) => source.remedy(),

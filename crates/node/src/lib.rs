@@ -14,5 +14,6 @@ pub mod error;
 pub mod node;
 mod owner;
 pub mod record;
+mod renewal;
 mod start;
 mod steps;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shoal_agent::agent::Agent;
+use shoal_identity::node_identity::NodeIdentity;
 use shoal_life::membership::{Consent, Effect, Event, Membership, Outcome, Refusal, Stage};
 use shoal_model::fault::report;
 use shoal_model::id::NodeId;
@@ -14,7 +15,7 @@ use tokio::task::JoinSet;
 use crate::error::NodeError;
 use crate::node::{InitOptions, JoinOptions, Member, NodeConfig, Seen, View};
 use crate::record::Folder;
-use crate::{start, steps};
+use crate::{renewal, start, steps};
 
 /// Pause before what failed is tried again: files that cannot be used, leftovers.
 const RETRY: Duration = Duration::from_secs(5);
@@ -64,6 +65,8 @@ pub(crate) struct Owner {
     /// As it was last logged, so that a retry that fails alike is not logged again.
     logged: String,
     work: JoinSet<Came>,
+    /// Brings the member's next identity, while there is a member.
+    renewal: JoinSet<NodeIdentity>,
     /// What `work` is about, for an effect that panics.
     about: Option<Effect>,
 }
@@ -90,6 +93,7 @@ impl Owner {
             failure: None,
             logged: String::new(),
             work: JoinSet::new(),
+            renewal: JoinSet::new(),
             about: None,
         };
         this.carry_out(first);
@@ -125,6 +129,14 @@ impl Owner {
                     };
                     self.follow(event);
                 }
+                Some(ended) = self.renewal.join_next() => match ended {
+                    Ok(identity) => self.renewed(identity).await,
+                    Err(error) if error.is_panic() => {
+                        tracing::error!(cause = %error, "the renewal of a certificate broke off");
+                        self.renew(renewal::Begin::AfterRest);
+                    }
+                    Err(_) => {}
+                },
             }
         }
     }
@@ -210,6 +222,7 @@ impl Owner {
                 });
             }
             Effect::CloseManager => {
+                self.renewal.abort_all();
                 let member = self.member.take();
                 self.work.spawn(async move {
                     steps::close(member).await;
@@ -228,10 +241,54 @@ impl Owner {
             Effect::Publish => {
                 let membership = self.member.as_ref().map(|member| start::membership(member));
                 agent.set_membership(membership);
+                self.renew(renewal::Begin::WhenDue);
             }
-            Effect::Dismiss => agent.set_membership(None),
+            Effect::Dismiss => {
+                self.renewal.abort_all();
+                agent.set_membership(None);
+            }
             Effect::Answer(_) | Effect::Refuse(_) => {}
         }
+    }
+
+    /// Begins to look after the member's certificate.
+    fn renew(&mut self, begin: renewal::Begin) {
+        self.renewal.abort_all();
+        let Some(member) = &self.member else { return };
+        let renewal = renewal::Renewal {
+            clock: Arc::clone(&self.config.clock),
+            agent: self.agent.clone(),
+            known: start::membership(member).managers,
+            identity: member.identity.clone(),
+        };
+        self.renewal.spawn(renewal.next(begin));
+    }
+
+    /// Takes a renewed certificate into use. Connections that are open stay.
+    async fn renewed(&mut self, identity: NodeIdentity) {
+        let Some(member) = &mut self.member else { return };
+        let (path, fresh) = (self.folder.identity(), identity.clone());
+        let kept = tokio::task::spawn_blocking(move || fresh.save(&path)).await;
+        match kept {
+            Ok(Ok(())) => {
+                tracing::info!(until = ?identity.not_after, "this node's certificate was renewed");
+            }
+            // The old one still counts after a restart; then it is renewed once more.
+            Ok(Err(error)) => {
+                let cause = report(&error);
+                tracing::error!(cause, "this node's renewed certificate could not be kept");
+            }
+            Err(error) => tracing::error!(cause = %error, "keeping a certificate broke off"),
+        }
+        if let Some((manager, _)) = &member.manager
+            && let Err(error) = manager.set_identity(&identity)
+        {
+            let cause = report(&error);
+            tracing::error!(cause, "the manager cannot use this node's renewed certificate");
+        }
+        member.identity = identity.clone();
+        self.agent.set_identity(identity);
+        self.renew(renewal::Begin::AfterRest);
     }
 
     /// Keeps what an effect brought, and says which event that is.

@@ -2,63 +2,16 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod support;
+
 use std::future::Future;
-use std::net::TcpListener;
-use std::path::Path;
 use std::pin::pin;
-use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use shoal_agent::agent::{Agent, AgentConfig};
-use shoal_model::id::InstanceId;
-use shoal_model::object::NodeDescription;
-use shoal_model::time::Timestamp;
-use shoal_network::node_network::{NetworkConfig, NodeNetwork};
 use shoal_node::error::NodeError;
-use shoal_node::node::{InitOptions, JoinOptions, Node, NodeConfig, Standing};
-
-/// Generous: the machine may be busy with something else.
-const DEADLINE: Duration = Duration::from_secs(90);
-
-/// A node whose agent does not run: nothing here touches the kernel.
-async fn open(root: &Path) -> Node {
-    let now = || {
-        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-        Timestamp(i64::try_from(since.as_nanos()).unwrap())
-    };
-    let network = NodeNetwork::open(NetworkConfig {
-        instance: InstanceId::new("0123456789abcdef"),
-        exec_root: root.join("run"),
-        host_netns: None,
-        program: None,
-    })
-    .await
-    .unwrap();
-    let agent = AgentConfig {
-        data_root: root.to_owned(),
-        clock: Arc::new(now),
-        describe: Arc::new(NodeDescription::default),
-    };
-    let agent = Agent::open(agent, network).unwrap();
-    let config =
-        NodeConfig { data_root: root.to_owned(), default_advertise: None, clock: Arc::new(now) };
-    Node::open(config, agent).await.unwrap()
-}
-
-fn free_address() -> String {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
-}
-
-fn init_at(address: &str) -> InitOptions {
-    InitOptions {
-        listen_addr: address.to_owned(),
-        default_address_pools: vec!["10.0.0.0/8".parse().unwrap()],
-        subnet_prefix_len: 24,
-        data_path_port: 4789,
-        ..InitOptions::default()
-    }
-}
+use shoal_node::node::{Node, Standing};
+use support::{DEADLINE, changed_to, free_address, init_at, is_in, join_of, open};
 
 async fn settled(node: &Node) -> Standing {
     let mut changes = node.changes();
@@ -88,10 +41,6 @@ fn cut<F: Future>(call: F, polls: usize) -> Option<F::Output> {
     None
 }
 
-fn is_in(standing: &Standing) -> bool {
-    matches!(standing, Standing::Active { .. })
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn an_init_that_is_cut_ends_in_or_out_and_the_next_change_works() {
     let dir = tempfile::tempdir().unwrap();
@@ -107,21 +56,6 @@ async fn an_init_that_is_cut_ends_in_or_out_and_the_next_change_works() {
         assert!(matches!(node.leave(true).await, Err(NodeError::NotMember)));
     }
     node.shutdown().await;
-}
-
-async fn changed_to(node: &Node, want: impl Fn(&Standing) -> bool) -> Standing {
-    let mut changes = node.changes();
-    let wait = async {
-        loop {
-            changes.borrow_and_update();
-            let standing = node.standing();
-            if want(&standing) {
-                return standing;
-            }
-            changes.changed().await.unwrap();
-        }
-    };
-    tokio::time::timeout(DEADLINE, wait).await.expect("the membership does not change")
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -148,16 +82,8 @@ async fn a_join_and_a_leave_that_are_cut_settle() {
     let (manager, worker) = (open(&first).await, open(&second).await);
     let address = free_address();
     manager.init(init_at(&address)).await.unwrap();
-    let state = manager.control().unwrap().state();
-    let token = state.cluster.as_ref().unwrap().join_tokens.worker.clone();
     for millis in [0, 1, 5, 20, 80] {
-        let join = worker.join(JoinOptions {
-            listen_addr: "127.0.0.1:0".into(),
-            advertise_addr: "127.0.0.1".into(),
-            remote_addrs: vec![address.clone()],
-            join_token: token.clone(),
-            ..JoinOptions::default()
-        });
+        let join = worker.join(join_of(&manager, &address));
         // Ignored because: whether the answer came in time is what varies here.
         let _ = tokio::time::timeout(Duration::from_millis(millis), join).await;
         assert!(is_in(&changed_to(&worker, is_in).await), "after {millis} ms");

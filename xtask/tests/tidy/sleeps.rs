@@ -28,6 +28,7 @@ const MAY_SLEEP: &[(&str, &str)] = &[
     ("crates/manager/src/planner.rs", "the moment that the plan named; collects changes"),
     ("crates/manager/src/statuses.rs", "pause before a write is tried again"),
     ("crates/node/src/owner.rs", "pause before owed work is tried again"),
+    ("crates/node/src/renewal.rs", "the moment when a certificate is due; pause between attempts"),
     ("crates/network/src/hostport/tcp.rs", "pause after accept(2) failed for want of descriptors"),
     ("crates/network/src/resolver/forward.rs", "the deadline of a server that is asked"),
     (
@@ -74,6 +75,7 @@ const MAY_SLEEP: &[(&str, &str)] = &[
     ("crates/engine/tests/common/mod.rs", "looks again for a condition, with a deadline"),
     ("crates/manager/tests/cluster.rs", "looks again for a condition, with a deadline"),
     ("crates/manager/tests/support/mod.rs", "looks again for a condition, with a deadline"),
+    ("crates/node/tests/renewal.rs", "looks again for a condition, with a deadline"),
     ("crates/network/tests/backends.rs", "clients begin before, during and after a removal"),
     ("crates/network/tests/common/mod.rs", "looks again for a condition, with a deadline"),
     ("crates/runtime/tests/common/mod.rs", "looks again for a condition, with a deadline"),

@@ -1,0 +1,108 @@
+//! Renews this node's certificate long before it ends: the owner starts it with each identity, and
+//! gets the next one.
+
+use std::time::Duration;
+
+use shoal_agent::agent::Agent;
+use shoal_identity::authority::KeyAndCsr;
+use shoal_identity::node_identity::NodeIdentity;
+use shoal_model::fault::report;
+use shoal_model::time::{Clock, Timestamp};
+use shoal_wire::client;
+use shoal_wire::error::WireError;
+use shoal_wire::message::{PROTOCOL_VERSION, RenewCertificate};
+
+use crate::error::NodeError;
+
+/// Between looks at the wall clock, which may be set meanwhile.
+const LOOK_PERIOD: Duration = Duration::from_secs(10);
+/// Before the next renewal at least: two clocks that differ by more than a certificate lasts must
+/// not make it an endless one.
+const REST: Duration = Duration::from_secs(60);
+/// Before the next attempt after a failed one, at first and at most.
+const RETRY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
+
+/// What the renewal waits for first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Begin {
+    /// For its time: the identity was just read or given.
+    WhenDue,
+    /// A moment: the identity was just renewed.
+    AfterRest,
+}
+
+/// One renewal.
+pub(crate) struct Renewal {
+    pub(crate) clock: Clock,
+    pub(crate) agent: Agent,
+    /// Managers to ask as long as the agent knows none.
+    pub(crate) known: Vec<String>,
+    pub(crate) identity: NodeIdentity,
+}
+
+impl Renewal {
+    /// Waits until it is time, and asks managers until one of them gives a certificate.
+    pub(crate) async fn next(self, begin: Begin) -> NodeIdentity {
+        if begin == Begin::AfterRest {
+            tokio::time::sleep(REST).await;
+        }
+        let due = self.identity.renew_at(rand::random());
+        self.until(due).await;
+        let mut pause = RETRY.0;
+        loop {
+            match self.ask().await {
+                Ok(fresh) => return fresh,
+                Err(error) => {
+                    let left = self.identity.not_after.since((self.clock)());
+                    tracing::warn!(
+                        cause = report(&error),
+                        hours_left = left.as_secs() / 3600,
+                        "this node's certificate could not be renewed; tried again"
+                    );
+                }
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(RETRY.1);
+        }
+    }
+
+    async fn until(&self, due: Timestamp) {
+        loop {
+            let left = due.since((self.clock)());
+            if left.is_zero() {
+                return;
+            }
+            tokio::time::sleep(left.min(LOOK_PERIOD)).await;
+        }
+    }
+
+    /// Asks one manager after the other.
+    async fn ask(&self) -> Result<NodeIdentity, NodeError> {
+        let told = self.agent.managers();
+        let managers = if told.is_empty() { &self.known } else { &told };
+        let mut last = NodeError::Address {
+            what: "manager",
+            text: String::new(),
+            problem: "none is known".to_owned(),
+        };
+        for addr in managers {
+            match ask_one(addr, &self.identity).await {
+                Ok(fresh) => return Ok(fresh),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+}
+
+/// A new certificate for a new key.
+async fn ask_one(addr: &str, identity: &NodeIdentity) -> Result<NodeIdentity, NodeError> {
+    let failed = |action| move |source| NodeError::Identity { action, source };
+    let refused = |source: WireError| NodeError::Renew { addr: addr.to_owned(), source };
+    let key = KeyAndCsr::generate().map_err(failed("make a key"))?;
+    let client = client::connect(addr, identity).await.map_err(refused)?;
+    let request = RenewCertificate { version: PROTOCOL_VERSION, csr_pem: key.csr_pem };
+    let reply = client.renew(request).await.map_err(refused)?;
+    NodeIdentity::new(reply.cert_pem, key.key_pem, identity.root_pem.clone())
+        .map_err(failed("use the certificate that the manager issued"))
+}
