@@ -50,6 +50,22 @@ impl PeerIdentity {
         Self::from_der(leaf)
     }
 
+    /// Whether the certificate has expired at `now`, and if so the words for it.
+    ///
+    /// # Errors
+    /// [`IdentityError::Expired`].
+    pub fn check_not_expired(&self, now: Timestamp) -> Result<(), IdentityError> {
+        if now <= self.not_after {
+            return Ok(());
+        }
+        Err(IdentityError::Expired {
+            subject: self.node_id.to_string(),
+            not_after: self.not_after,
+            now,
+            late: now.since(self.not_after),
+        })
+    }
+
     /// Reads a certificate.
     ///
     /// # Errors

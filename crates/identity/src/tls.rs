@@ -1,6 +1,7 @@
 //! TLS settings. Chains are checked against the cluster's root; names are not looked at, roles are.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms};
@@ -22,6 +23,10 @@ use crate::error::IdentityError;
 use crate::node_identity::NodeIdentity;
 use crate::peer::{self, PeerIdentity};
 use crate::token::CaDigest;
+
+/// How long after its end a certificate still proves who asks for the next one, and nothing else: a
+/// node that was off for long comes back by itself.
+pub const RENEWAL_GRACE: Duration = Duration::from_secs(90 * 24 * 3600);
 
 /// HTTP/2, the only protocol that is spoken on these connections.
 pub const ALPN: &[u8] = b"h2";
@@ -224,7 +229,8 @@ impl ServerCertVerifier for ManagerVerifier {
     }
 }
 
-/// Checks that a client is a member of the cluster. Refusals keep the TLS library's own kinds, so
+/// Checks that a client is a member of the cluster, or was one until less than [`RENEWAL_GRACE`]
+/// ago. Refusals keep the TLS library's own kinds, so
 /// that the client gets a precise alert.
 #[derive(Debug)]
 struct MemberVerifier {
@@ -248,6 +254,13 @@ impl ClientCertVerifier for MemberVerifier {
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
         let verified = self.chain.verify_client_cert(end_entity, intermediates, now);
+        let verified = match verified {
+            Err(error) if is_expired(&error) => {
+                let then = in_grace(end_entity, now).ok_or(error)?;
+                self.chain.verify_client_cert(end_entity, intermediates, then)
+            }
+            other => other,
+        };
         let verified = verified.map_err(|error| match error {
             // Every cluster's root has the same name, so another cluster's certificate shows as a
             // wrong signature. Its owner should read what it means.
@@ -284,6 +297,20 @@ impl ClientCertVerifier for MemberVerifier {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.chain.supported_verify_schemes()
     }
+}
+
+fn is_expired(error: &rustls::Error) -> bool {
+    use CertificateError as E;
+    matches!(error, rustls::Error::InvalidCertificate(E::Expired | E::ExpiredContext { .. }))
+}
+
+/// The last moment of a certificate's validity, if that is not too long ago. Whoever takes the
+/// connection must look whether its peer has expired.
+fn in_grace(leaf: &CertificateDer<'_>, now: UnixTime) -> Option<UnixTime> {
+    let (_, end) = peer::validity(&peer::parse(leaf).ok()?);
+    let end = Duration::from_secs(u64::try_from(end.secs()).ok()?);
+    let late = Duration::from_secs(now.as_secs()).checked_sub(end)?;
+    (late <= RENEWAL_GRACE).then(|| UnixTime::since_unix_epoch(end))
 }
 
 /// Finds the certificate that a join token names among those that the server sent.

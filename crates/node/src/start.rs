@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use shoal_agent::agent::Membership;
-use shoal_identity::authority::{KeyAndCsr, RootAuthority};
+use shoal_identity::authority::{KeyAndCsr, NODE_VALIDITY, RootAuthority};
 use shoal_identity::node_identity::NodeIdentity;
 use shoal_identity::token::generate_tokens;
 use shoal_manager::manager::{Manager, ManagerConfig};
@@ -13,6 +13,7 @@ use shoal_model::net::NodeIndex;
 use shoal_model::object::{
     Cluster, ManagerStatus, Meta, Node, NodeDescription, NodeState, NodeStatus,
 };
+use shoal_model::spec::cluster::ClusterSpec;
 use shoal_model::spec::network::NetworkSpec;
 use shoal_model::spec::node::{NodeRole, NodeSpec};
 use shoal_model::time::Timestamp;
@@ -25,8 +26,6 @@ use crate::record::{Folder, Record};
 
 /// The first manager's number in the consensus group.
 const FIRST_RAFT_ID: u64 = 1;
-/// How long a certificate is valid if the cluster's settings do not say.
-const CERT_VALIDITY: Duration = Duration::from_secs(90 * 24 * 3600);
 
 /// The system's random source.
 pub(crate) struct RandomIds;
@@ -57,8 +56,7 @@ pub(crate) async fn init(
         RootAuthority::create(now).map_err(failed("make the root certificate"))?;
     let cluster_id = ClusterId::generate(&mut RandomIds);
     let node_id = NodeId::generate(&mut RandomIds);
-    let validity = options.spec.ca_config.node_cert_expiry.map(|n| n.duration());
-    let validity = validity.filter(|v| !v.is_zero()).unwrap_or(CERT_VALIDITY);
+    let validity = validity(&options.spec);
     let key = KeyAndCsr::generate().map_err(failed("make a key"))?;
     let cert_pem = authority
         .issue(&key.csr_pem, &node_id, NodeRole::Manager, &cluster_id, now, validity)
@@ -107,24 +105,64 @@ pub(crate) async fn init(
     Ok(Member { identity, record, manager: Some((manager, store)) })
 }
 
-/// Opens the cluster that is on disk.
+/// Opens the cluster that is on disk. A manager whose certificate has expired gives itself the next
+/// one: nobody could ask it for theirs otherwise.
 pub(crate) async fn reopen(
     config: &NodeConfig,
     folder: &Folder,
-    identity: &NodeIdentity,
+    identity: &mut NodeIdentity,
     record: &Record,
 ) -> Result<(Manager, Store), NodeError> {
     let store_config = StoreConfig { dir: folder.store(), raft_id: FIRST_RAFT_ID };
     let store = Store::open(store_config)
         .await
         .map_err(|source| NodeError::Store { action: "open", source })?;
-    match begin(config, &store, identity, record).await {
+    let begun = match self_issue(config, folder, &store, identity) {
+        Ok(()) => begin(config, &store, identity, record).await,
+        Err(error) => Err(error),
+    };
+    match begun {
         Ok(manager) => Ok((manager, store)),
         Err(error) => {
             store.shutdown().await;
             Err(error)
         }
     }
+}
+
+/// Replaces a manager's expired certificate, by the root's key in the cluster's state.
+fn self_issue(
+    config: &NodeConfig,
+    folder: &Folder,
+    store: &Store,
+    identity: &mut NodeIdentity,
+) -> Result<(), NodeError> {
+    let now = (config.clock)();
+    let state = store.state();
+    let Some(cluster) = state.cluster.as_ref().filter(|_| now > identity.not_after) else {
+        return Ok(());
+    };
+    let failed = |action| move |source| NodeError::Identity { action, source };
+    let validity = validity(&cluster.spec);
+    let key = KeyAndCsr::generate().map_err(failed("make a key"))?;
+    let cert_pem = RootAuthority::load(&cluster.root_ca)
+        .and_then(|authority| {
+            let (id, of) = (&identity.node_id, &cluster.id);
+            authority.issue(&key.csr_pem, id, NodeRole::Manager, of, now, validity)
+        })
+        .map_err(failed("issue this node's certificate"))?;
+    let fresh = NodeIdentity::new(cert_pem, key.key_pem, cluster.root_ca.cert_pem.clone())
+        .map_err(failed("use this node's certificate"))?;
+    fresh.save(&folder.identity()).map_err(failed("keep this node's certificate"))?;
+    tracing::warn!(expired = ?identity.not_after, "this manager's certificate had expired");
+    *identity = fresh;
+    Ok(())
+}
+
+/// How long certificates of a cluster last.
+fn validity(spec: &ClusterSpec) -> Duration {
+    let expiry = spec.ca_config.node_cert_expiry.map(|n| n.duration());
+    expiry.filter(|v| !v.is_zero()).unwrap_or(NODE_VALIDITY)
 }
 
 async fn begin(

@@ -34,12 +34,12 @@ pub(crate) async fn resume(
     let Some(record) = folder.read()? else { return Ok(None) };
     let path = folder.identity();
     let failed = |source| NodeError::Identity { action: "read this node's identity", source };
-    let identity = NodeIdentity::load(&path).map_err(failed)?.ok_or_else(|| {
+    let mut identity = NodeIdentity::load(&path).map_err(failed)?.ok_or_else(|| {
         let source = std::io::Error::from(std::io::ErrorKind::NotFound);
         NodeError::File { action: "read", path, source }
     })?;
     let manager = match record.role {
-        NodeRole::Manager => Some(start::reopen(config, folder, &identity, &record).await?),
+        NodeRole::Manager => Some(start::reopen(config, folder, &mut identity, &record).await?),
         NodeRole::Worker => None,
     };
     Ok(Some(Box::new(Member { identity, record, manager })))

@@ -76,4 +76,12 @@ async fn certificates_are_renewed_on_managers_and_workers_and_serve_at_once() {
     changed_to(&manager, is_in).await;
     assert_eq!(identity(&first).cert_pem, kept.cert_pem);
     manager.shutdown().await;
+
+    // A manager that was off for longer than its certificate lasts gives itself the next one.
+    let much_later = || now().plus(Duration::from_secs(24 * 3600));
+    let manager = open_at(&first, Arc::new(much_later)).await;
+    changed_to(&manager, is_in).await;
+    let own = identity(&first);
+    assert!(own.not_after > much_later() && own.node_id == kept.node_id);
+    manager.shutdown().await;
 }

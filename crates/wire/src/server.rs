@@ -9,8 +9,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::Stream;
+use rustls::pki_types::UnixTime;
 use shoal_identity::peer::PeerIdentity;
 use shoal_model::fault::FaultKind;
+use shoal_model::time::Timestamp;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
@@ -301,6 +303,16 @@ fn peer_info<T>(request: &Request<T>) -> Result<PeerInfo, Status> {
 
 /// The certificate's owner, or a refusal.
 fn member(info: &PeerInfo) -> Result<PeerIdentity, Status> {
+    let peer = known(info)?;
+    // The clock that the handshake looked at.
+    let now = i64::try_from(UnixTime::now().as_secs()).unwrap_or(i64::MAX);
+    let expired = peer.check_not_expired(Timestamp::from_secs(now));
+    expired.map_err(|error| from_fault(RemoteFault::of(&error)))?;
+    Ok(peer)
+}
+
+/// The same also if the certificate has expired: enough to ask for the next one.
+fn known(info: &PeerInfo) -> Result<PeerIdentity, Status> {
     info.identity.clone().ok_or_else(|| {
         let mut fault = RemoteFault::new(
             FaultKind::Unauthorized,
@@ -350,7 +362,7 @@ impl Join for JoinService {
         request: Request<RenewCertificate>,
     ) -> Result<Response<CertificateReply>, Status> {
         let info = peer_info(&request)?;
-        let peer = member(&info)?;
+        let peer = known(&info)?;
         check_version(request.get_ref().version, &info)?;
         let reply = self.handler.renew_certificate(peer, request.into_inner()).await;
         reply.map(Response::new).map_err(from_fault)

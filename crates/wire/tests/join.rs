@@ -9,8 +9,10 @@ use std::time::{Duration, Instant};
 use shoal_identity::authority::KeyAndCsr;
 use shoal_identity::error::IdentityError;
 use shoal_identity::node_identity::NodeIdentity;
+use shoal_identity::tls::RENEWAL_GRACE;
 use shoal_identity::token::{JoinToken, generate_tokens};
 use shoal_model::fault::{Fault as _, FaultId, report};
+use shoal_model::id::NodeId;
 use shoal_model::spec::node::NodeRole;
 use shoal_model::time::Timestamp;
 use shoal_stopwatch::Stopwatch;
@@ -102,12 +104,17 @@ async fn clocks_that_differ_are_named_on_both_sides() {
         assert!(report(&error).contains(word), "{}", report(&error));
         assert!(report(&error).contains("this node's clock"), "{}", report(&error));
     }
-    // The node's certificate: the manager's alert, in words.
+    // The node's certificate: the manager's words, with the difference, where it can still be
+    // renewed; otherwise its alert.
     let server = start(&cluster).await;
     let expired = cluster.member_at("n1", NodeRole::Worker, long_ago, hour);
     let error = first_error(&server.addr, &expired).await;
+    assert_eq!(id_of(&error), "SH-IDN-005");
+    assert!(error.to_string().contains("expired at"), "{error}");
+    let early = cluster.member_at("n1", NodeRole::Worker, tomorrow, hour);
+    let error = first_error(&server.addr, &early).await;
     assert_eq!(id_of(&error), "SH-WIR-006");
-    assert!(error.to_string().contains("by the manager's clock it has expired"), "{error}");
+    assert!(error.to_string().contains("or is not valid yet"), "{error}");
 }
 
 async fn first_error(addr: &str, identity: &NodeIdentity) -> WireError {
@@ -223,6 +230,34 @@ async fn a_renewed_server_certificate_is_used_at_once() {
     let fresh = cluster.member("m1", NodeRole::Manager);
     server.tls.send_replace(fresh.server_config().unwrap());
     join_with(&server.addr, &cluster.worker_token()).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_expired_certificate_is_good_for_the_next_one_only() {
+    let cluster = Cluster::new("c1");
+    let server = start(&cluster).await;
+    let hour = Duration::from_secs(3600);
+    let ago = |secs| Timestamp::from_secs(now().secs() - secs);
+    let late = cluster.member_at("n1", NodeRole::Worker, ago(100 * 3600), hour);
+    let client = soon("connect", connect(&server.addr, &late)).await.unwrap();
+    let error = soon("session", client.session(hello("n1"))).await.map(|_| ()).unwrap_err();
+    assert_eq!(id_of(&error), "SH-IDN-005", "{error:?}");
+    let pair = KeyAndCsr::generate().unwrap();
+    let request = RenewCertificate { version: PROTOCOL_VERSION, csr_pem: pair.csr_pem };
+    let reply = soon("renew", client.renew(request)).await.unwrap();
+    let root = cluster.root.cert_pem().to_owned();
+    let fresh = NodeIdentity::new(reply.cert_pem, pair.key_pem, root).unwrap();
+    assert_eq!(fresh.node_id, NodeId::new("n1"));
+    assert!(fresh.not_after > now());
+    // Not for ever.
+    let gone = i64::try_from(RENEWAL_GRACE.as_secs()).unwrap() + 2 * 3600;
+    let gone = cluster.member_at("n1", NodeRole::Worker, ago(gone), hour);
+    let opened = async {
+        let client = connect(&server.addr, &gone).await?;
+        client.session(hello("n1")).await.map(|_| ())
+    };
+    let error = soon("refusal", opened).await.unwrap_err();
+    assert!(matches!(error, WireError::OwnCertificate { .. }), "{error:?}");
 }
 
 #[test]
