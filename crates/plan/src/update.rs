@@ -5,12 +5,13 @@
 //! place is *dirty* while only older specs live there, *in flight* from the first task of the new
 //! spec until that one has run for the configured delay (or has failed), and then done.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use shoal_model::id::{ServiceId, TaskId};
 use shoal_model::object::{Service, Task, UpdateState, UpdateStatus};
+use shoal_model::spec::node::Availability;
 use shoal_model::spec::service::UpdateConfig;
 use shoal_model::task_state::TaskState;
 use shoal_model::time::Nanos;
@@ -18,7 +19,11 @@ use shoal_model::time::Nanos;
 use crate::orchestrate::{Start, create};
 use crate::restart::{self, Condition, Verdict};
 use crate::slots::{Slot, SlotKey, collect, ended_by_itself};
+use crate::validate::check_existence;
 use crate::work::Work;
+
+/// The version of a service's spec that was never updated.
+const FIRST_SPEC_VERSION: u64 = 1;
 
 /// How long a new task is watched, if the spec does not say.
 pub const MONITOR_DEFAULT: Duration = Duration::from_secs(5);
@@ -69,28 +74,42 @@ impl Settings {
 /// Moves the update of a service one step on, if there is one.
 pub(crate) fn supervise(work: &mut Work<'_>, id: &ServiceId, wanted: &[SlotKey]) {
     let Some(service) = work.services.get(id).cloned() else { return };
+    // A paused node is left alone: its place follows when it is active again.
+    let wanted: BTreeSet<&SlotKey> = wanted.iter().filter(|key| !is_paused(work, key)).collect();
     let mut slots = collect(work, &service);
     slots.retain(|key, _| wanted.contains(key));
+    let places = Places { complete: slots.len() == wanted.len(), slots };
     let state = service.update_status.as_ref().map(|status| status.state);
     match state {
         Some(UpdateState::Paused | UpdateState::RollbackPaused) => {}
         None | Some(UpdateState::Completed | UpdateState::RollbackCompleted) => {
-            if slots.values().any(|slot| slot.is_dirty(&service)) {
+            // Also one that came before the first task has begun, and is to end.
+            let unseen = state.is_none() && service.spec_version > FIRST_SPEC_VERSION;
+            if unseen || places.slots.values().any(|slot| slot.is_dirty(&service)) {
                 set_state(work, id, UpdateState::Updating, "update in progress");
-                advance(work, &service, &slots, false);
+                advance(work, &service, &places, false);
             }
         }
-        Some(UpdateState::Updating) => advance(work, &service, &slots, false),
-        Some(UpdateState::RollbackStarted) => advance(work, &service, &slots, true),
+        Some(UpdateState::Updating) => advance(work, &service, &places, false),
+        Some(UpdateState::RollbackStarted) => advance(work, &service, &places, true),
     }
 }
 
-fn advance(
-    work: &mut Work<'_>,
-    service: &Arc<Service>,
-    slots: &BTreeMap<SlotKey, Slot>,
-    rolling_back: bool,
-) {
+/// The places that an update is about.
+struct Places {
+    /// Those in which there is or was a task.
+    slots: BTreeMap<SlotKey, Slot>,
+    /// Whether these are all.
+    complete: bool,
+}
+
+fn is_paused(work: &Work<'_>, key: &SlotKey) -> bool {
+    let SlotKey::Node(node) = key else { return false };
+    work.node(node).is_some_and(|node| node.spec.availability == Availability::Pause)
+}
+
+fn advance(work: &mut Work<'_>, service: &Arc<Service>, places: &Places, rolling_back: bool) {
+    let slots = &places.slots;
     let spec = &service.spec;
     let config = if rolling_back { &spec.rollback_config } else { &spec.update_config };
     let mut settings = Settings::of(config.as_ref());
@@ -107,7 +126,7 @@ fn advance(
     }
     let mut in_flight = 0;
     let mut dirty = Vec::new();
-    let mut settled = true;
+    let mut settled = places.complete;
     for (key, slot) in slots {
         if slot.is_dirty(service) {
             settled = false;
@@ -230,6 +249,12 @@ fn fail(
         (true, _, _) => {
             let message = format!("rollback paused {because}");
             set_state(work, &service.id, UpdateState::RollbackPaused, &message);
+        }
+        (false, FailureAction::Rollback, Some(previous))
+            if let Err(error) = check_existence(work.base(), &previous) =>
+        {
+            let message = format!("update paused {because}; it cannot be rolled back: {error}");
+            set_state(work, &service.id, UpdateState::Paused, &message);
         }
         (false, FailureAction::Rollback, Some(previous)) => {
             work.edit_service(&service.id, |service| {
