@@ -132,9 +132,11 @@ impl ClusterState {
         let after = match change {
             Change::Put { object, .. } => {
                 let mut object = object.clone();
-                let created_at = before.as_ref().map_or(transaction.at, |o| meta(o).created_at);
+                let (created, created_at) = before
+                    .as_ref()
+                    .map_or((revision, transaction.at), |o| (meta(o).created, meta(o).created_at));
                 *meta_mut(&mut object) =
-                    Meta { version: revision, created_at, updated_at: transaction.at };
+                    Meta { version: revision, created, created_at, updated_at: transaction.at };
                 keep_states_growing(&mut object, before.as_ref());
                 self.check_claims(&object, &key)?;
                 Some(object)

@@ -161,6 +161,11 @@ impl InstanceId {
 #[serde(transparent)]
 pub struct Revision(pub u64);
 
+impl Revision {
+    /// Of what is not written yet: newer than everything that is.
+    pub const UNWRITTEN: Self = Self(u64::MAX);
+}
+
 impl fmt::Display for Revision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)

@@ -27,6 +27,10 @@ use crate::time::Timestamp;
 pub struct Meta {
     /// Revision of the last write: the version that clients compare and set.
     pub version: Revision,
+    /// Revision of the first write: what tells older from newer objects, whatever the managers'
+    /// clocks said. Zero for objects of versions before it was noted.
+    #[serde(default)]
+    pub created: Revision,
     /// First write.
     pub created_at: Timestamp,
     /// Last write.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use shoal_model::cluster_state::Table;
-use shoal_model::id::{NetworkId, ServiceId, TaskId};
+use shoal_model::id::{NetworkId, Revision, ServiceId, TaskId};
 use shoal_model::object::{Network, Service, Subnet, Task};
 use shoal_model::time::Timestamp;
 
@@ -29,12 +29,12 @@ pub(crate) struct Addresses {
 struct Pool {
     used: HashSet<IpAddr>,
     resting: HashSet<IpAddr>,
-    /// The address given out last, and when.
-    last: Option<(Timestamp, IpAddr)>,
+    /// The address given out last, and to an object of which revision.
+    last: Option<(Revision, IpAddr)>,
 }
 
 impl Pool {
-    fn saw(&mut self, at: Timestamp, address: IpAddr) {
+    fn saw(&mut self, at: Revision, address: IpAddr) {
         if self.last.is_none_or(|known| known < (at, address)) {
             self.last = Some((at, address));
         }
@@ -62,7 +62,7 @@ impl Addresses {
             for vip in &service.endpoint.vips {
                 if let Some(pool) = pools.get_mut(&vip.network_id) {
                     pool.used.insert(vip.addr.addr());
-                    pool.saw(service.meta.created_at, vip.addr.addr());
+                    pool.saw(service.meta.created, vip.addr.addr());
                 }
             }
         }
@@ -72,7 +72,7 @@ impl Addresses {
             for place in &task.networks {
                 let Some(pool) = pools.get_mut(&place.network_id) else { continue };
                 for address in place.addresses.iter().map(IpNet::addr) {
-                    pool.saw(task.meta.created_at, address);
+                    pool.saw(task.meta.created, address);
                     if !ended {
                         pool.used.insert(address);
                     } else if resting {
@@ -85,13 +85,13 @@ impl Addresses {
     }
 
     /// Takes the next free address of `network`, with its subnet's prefix length.
-    pub fn take(&mut self, network: &Network, now: Timestamp) -> Result<IpNet, Exhausted> {
+    pub fn take(&mut self, network: &Network) -> Result<IpNet, Exhausted> {
         let pool = self.pools.entry(network.id.clone()).or_default();
         for use_resting in [false, true] {
             for subnet in &network.subnets {
                 if let Some(address) = next_free(subnet, pool, use_resting) {
                     pool.used.insert(address);
-                    pool.last = Some((now, address));
+                    pool.last = Some((Revision::UNWRITTEN, address));
                     return Ok(with_prefix(address, subnet));
                 }
             }
@@ -216,14 +216,14 @@ mod tests {
     fn a_freed_address_comes_back_only_after_a_round() {
         let network = network("10.0.1.0/29");
         let mut addresses = Addresses::default();
-        let take = |a: &mut Addresses| a.take(&network, Timestamp(1)).map(|n| n.to_string());
+        let take = |a: &mut Addresses| a.take(&network).map(|n| n.to_string());
         assert_eq!(take(&mut addresses).as_deref(), Ok("10.0.1.2/29"));
         addresses.release(&network.id, "10.0.1.2".parse().unwrap());
         assert_eq!(take(&mut addresses).as_deref(), Ok("10.0.1.3/29"));
         for expected in ["10.0.1.4/29", "10.0.1.5/29", "10.0.1.6/29", "10.0.1.2/29"] {
             assert_eq!(take(&mut addresses).as_deref(), Ok(expected));
         }
-        let full = addresses.take(&network, Timestamp(1)).unwrap_err();
+        let full = addresses.take(&network).unwrap_err();
         assert_eq!(full.detail, "10.0.1.0/29: 5 of 5 in use");
     }
 

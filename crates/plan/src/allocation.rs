@@ -150,8 +150,7 @@ fn acquire(
 }
 
 fn take_vip(work: &mut Work<'_>, network: &Arc<Network>) -> Result<VirtualIp, String> {
-    let now = work.now;
-    let taken = work.addresses().take(network, now);
+    let taken = work.addresses().take(network);
     let addr = taken.map_err(|full| exhausted("virtual address", network, &full))?;
     Ok(VirtualIp { network_id: network.id.clone(), addr })
 }
@@ -268,10 +267,9 @@ fn allocate(work: &mut Work<'_>, task: &Task) -> Result<Allocated, String> {
             places.push((network.clone(), attachment));
         }
     }
-    let now = work.now;
     let mut taken = Vec::new();
     for (network, attachment) in &places {
-        match work.addresses().take(network, now) {
+        match work.addresses().take(network) {
             Ok(address) => taken.push(TaskNetwork {
                 network_id: network.id.clone(),
                 addresses: vec![address],

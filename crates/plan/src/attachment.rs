@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use shoal_model::cluster_state::ClusterState;
-use shoal_model::id::{ContainerId, IdSource, NetworkId, NodeId, TaskId};
+use shoal_model::id::{ContainerId, IdSource, NetworkId, NodeId, Revision, TaskId};
 use shoal_model::object::{Meta, Network, Task, TaskNetwork, TaskStatus};
 use shoal_model::spec::task::{NetworkAttachmentConfig, NetworkAttachmentSpec, TaskSpec};
 use shoal_model::task_state::TaskState;
@@ -64,7 +64,12 @@ pub fn attach(
     };
     Ok(Task {
         id: TaskId::generate(ids),
-        meta: Meta { created_at: now, updated_at: now, ..Meta::default() },
+        meta: Meta {
+            created: Revision::UNWRITTEN,
+            created_at: now,
+            updated_at: now,
+            ..Meta::default()
+        },
         service_id: None,
         service_name: String::new(),
         slot: 0,
@@ -98,7 +103,7 @@ fn place(
         addresses.push(taken);
     }
     if addresses.is_empty() {
-        let taken = work.addresses().take(network, now).map_err(|full| {
+        let taken = work.addresses().take(network).map_err(|full| {
             SpecError::conflict(format!(
                 "subnet full: no address left on network '{}' ({})",
                 network.spec.name, full.detail

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use shoal_model::id::{NodeId, ServiceId, TaskId};
+use shoal_model::id::{NodeId, Revision, ServiceId, TaskId};
 use shoal_model::object::{Meta, NodeState, Service, Task, TaskStatus};
 use shoal_model::spec::node::Availability;
 use shoal_model::spec::task::TaskSpec;
@@ -13,7 +13,7 @@ use shoal_model::time::Timestamp;
 
 use crate::constraint;
 use crate::restart::{self, Condition, Verdict};
-use crate::slots::{Slot, SlotKey, collect, ended_by_itself};
+use crate::slots::{Slot, SlotKey, age, collect, ended_by_itself};
 use crate::update;
 use crate::work::Work;
 
@@ -212,7 +212,7 @@ fn vacate(work: &mut Work<'_>, service: &Service, key: &SlotKey, slot: &mut Slot
             }
             continue;
         }
-        let newer = slot.tasks.iter().filter(|t| t.meta.created_at > task.meta.created_at);
+        let newer = slot.tasks.iter().filter(|t| age(t) > age(&task));
         let failed: Vec<_> = newer.filter(|t| ended_by_itself(t)).collect();
         if failed.len() >= VACATE_ATTEMPTS {
             work.want(&task.id, TaskState::Shutdown);
@@ -307,7 +307,12 @@ pub(crate) fn create(
     };
     let task = Task {
         id: TaskId::generate(work.ids),
-        meta: Meta { created_at: now, updated_at: now, ..Meta::default() },
+        meta: Meta {
+            created: Revision::UNWRITTEN,
+            created_at: now,
+            updated_at: now,
+            ..Meta::default()
+        },
         service_id: Some(service.id.clone()),
         service_name: service.spec.name.clone(),
         slot,

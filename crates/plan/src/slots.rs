@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use shoal_model::id::{NodeId, TaskId};
+use shoal_model::id::{NodeId, Revision, TaskId};
 use shoal_model::object::{Service, Task};
 use shoal_model::task_state::TaskState;
+use shoal_model::time::Timestamp;
 
 use crate::work::Work;
 
@@ -92,6 +93,7 @@ pub(crate) fn collect(work: &Work<'_>, service: &Service) -> BTreeMap<SlotKey, S
 }
 
 /// Sorts tasks of one place, oldest first.
-pub(crate) fn age(task: &Task) -> (shoal_model::time::Timestamp, u64, &TaskId) {
-    (task.meta.created_at, task.spec_version, &task.id)
+pub(crate) fn age(task: &Task) -> (Revision, Timestamp, u64, &TaskId) {
+    // The time only tells tasks apart whose first revision was not noted yet.
+    (task.meta.created, task.meta.created_at, task.spec_version, &task.id)
 }

@@ -13,6 +13,7 @@ use shoal_model::object::{Config, Meta, UpdateState};
 use shoal_model::spec::node::Availability;
 use shoal_model::spec::payload::{ConfigReference, PayloadData, PayloadSpec};
 use shoal_model::spec::service::UpdateConfig;
+use shoal_model::time::Timestamp;
 
 fn run(cluster: &mut FakeCluster) {
     cluster.run(&mut Chance(1), 200, 0);
@@ -109,4 +110,23 @@ fn a_rollback_to_a_spec_whose_config_is_gone_says_so() {
     let message = cluster.service(&id).update_status.clone().unwrap().message;
     assert!(message.contains("it cannot be rolled back") && message.contains("zone"), "{message}");
     assert_eq!(cluster.running(&id).len(), 1, "the other one runs on as it was");
+}
+
+/// A new leader's clock may be behind the last one's.
+#[test]
+fn a_clock_that_steps_back_makes_no_old_task_the_newest() {
+    let mut cluster = FakeCluster::new(2);
+    let mut wanted = spec("web", 2, &[]);
+    wanted.update_config =
+        Some(UpdateConfig { order: Some("start-first".into()), ..UpdateConfig::default() });
+    let id = cluster.add_service(wanted);
+    run(&mut cluster);
+    for (version, hours) in [(2, 1), (3, 2)] {
+        cluster.now = Timestamp::from_secs(cluster.now.secs() - hours * 3600);
+        cluster.update_service(&id, |spec| set_image(spec, &format!("web:{version}")));
+        run(&mut cluster);
+        assert_eq!(state_of(&cluster, &id), Some(UpdateState::Completed), "web:{version}");
+        assert_eq!(cluster.running(&id).len(), 2);
+        assert!(images(&cluster, &id).values().all(|i| *i == format!("web:{version}")));
+    }
 }
