@@ -30,6 +30,7 @@ pub mod reconcile;
 mod restart;
 pub mod schedule;
 mod slots;
+mod surplus;
 mod update;
 pub mod validate;
 mod work;

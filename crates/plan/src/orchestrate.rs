@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use shoal_model::id::{NodeId, Revision, ServiceId, TaskId};
+use shoal_model::id::{Revision, ServiceId, TaskId};
 use shoal_model::object::{Meta, NodeState, Service, Task, TaskStatus};
 use shoal_model::spec::node::Availability;
 use shoal_model::spec::task::TaskSpec;
@@ -14,8 +14,8 @@ use shoal_model::time::Timestamp;
 use crate::constraint;
 use crate::restart::{self, Condition, Verdict};
 use crate::slots::{Slot, SlotKey, age, collect, ended_by_itself};
-use crate::update;
 use crate::work::Work;
+use crate::{surplus, update};
 
 /// Failed replacements after which a task that should leave its node stops all the same.
 const VACATE_ATTEMPTS: usize = 3;
@@ -63,13 +63,13 @@ fn replicated_slots(
         slots.iter().filter(|(key, _)| matches!(key, SlotKey::Number(_))).collect();
     let surplus = filled.len().saturating_sub(replicas);
     if surplus > 0 {
-        for key in choose_surplus(&filled, surplus) {
-            let slot = slots.get(&key);
-            for task in slot.into_iter().flat_map(|s| &s.tasks) {
+        let given_up = surplus::choose(&filled, surplus);
+        for slot in given_up.iter().filter_map(|key| slots.get(key)) {
+            for task in &slot.tasks {
                 work.want(&task.id, TaskState::Remove);
             }
-            filled.retain(|(kept, _)| **kept != key);
         }
+        filled.retain(|(key, _)| !given_up.contains(*key));
     }
     let taken: BTreeSet<SlotKey> = filled.iter().map(|(key, _)| (*key).clone()).collect();
     let missing = replicas.saturating_sub(taken.len());
@@ -77,40 +77,6 @@ fn replicated_slots(
     // More than fit one transaction come with the next pass.
     let fresh: Vec<SlotKey> = fresh.take(missing.min(shoal_model::change::CHANGES_MAX)).collect();
     taken.into_iter().chain(fresh).collect()
-}
-
-/// The places to give up: those that serve nobody first, then from the most crowded nodes, then the
-/// highest number.
-fn choose_surplus(filled: &[(&SlotKey, &Slot)], surplus: usize) -> Vec<SlotKey> {
-    if surplus == filled.len() {
-        return filled.iter().map(|(key, _)| (*key).clone()).collect();
-    }
-    let mut crowd: BTreeMap<Option<&NodeId>, usize> = BTreeMap::new();
-    let node_of = |slot: &Slot| slot.primary().and_then(|t| t.node_id.clone());
-    let nodes: Vec<Option<NodeId>> = filled.iter().map(|(_, slot)| node_of(slot)).collect();
-    for node in &nodes {
-        *crowd.entry(node.as_ref()).or_default() += 1;
-    }
-    let mut rest: Vec<usize> = (0..filled.len()).collect();
-    let mut chosen = Vec::new();
-    for _ in 0..surplus {
-        let rank = |i: &usize| {
-            let (key, slot) = filled.get(*i)?;
-            let node = nodes.get(*i)?.as_ref();
-            let state = slot.primary().map(|t| t.status.state);
-            let idle = (!slot.is_serving(), state.is_none());
-            Some((idle, crowd.get(&node).copied().unwrap_or(0), *key))
-        };
-        let Some(pick) = rest.iter().copied().max_by_key(|i| rank(i)) else { break };
-        rest.retain(|i| *i != pick);
-        if let (Some(node), Some((key, _))) = (nodes.get(pick), filled.get(pick)) {
-            if let Some(count) = crowd.get_mut(&node.as_ref()) {
-                *count = count.saturating_sub(1);
-            }
-            chosen.push((*key).clone());
-        }
-    }
-    chosen
 }
 
 /// Chooses the places of a global service and stops the tasks of the others.
