@@ -122,7 +122,7 @@ impl Doorkeeper {
         role: NodeRole,
         csr_pem: String,
     ) -> Result<CertificateReply, ControlError> {
-        let now = self.0.now();
+        let now = (self.0.wall)();
         let expiry = cluster.spec.ca_config.node_cert_expiry.map(Nanos::duration);
         let validity: Duration = expiry.filter(|e| !e.is_zero()).unwrap_or(NODE_VALIDITY);
         let (of, id) = (Arc::clone(cluster), node_id.clone());

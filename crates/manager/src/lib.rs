@@ -15,6 +15,7 @@
 
 mod assigner;
 mod attach;
+mod clock;
 pub mod control;
 mod dispatcher;
 pub mod error;

@@ -13,6 +13,7 @@ use shoal_wire::server::{Handlers, Server, listen, serve};
 use tokio::sync::{Notify, broadcast, watch};
 use tokio::task::JoinSet;
 
+use crate::clock::{latest, steady};
 use crate::control::Control;
 use crate::dispatcher::Dispatcher;
 use crate::error::{ControlError, ManagerError};
@@ -35,7 +36,7 @@ pub struct ManagerConfig {
     pub listen: SocketAddr,
     /// Where other nodes reach this manager.
     pub advertise: SocketAddr,
-    /// The wall clock. All times in the cluster's state are of this clock.
+    /// The wall clock. All times in the cluster's state are of this clock, but never step back.
     pub clock: Clock,
 }
 
@@ -59,12 +60,18 @@ impl Manager {
     /// # Errors
     /// [`ManagerError::Wire`] when the address cannot be had.
     pub async fn start(config: ManagerConfig) -> Result<Self, ManagerError> {
-        let ManagerConfig { store, identity, listen: addr, advertise, clock } = config;
+        let ManagerConfig { store, identity, listen: addr, advertise, clock: wall } = config;
         if store.state().cluster.is_none() {
             return Err(ManagerError::NoCluster);
         }
         let tls = identity.server_config().map_err(ManagerError::Identity)?;
         let listener = listen(addr).await?;
+        let latest = latest(&store.state());
+        if latest > wall() {
+            let seconds = latest.since(wall()).as_secs();
+            tracing::warn!(seconds, "this manager's clock is behind the cluster's time");
+        }
+        let clock = steady(Arc::clone(&wall), latest);
         let mut loops = JoinSet::new();
         let (writer, write) = Writer::new(store.clone(), Arc::clone(&clock));
         loops.spawn(write);
@@ -72,6 +79,7 @@ impl Manager {
             store,
             writer,
             clock,
+            wall,
             own: identity.node_id.clone(),
             sessions: Sessions::new(),
             logs: Router::default(),

@@ -39,7 +39,10 @@ impl IdSource for RandomIds {
 pub(crate) struct Shared {
     pub store: Store,
     pub writer: Writer,
+    /// The cluster's time, which never steps back.
     pub clock: Clock,
+    /// The machine's own: what certificates are dated by, and looked at with.
+    pub wall: Clock,
     /// This manager's own node.
     pub own: NodeId,
     pub sessions: Sessions,

@@ -1,0 +1,68 @@
+//! The cluster's time: the manager's wall clock, but it never steps back.
+//!
+//! Delays, monitors and quarantines are counted from times in the state. A clock that was put back,
+//! or a manager whose clock is behind the one before, would make them last for hours.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use shoal_model::cluster_state::ClusterState;
+use shoal_model::time::{Clock, Timestamp};
+
+/// `wall`, but never before `begin`, and never back: while it is behind, time passes as it does.
+pub(crate) fn steady(wall: Clock, begin: Timestamp) -> Clock {
+    let last = Mutex::new((begin, Instant::now()));
+    Arc::new(move || {
+        // The two halves are written together: nothing is half done.
+        let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+        let (time, at) = *last;
+        let passed = Instant::now();
+        let now = wall().max(time.plus(passed.saturating_duration_since(at)));
+        *last = (now, passed);
+        now
+    })
+}
+
+/// The latest time in the state; zero if it is empty.
+pub(crate) fn latest(state: &ClusterState) -> Timestamp {
+    let cluster = state.cluster.iter().map(|o| o.meta.updated_at);
+    let nodes = state.nodes.values().map(|o| o.meta.updated_at);
+    let services = state.services.values().map(|o| o.meta.updated_at);
+    let tasks = state.tasks.values().map(|o| o.meta.updated_at);
+    let networks = state.networks.values().map(|o| o.meta.updated_at);
+    let all = cluster.chain(nodes).chain(services).chain(tasks).chain(networks);
+    all.max().unwrap_or(Timestamp::ZERO)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicI64, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn it_follows_the_wall_clock_forth_and_never_back() {
+        let hands = Arc::new(AtomicI64::new(1_000));
+        let wall: Clock = {
+            let hands = Arc::clone(&hands);
+            Arc::new(move || Timestamp::from_secs(hands.load(Ordering::Relaxed)))
+        };
+        let clock = steady(wall, Timestamp::from_secs(900));
+        assert_eq!(clock().secs(), 1_000);
+        hands.store(5_000, Ordering::Relaxed);
+        let before = clock();
+        assert_eq!(before.secs(), 5_000);
+        // It is put back: time goes on from where it was.
+        hands.store(2_000, Ordering::Relaxed);
+        let after = clock();
+        assert!(after >= before && after.secs() < 5_060, "{after:?}");
+        while clock() == after {
+            std::thread::yield_now();
+        }
+        hands.store(9_000, Ordering::Relaxed);
+        assert_eq!(clock().secs(), 9_000);
+        // A manager whose clock is behind what the one before has written.
+        let late = steady(Arc::new(|| Timestamp::from_secs(1)), Timestamp::from_secs(7_000));
+        assert!(late().secs() >= 7_000);
+    }
+}
