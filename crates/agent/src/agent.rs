@@ -35,6 +35,11 @@ use crate::{places, session, tasks};
 /// How long a node that leaves waits for its tasks to be handed over. A task that takes longer to
 /// stop gets no new connections meanwhile.
 const HAND_OVER_MAX: Duration = Duration::from_secs(15);
+/// Within what time a daemon that is stopped for a moment is back: an upgrade takes seconds, a
+/// machine's start a minute.
+const BACK_SOON: Duration = Duration::from_secs(60);
+/// How long the manager may take to hear that.
+const FAREWELL_MAX: Duration = Duration::from_secs(2);
 /// How long the agent's loops may take to end.
 const STOP_DEADLINE: Duration = Duration::from_secs(3);
 /// Pause before local networks that could not be written are tried again.
@@ -214,6 +219,16 @@ impl Agent {
                 () = self.inner.hub.left() => {}
                 () = tokio::time::sleep(HAND_OVER_MAX) => {}
             }
+        }
+    }
+
+    /// Tells the manager that this node's daemon stops while its tasks run on, and will be back
+    /// soon: they are not replaced meanwhile.
+    pub async fn say_back_soon(&self) {
+        if self.inner.hub.back_soon(BACK_SOON).await {
+            // Ignored because: a manager that does not answer knows nothing of such a stop; then
+            // this one is like any other.
+            let _ = tokio::time::timeout(FAREWELL_MAX, self.inner.hub.left()).await;
         }
     }
 

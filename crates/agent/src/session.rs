@@ -11,8 +11,8 @@ use shoal_model::id::{NodeId, Revision, SessionId};
 use shoal_wire::client;
 use shoal_wire::error::WireError;
 use shoal_wire::message::{
-    AckRevision, AttachOutcome, AttachReply, AttachRequest, AttachmentSet, ByeReason, Detach,
-    Hello, Leave, ManagerAddr, ManagerMessage, NeedFull, NodeMessage, PROTOCOL_VERSION,
+    AckRevision, AttachOutcome, AttachReply, AttachRequest, AttachmentSet, BackSoon, ByeReason,
+    Detach, Hello, Leave, ManagerAddr, ManagerMessage, NeedFull, NodeMessage, PROTOCOL_VERSION,
     TaskStatuses,
 };
 use shoal_wire::session::{ClientSession, SessionSender};
@@ -102,8 +102,19 @@ impl SessionHub {
 
     /// Tells the manager that this node leaves; says whether there was one to tell.
     pub(crate) async fn leave(&self) -> bool {
+        self.say_goodbye(NodeMessage::Leave(Leave {})).await
+    }
+
+    /// Tells the manager that this node's daemon stops for a moment; says whether there was one to
+    /// tell. It ends the session when it has heard.
+    pub(crate) async fn back_soon(&self, within: Duration) -> bool {
+        let within_s = u32::try_from(within.as_secs()).unwrap_or(u32::MAX);
+        self.say_goodbye(NodeMessage::BackSoon(BackSoon { within_s })).await
+    }
+
+    async fn say_goodbye(&self, message: NodeMessage) -> bool {
         self.leaving.send_replace(Leaving::Said);
-        let said = self.tell(NodeMessage::Leave(Leave {}));
+        let said = self.tell(message);
         // A manager that cannot be told finds out by missing heartbeats.
         tokio::time::timeout(LEAVE_DEADLINE, said).await.unwrap_or(false)
     }

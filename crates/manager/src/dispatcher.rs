@@ -25,7 +25,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::attach::Caller;
 use crate::error::ControlError;
-use crate::membership::{LEFT, SILENT, give_up};
+use crate::membership::{AWAY, LEFT, SILENT, give_up};
 use crate::sessions::Session;
 use crate::shared::{RandomIds, Shared, managers};
 
@@ -48,6 +48,9 @@ const WORK_PATIENCE: Duration = Duration::from_secs(30);
 /// Largest description of a node, as JSON: as large as a join may be.
 const DESCRIPTION_BYTES_MAX: usize = shoal_wire::JOIN_MESSAGE_MAX;
 
+/// Longest that a node whose daemon stops for a moment is waited for.
+const BACK_SOON_MAX: Duration = Duration::from_secs(120);
+
 /// Longer than any session.
 const FAR_AWAY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
@@ -59,6 +62,8 @@ enum End {
     Silent,
     /// The node said that it leaves.
     Left,
+    /// The node said that it will be back within this time.
+    BackSoon(Duration),
     /// This side ends it.
     Bye(ByeReason, String),
 }
@@ -150,6 +155,15 @@ impl Dispatcher {
                     self.shared.mark_down(node, LEFT).await;
                 }
             }
+            End::BackSoon(within) => {
+                self.shared.mark_away(node).await;
+                // The node waits for it: only then is it sure that it was heard.
+                let message = "until soon".to_owned();
+                session.end(Bye { reason: ByeReason::Stopping, message }).await;
+                if current {
+                    give_up(&self.shared, node, within, AWAY);
+                }
+            }
             End::Silent => {
                 drop(session);
                 self.shared.mark_down(node, SILENT).await;
@@ -199,6 +213,10 @@ impl Run<'_> {
                         left_for_long.as_mut().reset(until);
                         shared.mark_left(&self.node).await;
                         Ok(())
+                    }
+                    Ok(NodeMessage::BackSoon(soon)) => {
+                        let within = Duration::from_secs(soon.within_s.into());
+                        return End::BackSoon(within.min(BACK_SOON_MAX));
                     }
                     Ok(message) => self.hear(message).await,
                     Err(error) => {
@@ -308,6 +326,7 @@ impl Run<'_> {
             NodeMessage::Hello(_)
             | NodeMessage::Heartbeat(_)
             | NodeMessage::Leave(_)
+            | NodeMessage::BackSoon(_)
             | NodeMessage::Unknown => {}
         }
         Ok(())

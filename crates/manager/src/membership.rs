@@ -19,12 +19,17 @@ pub(crate) const SILENT: &str = "heartbeat failure: the node has been silent for
 /// What it says of a node that left on purpose.
 pub(crate) const LEFT: &str = "the node left the cluster";
 
-/// Marks a node as down after `patience`, unless it has a session then.
+/// What it says of a node whose daemon has not come back in time.
+pub(crate) const AWAY: &str = "the node's daemon stopped for a moment and did not come back";
+
+/// Marks a node as down after `patience`, unless it has had a session since: when that ends, it is
+/// waited for anew.
 pub(crate) fn give_up(shared: &Arc<Shared>, node: &NodeId, patience: Duration, why: &'static str) {
     let (of, node) = (Arc::downgrade(shared), node.clone());
+    let sessions = shared.sessions.count(&node);
     shared.help(async move {
         tokio::time::sleep(patience).await;
-        if let Some(shared) = of.upgrade() {
+        if let Some(shared) = of.upgrade().filter(|s| s.sessions.count(&node) == sessions) {
             shared.mark_down(&node, why).await;
         }
     });
@@ -68,6 +73,13 @@ impl Shared {
     /// connected to them may finish while it stops.
     pub(crate) async fn mark_left(&self, node: &NodeId) {
         self.move_to(node, NodeState::Disconnected, LEFT, |_| true).await;
+    }
+
+    /// Notes that a node's daemon stops for a moment: it gets no more tasks, and those that it has
+    /// stay.
+    pub(crate) async fn mark_away(&self, node: &NodeId) {
+        let why = "its daemon stopped and said that it comes back; its tasks run on";
+        self.move_to(node, NodeState::Unknown, why, |_| true).await;
     }
 
     /// Notes that a node is gone, unless it has a session (again).

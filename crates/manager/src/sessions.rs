@@ -45,6 +45,8 @@ impl Progress {
 struct Tables {
     sessions: BTreeMap<NodeId, Session>,
     progress: BTreeMap<NodeId, Progress>,
+    /// How many sessions each node has had.
+    counts: BTreeMap<NodeId, u64>,
 }
 
 /// Who is connected.
@@ -66,10 +68,16 @@ impl Sessions {
     pub fn enter(&self, node: &NodeId, session: Session) {
         self.with(|tables| {
             tables.progress.insert(node.clone(), Progress::default());
+            *tables.counts.entry(node.clone()).or_default() += 1;
             if let Some(old) = tables.sessions.insert(node.clone(), session) {
                 old.end.send_replace(Some(ByeReason::Replaced));
             }
         });
+    }
+
+    /// How many sessions the node has had with this manager.
+    pub fn count(&self, node: &NodeId) -> u64 {
+        self.with(|tables| tables.counts.get(node).copied().unwrap_or(0))
     }
 
     /// Takes a session out; `false` if another one of the node has taken its place.
@@ -118,6 +126,7 @@ impl Sessions {
     /// Ends the sessions of nodes that are no members any more.
     pub fn end_strangers(&self, state: &ClusterState) {
         self.with(|tables| {
+            tables.counts.retain(|id, _| state.nodes.contains_key(id));
             let strangers = tables.sessions.iter().filter(|(id, _)| !state.nodes.contains_key(id));
             for (_, session) in strangers {
                 session.end.send_if_modified(|end| {

@@ -138,6 +138,42 @@ async fn a_node_that_leaves_hands_over_at_once_and_can_be_removed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_back_soon_keeps_its_tasks() {
+    let world = World::new().await;
+    let a = world.worker("a").await;
+    let b = world.worker("b").await;
+    let id = world.control.create_service(service("web", 2, &[]), None).await.unwrap().id;
+    world.until_running(&id, 2).await;
+    let ids = || -> BTreeSet<_> {
+        running(&world.control.state(), &id).iter().map(|t| t.id.clone()).collect()
+    };
+    let (before, away) = (ids(), b.id());
+    let is = |state: &ClusterState, wanted| {
+        state.nodes.get(&away).is_some_and(|n| n.status.state == wanted)
+    };
+    let identity = b.back_soon(3600).await;
+    world.until("it is away", |state| is(state, NodeState::Unknown)).await;
+    // New tasks go elsewhere meanwhile.
+    let other = world.control.create_service(service("other", 2, &[]), None).await.unwrap().id;
+    world.until_running(&other, 2).await;
+    let state = world.control.state();
+    assert!(running(&state, &other).iter().all(|t| t.node_id.as_ref() == Some(&a.id())));
+    assert_eq!(ids(), before);
+    let b = FakeNode::start(identity, world.addr, "b");
+    world.until("it is back", |state| is(state, NodeState::Ready)).await;
+    assert_eq!(ids(), before, "its task was replaced");
+    // One that does not come back is lost like any other, when its time is over.
+    b.back_soon(1).await;
+    world.until("it is down", |state| is(state, NodeState::Down)).await;
+    world
+        .until("the other node runs both", |state| {
+            let tasks = running(state, &id);
+            tasks.len() == 2 && tasks.iter().all(|t| t.node_id.as_ref() == Some(&a.id()))
+        })
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_removed_node_is_told_so_and_the_manager_stays() {
     let world = World::new().await;
     let mut a = world.worker("a").await;

@@ -145,6 +145,8 @@ pub enum NodeMessage {
     Description(Box<NodeDescription>),
     /// The node leaves the cluster on purpose.
     Leave(Leave),
+    /// The node's daemon stops for a moment; its tasks run on.
+    BackSoon(BackSoon),
     /// A kind that this version does not know; skip it.
     Unknown,
 }
@@ -189,6 +191,7 @@ read_envelope!(NodeMessage {
     "log_end" => LogEnd,
     "description" => Description,
     "leave" => Leave,
+    "back_soon" => BackSoon,
 });
 
 read_envelope!(ManagerMessage {
@@ -287,6 +290,15 @@ pub struct NeedFull {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Leave {}
+
+/// The node's daemon stops for a moment: it is upgraded, say. Its tasks run on meanwhile, and are
+/// not to be replaced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct BackSoon {
+    /// Within how many seconds the next session begins.
+    pub within_s: u32,
+}
 
 /// A hand-made container wants onto a swarm network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -477,6 +489,7 @@ mod tests {
             NodeMessage::Heartbeat(Heartbeat { number: 3 }),
             NodeMessage::LogChunk(LogChunk { stream: 1, lines: vec![line] }),
             NodeMessage::Leave(Leave {}),
+            NodeMessage::BackSoon(BackSoon { within_s: 30 }),
             NodeMessage::AttachmentSet(AttachmentSet { tasks: vec!["t1".into()] }),
         ] {
             let json = serde_json::to_string(&message).unwrap();

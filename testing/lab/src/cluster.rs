@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::topology::Lab;
-use crate::{Host, eventually, import_shoal};
+use crate::{DaemonOptions, Host, eventually, import_shoal};
 
 /// How long the cluster may take to do what it was told; generous, because machines are slow.
 pub const CONVERGE: Duration = Duration::from_secs(30);
@@ -22,10 +22,16 @@ impl Cluster {
     /// Starts `nodes` nodes, with the image `shoal:lab` on each, and `others` hosts besides.
     #[must_use]
     pub fn start(name: &str, nodes: u8, others: u8) -> Self {
+        Self::start_with(name, nodes, others, &DaemonOptions::default())
+    }
+
+    /// The same, with options for the nodes' daemons.
+    #[must_use]
+    pub fn start_with(name: &str, nodes: u8, others: u8, options: &DaemonOptions) -> Self {
         let lab = Lab::start(name, nodes + others);
         let nodes = usize::from(nodes);
         for index in 1..=nodes {
-            lab.host(index).daemon();
+            lab.host(index).daemon_with(options);
             import_shoal(lab.host(index));
         }
         let cluster = Self { lab, nodes };

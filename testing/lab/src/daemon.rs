@@ -40,7 +40,7 @@ pub struct DaemonOptions {
 #[derive(Debug)]
 pub struct Daemon {
     dir: PathBuf,
-    options: DaemonOptions,
+    pub(crate) options: DaemonOptions,
     child: Option<Child>,
     killed: bool,
 }

@@ -82,6 +82,14 @@ impl Host {
         self.daemons.borrow_mut()[0].restart(self);
     }
 
+    /// Stops the first daemon and starts it again with other options.
+    pub fn restart_with(&self, options: &DaemonOptions) {
+        let mut daemons = self.daemons.borrow_mut();
+        daemons[0].stop();
+        daemons[0].options = options.clone();
+        daemons[0].restart(self);
+    }
+
     /// As [`Self::restart`], but gives how long it took, or why it does not come up.
     ///
     /// # Errors

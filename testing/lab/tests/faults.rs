@@ -5,7 +5,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::time::Duration;
 
-use shoal_lab::{CONVERGE, Cluster, eventually};
+use shoal_lab::{CONVERGE, Cluster, DaemonOptions, eventually};
 use shoal_stopwatch::Stopwatch;
 
 /// Sends requests from a host for a while, one connection each, 20 ms apart; each line of the
@@ -233,6 +233,45 @@ fn the_death_of_a_daemon_stops_no_container() {
     host.docker("service scale -d web=3");
     cluster.wait_tasks("web", 3);
     host.docker("rm -f byhand");
+    cluster.finish();
+}
+
+/// With `--live-restore` a daemon that is stopped lets its containers live on: nobody notices that
+/// it is upgraded.
+#[test]
+fn a_daemon_that_is_upgraded_keeps_its_tasks() {
+    let args = vec!["--live-restore".to_owned()];
+    let options = DaemonOptions { args, ..DaemonOptions::default() };
+    let cluster = Cluster::start_with("upgraded", 2, 1, &options);
+    let host = cluster.manager();
+    host.docker("service create -d --replicas 2 --name web -p 8091:80 shoal:lab");
+    let before = cluster.wait_tasks("web", 2);
+    cluster.wait_port(3, 8091);
+    let containers = |index: usize| cluster.node(index).docker("ps -q --no-trunc");
+    let held: Vec<String> = (1..=2).map(containers).collect();
+    for index in [2, 1] {
+        cluster.node(index).stop_daemon();
+        if index == 2 {
+            eventually("the manager to know", CONVERGE, || {
+                let list = host.docker("node ls --format {{.Hostname}}/{{.Status}}");
+                if list.contains("node-2/Unknown") { Ok(()) } else { Err(list) }
+            });
+        }
+        // For longer than three heartbeats, through both nodes.
+        for url in ["http://198.51.100.1:8091/", "http://198.51.100.2:8091/"] {
+            let (_, failed, text) = outcome(load(&cluster, 3, url, 120));
+            assert_eq!(failed, 0, "node {index} was upgraded:\n{text}");
+        }
+        cluster.node(index).restart();
+        cluster.wait_ready(2);
+        let history = host.docker("service ps web --no-trunc");
+        assert_eq!(cluster.tasks("web"), before, "node {index}: tasks were replaced:\n{history}");
+    }
+    assert_eq!((1..=2).map(containers).collect::<Vec<_>>(), held);
+    // Those daemons would leave everything where it is.
+    for index in [2, 1] {
+        cluster.node(index).restart_with(&DaemonOptions::default());
+    }
     cluster.finish();
 }
 

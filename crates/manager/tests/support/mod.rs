@@ -4,6 +4,7 @@
 #![allow(dead_code)]
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -32,8 +33,8 @@ use shoal_store::{Store, StoreConfig};
 use shoal_wire::client;
 use shoal_wire::error::WireError;
 use shoal_wire::message::{
-    AckRevision, AttachOutcome, AttachRequest, Hello, LogChunk, LogEnd, LogLine, LogSource,
-    ManagerMessage, NodeFacts, NodeMessage, PROTOCOL_VERSION, TaskReport, TaskStatuses,
+    AckRevision, AttachOutcome, AttachRequest, BackSoon, Hello, LogChunk, LogEnd, LogLine,
+    LogSource, ManagerMessage, NodeFacts, NodeMessage, PROTOCOL_VERSION, TaskReport, TaskStatuses,
 };
 use shoal_wire::session::SessionSender;
 use tokio::sync::mpsc;
@@ -243,6 +244,8 @@ pub struct FakeNode {
     pub sender: Arc<Mutex<Option<SessionSender<NodeMessage>>>>,
     /// What the manager says beyond assignments, and how sessions end.
     pub heard: mpsc::UnboundedReceiver<Result<ManagerMessage, WireError>>,
+    /// Set: the session that ends next is the last.
+    away: Arc<AtomicBool>,
     running: tokio::task::JoinHandle<()>,
 }
 
@@ -258,7 +261,9 @@ impl FakeNode {
         let sender = Arc::new(Mutex::new(None));
         #[expect(clippy::disallowed_methods, reason = "a test says no more than it writes down")]
         let (say, heard) = mpsc::unbounded_channel();
+        let away = Arc::new(AtomicBool::new(false));
         let agent = Agent {
+            away: Arc::clone(&away),
             identity: identity.clone(),
             addr,
             name: name.to_owned(),
@@ -267,11 +272,19 @@ impl FakeNode {
             say,
         };
         let running = tokio::spawn(agent.run());
-        Self { identity, assignment, sender, heard, running }
+        Self { identity, assignment, sender, heard, away, running }
     }
 
     pub fn id(&self) -> NodeId {
         self.identity.node_id.clone()
+    }
+
+    /// Says that the node will be back, and ends when the manager has heard it.
+    pub async fn back_soon(mut self, within_s: u32) -> NodeIdentity {
+        self.away.store(true, Ordering::Relaxed);
+        self.tell(NodeMessage::BackSoon(BackSoon { within_s })).await;
+        tokio::time::timeout(DEADLINE, &mut self.running).await.unwrap().unwrap();
+        self.identity.clone()
     }
 
     /// Cuts the node off without a word.
@@ -316,6 +329,7 @@ pub async fn attach(node: &mut FakeNode, request: AttachRequest) -> AttachOutcom
 }
 
 struct Agent {
+    away: Arc<AtomicBool>,
     identity: NodeIdentity,
     addr: SocketAddr,
     name: String,
@@ -329,6 +343,9 @@ impl Agent {
         loop {
             if let Err(ended) = self.session().await {
                 drop(self.say.send(Err(ended)));
+            }
+            if self.away.load(Ordering::Relaxed) {
+                return;
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }

@@ -184,10 +184,11 @@ fn api_state(settings: &Settings, parts: &Parts) -> ApiState {
     }
 }
 
-/// Tells the cluster, stops the containers unless they are to live on, and takes the network down
-/// with them.
+/// Tells the cluster, stops the containers and takes the network down with them; or, if they are to
+/// live on, says that the daemon will be back soon.
 async fn shut_down(settings: &Settings, parts: Parts) {
     let mode = if settings.live_restore {
+        parts.agent.say_back_soon().await;
         ShutdownMode::Keep
     } else {
         parts.agent.say_leave().await;
