@@ -12,6 +12,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::steps::{cargo, cargo_command};
+
 /// Between two standstills at least, and how much longer at most.
 const RUNS: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(8));
 /// The shortest standstill.
@@ -49,12 +51,12 @@ pub fn run(args: &[String]) -> Result<()> {
     let seed = seed.unwrap_or_else(now);
     println!("seed {seed}, {busy} busy loops, standstills of up to {longest:?}");
     // The builds are no part of it.
-    cargo(&["build", "--quiet", "--package", "shoal"], &[])?;
-    cargo(&["test", "--quiet", "--no-run"], &tests)?;
+    cargo(&["build", "--quiet", "--package", "shoal"])?;
+    cargo(&[&["test", "--quiet", "--no-run"], tests.as_slice()].concat())?;
     let group = Group::make()?;
     let _busy = Busy::start(busy)?;
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.arg("test").args(&tests).arg("--no-fail-fast");
+    let mut command = cargo_command(&["test"]);
+    command.args(&tests).arg("--no-fail-fast");
     let mut child = group.spawn(&mut command)?;
     // Dropped when the tests have ended; nothing is ever sent.
     let (done, ended) = sync_channel(0);
@@ -65,13 +67,6 @@ pub fn run(args: &[String]) -> Result<()> {
         drop(done);
         status
     })?;
-    ensure!(status.success(), "{command:?} ended with {status}");
-    Ok(())
-}
-
-fn cargo(args: &[&str], more: &[&str]) -> Result<()> {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    let status = command.args(args).args(more).status().context("start cargo")?;
     ensure!(status.success(), "{command:?} ended with {status}");
     Ok(())
 }

@@ -144,11 +144,16 @@ pub fn demo(rest: &[String]) -> Result<()> {
     cargo(&args)
 }
 
-fn cargo(args: &[&str]) -> Result<()> {
+/// Runs cargo to its end.
+///
+/// # Errors
+/// If it cannot be started or fails.
+pub fn cargo(args: &[&str]) -> Result<()> {
     run(&mut cargo_command(args))
 }
 
-fn cargo_command(args: &[&str]) -> Command {
+/// The cargo that runs this, with arguments.
+pub fn cargo_command(args: &[&str]) -> Command {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command.args(args);

@@ -225,10 +225,13 @@ impl Agent {
     /// Tells the manager that this node's daemon stops while its tasks run on, and will be back
     /// soon: they are not replaced meanwhile.
     pub async fn say_back_soon(&self) {
-        if self.inner.hub.back_soon(BACK_SOON).await {
-            // Ignored because: a manager that does not answer knows nothing of such a stop; then
-            // this one is like any other.
-            let _ = tokio::time::timeout(FAREWELL_MAX, self.inner.hub.left()).await;
+        if self.inner.hub.back_soon(BACK_SOON).await
+            && tokio::time::timeout(FAREWELL_MAX, self.inner.hub.left()).await.is_err()
+        {
+            tracing::warn!(
+                seconds = FAREWELL_MAX.as_secs(),
+                "the manager did not answer that this node will be back; it may replace its tasks"
+            );
         }
     }
 

@@ -318,13 +318,12 @@ async fn serve(agent: &Agent, mut session: ClientSession, described: watch::Rece
                 Ok(message) => message,
                 Err(error) => return End::Again(report(&error)),
             },
-            Some(_) = tasks.join_next() => {
-                // It sends as long as there is a session. One that is over says why by itself.
-                if sender.is_closed() {
-                    continue;
-                }
-                return End::Again("the manager takes nothing from this node".to_owned());
-            }
+            Some(ended) = tasks.join_next() => match ended {
+                Ok(Err(error @ WireError::Stuck { .. })) => return End::Again(report(&error)),
+                // A session that is over says why by itself.
+                Ok(_) => continue,
+                Err(error) => return End::Again(format!("a part of the session broke off: {error}")),
+            },
         };
         let mut sent = Ok(());
         match message {
@@ -393,13 +392,16 @@ async fn attached(
 
 /// States the whole set of places that hand-made containers of this node hold: what else a manager
 /// has of it is a ghost, of a container that died with its daemon, or of a message that was lost.
-async fn send_attachments(agent: Agent, sender: SessionSender<NodeMessage>) {
+async fn send_attachments(
+    agent: Agent,
+    sender: SessionSender<NodeMessage>,
+) -> Result<(), WireError> {
     let attachments = &agent.inner.attachments;
     let mut changes = attachments.follow();
     let mut assignment = agent.inner.assigned.follow();
     // Without one, it is not known which places the running containers have.
     if assignment.wait_for(|known| known.revision != Revision(0)).await.is_err() {
-        return;
+        return Ok(());
     }
     // The file that an earlier daemon left may be older than its containers: then this session's
     // first assignment says which places those have.
@@ -416,25 +418,21 @@ async fn send_attachments(agent: Agent, sender: SessionSender<NodeMessage>) {
         changes.borrow_and_update();
         let tasks = attachments.held(&agent.remembered_tasks()).tasks.into_iter().collect();
         let set = NodeMessage::AttachmentSet(AttachmentSet { tasks });
-        if sender.send(set).await.is_err() {
-            return;
-        }
+        sender.send(set).await?;
         tokio::time::sleep(RESTATE_PAUSE).await;
         if let Ok(Err(_)) = tokio::time::timeout(RESTATE_EVERY, changes.changed()).await {
-            return;
+            return Ok(());
         }
     }
 }
 
 /// Sends every status that the manager has not heard in this session.
-async fn send_statuses(agent: Agent, sender: SessionSender<NodeMessage>) {
+async fn send_statuses(agent: Agent, sender: SessionSender<NodeMessage>) -> Result<(), WireError> {
     let mut pending = agent.inner.reporter.follow();
     loop {
         for statuses in batches(pending.next().await) {
             let statuses = TaskStatuses { statuses };
-            if sender.send(NodeMessage::TaskStatuses(statuses)).await.is_err() {
-                return;
-            }
+            sender.send(NodeMessage::TaskStatuses(statuses)).await?;
         }
     }
 }
@@ -444,17 +442,16 @@ async fn send_descriptions(
     agent: Agent,
     sender: SessionSender<NodeMessage>,
     mut described: watch::Receiver<u64>,
-) {
+) -> Result<(), WireError> {
     while described.changed().await.is_ok() {
         let description = Box::new(agent.description().await);
-        if sender.send(NodeMessage::Description(description)).await.is_err() {
-            return;
-        }
+        sender.send(NodeMessage::Description(description)).await?;
     }
+    Ok(())
 }
 
 /// Tells the manager which revision this node's kernel has.
-async fn send_acks(agent: Agent, sender: SessionSender<NodeMessage>) {
+async fn send_acks(agent: Agent, sender: SessionSender<NodeMessage>) -> Result<(), WireError> {
     let mut outcomes = agent.inner.applier.outcomes();
     let mut told = Revision(0);
     loop {
@@ -465,12 +462,10 @@ async fn send_acks(agent: Agent, sender: SessionSender<NodeMessage>) {
         {
             told = applied.revision;
             let ack = AckRevision { revision: told };
-            if sender.send(NodeMessage::AckRevision(ack)).await.is_err() {
-                return;
-            }
+            sender.send(NodeMessage::AckRevision(ack)).await?;
         }
         if outcomes.changed().await.is_err() {
-            return;
+            return Ok(());
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
@@ -33,7 +33,8 @@ pub fn replace_json_in_spare<T: Serialize>(path: &Path, value: &T) -> io::Result
         Err(Errno::NOENT | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
             fs::rename(&spare, path)?;
             // Not synced: what is in it does not matter, only that it has the space.
-            // Ignored because: the text is in place; without a spare the next one needs space.
+            // Ignored because: the text is in place, which is all that was asked for; the next
+            // replacement makes the spare itself, and says so if it cannot.
             let _ = write_over(&spare, &bytes);
         }
         Err(error) => return Err(error.into()),
@@ -43,7 +44,7 @@ pub fn replace_json_in_spare<T: Serialize>(path: &Path, value: &T) -> io::Result
 
 /// Writes into the space that a file has, as far as it goes, and keeps that space unless it is far
 /// more than is needed.
-fn write_over(spare: &PathBuf, bytes: &[u8]) -> io::Result<fs::File> {
+fn write_over(spare: &Path, bytes: &[u8]) -> io::Result<fs::File> {
     let mut options = fs::OpenOptions::new();
     options.create(true).truncate(false).write(true).mode(PRIVATE_FILE);
     let mut file = options.open(spare)?;
@@ -51,11 +52,10 @@ fn write_over(spare: &PathBuf, bytes: &[u8]) -> io::Result<fs::File> {
     let has = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
     let wanted = (bytes.len() + GROWTH_BYTES).next_multiple_of(STEP_BYTES);
     let len = if has >= bytes.len() && has < 2 * wanted { has } else { wanted };
-    let mut padded = Vec::with_capacity(len.max(bytes.len()));
-    padded.extend_from_slice(bytes);
-    padded.resize(len.max(bytes.len()), b' ');
+    let mut padded = bytes.to_vec();
+    padded.resize(len, b' ');
     file.write_all(&padded)?;
-    file.set_len(padded.len() as u64)?;
+    file.set_len(len as u64)?;
     Ok(file)
 }
 

@@ -30,7 +30,10 @@ pub(crate) fn latest(state: &ClusterState) -> Timestamp {
     let services = state.services.values().map(|o| o.meta.updated_at);
     let tasks = state.tasks.values().map(|o| o.meta.updated_at);
     let networks = state.networks.values().map(|o| o.meta.updated_at);
-    let all = cluster.chain(nodes).chain(services).chain(tasks).chain(networks);
+    let secrets = state.secrets.values().map(|o| o.meta.updated_at);
+    let configs = state.configs.values().map(|o| o.meta.updated_at);
+    let things = networks.chain(secrets).chain(configs);
+    let all = cluster.chain(nodes).chain(services).chain(tasks).chain(things);
     all.max().unwrap_or(Timestamp::ZERO)
 }
 

@@ -156,13 +156,13 @@ impl Dispatcher {
                 }
             }
             End::BackSoon(within) => {
-                self.shared.mark_away(node).await;
-                // The node waits for it: only then is it sure that it was heard.
-                let message = "until soon".to_owned();
-                session.end(Bye { reason: ByeReason::Stopping, message }).await;
                 if current {
+                    self.shared.mark_away(node).await;
                     give_up(&self.shared, node, within, AWAY);
                 }
+                // The node waits for it: only then is it sure that it was heard.
+                let message = "this node said that it will be back".to_owned();
+                session.end(Bye { reason: ByeReason::Stopping, message }).await;
             }
             End::Silent => {
                 drop(session);

@@ -75,22 +75,26 @@ impl Shared {
         self.move_to(node, NodeState::Disconnected, LEFT, |_| true).await;
     }
 
-    /// Notes that a node's daemon stops for a moment: it gets no more tasks, and those that it has
-    /// stay.
-    pub(crate) async fn mark_away(&self, node: &NodeId) {
+    /// Notes that a node's daemon stops for a moment, unless it has a session (again): it gets no
+    /// more tasks, and those that it has stay.
+    pub(crate) async fn mark_away(self: &Arc<Self>, node: &NodeId) {
         let why = "its daemon stopped and said that it comes back; its tasks run on";
-        self.move_to(node, NodeState::Unknown, why, |_| true).await;
+        self.move_to(node, NodeState::Unknown, why, self.has_no_session()).await;
     }
 
     /// Notes that a node is gone, unless it has a session (again).
     pub(crate) async fn mark_down(self: &Arc<Self>, node: &NodeId, why: &str) {
+        self.move_to(node, NodeState::Down, why, self.has_no_session()).await;
+    }
+
+    /// Whether a node has no session, which says nothing once the manager stops.
+    fn has_no_session(self: &Arc<Self>) -> impl Fn(&NodeId) -> bool + Send + 'static {
         let shared = Arc::downgrade(self);
-        let gone = move |node: &NodeId| {
+        move |node| {
             shared.upgrade().is_some_and(|shared| {
                 !*shared.stopping.borrow() && !shared.sessions.is_connected(node)
             })
-        };
-        self.move_to(node, NodeState::Down, why, gone).await;
+        }
     }
 
     async fn move_to(

@@ -56,14 +56,8 @@ pub(crate) async fn init(
         RootAuthority::create(now).map_err(failed("make the root certificate"))?;
     let cluster_id = ClusterId::generate(&mut RandomIds);
     let node_id = NodeId::generate(&mut RandomIds);
-    let validity = validity(&options.spec);
-    let key = KeyAndCsr::generate().map_err(failed("make a key"))?;
-    let cert_pem = authority
-        .issue(&key.csr_pem, &node_id, NodeRole::Manager, &cluster_id, now, validity)
-        .map_err(failed("issue this node's certificate"))?;
-    let identity = NodeIdentity::new(cert_pem, key.key_pem, root_ca.cert_pem.clone())
-        .map_err(failed("use this node's certificate"))?;
-    identity.save(&folder.identity()).map_err(failed("keep this node's certificate"))?;
+    let own = Own { id: &node_id, cluster: &cluster_id, validity: validity(&options.spec), now };
+    let identity = own.issue(&authority, folder)?;
     let cluster = Cluster {
         id: cluster_id,
         meta: Meta::default(),
@@ -143,20 +137,37 @@ fn self_issue(
         return Ok(());
     };
     let failed = |action| move |source| NodeError::Identity { action, source };
+    let authority = RootAuthority::load(&cluster.root_ca).map_err(failed("read the root's key"))?;
     let validity = validity(&cluster.spec);
-    let key = KeyAndCsr::generate().map_err(failed("make a key"))?;
-    let cert_pem = RootAuthority::load(&cluster.root_ca)
-        .and_then(|authority| {
-            let (id, of) = (&identity.node_id, &cluster.id);
-            authority.issue(&key.csr_pem, id, NodeRole::Manager, of, now, validity)
-        })
-        .map_err(failed("issue this node's certificate"))?;
-    let fresh = NodeIdentity::new(cert_pem, key.key_pem, cluster.root_ca.cert_pem.clone())
-        .map_err(failed("use this node's certificate"))?;
-    fresh.save(&folder.identity()).map_err(failed("keep this node's certificate"))?;
+    let own = Own { id: &identity.node_id, cluster: &cluster.id, validity, now };
+    let fresh = own.issue(&authority, folder)?;
     tracing::warn!(expired = ?identity.not_after, "this manager's certificate had expired");
     *identity = fresh;
     Ok(())
+}
+
+/// What a manager's certificate for itself says.
+struct Own<'a> {
+    id: &'a NodeId,
+    cluster: &'a ClusterId,
+    validity: Duration,
+    now: Timestamp,
+}
+
+impl Own<'_> {
+    /// Issues it for a new key, and keeps both.
+    fn issue(self, by: &RootAuthority, folder: &Folder) -> Result<NodeIdentity, NodeError> {
+        let failed = |action| move |source| NodeError::Identity { action, source };
+        let key = KeyAndCsr::generate().map_err(failed("make a key"))?;
+        let Self { id, cluster, validity, now } = self;
+        let cert_pem = by
+            .issue(&key.csr_pem, id, NodeRole::Manager, cluster, now, validity)
+            .map_err(failed("issue this node's certificate"))?;
+        let identity = NodeIdentity::new(cert_pem, key.key_pem, by.cert_pem().to_owned())
+            .map_err(failed("use this node's certificate"))?;
+        identity.save(&folder.identity()).map_err(failed("keep this node's certificate"))?;
+        Ok(identity)
+    }
 }
 
 /// How long certificates of a cluster last.

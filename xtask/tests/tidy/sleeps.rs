@@ -33,8 +33,8 @@ const MAY_SLEEP: &[(&str, &str)] = &[
     ("crates/network/src/resolver/forward.rs", "the deadline of a server that is asked"),
     (
         "crates/network/src/resolver/helper.rs",
-        "a helper is nobody's child: it cannot be waited for; pause after a failed accept; nobody \
-         tells that a directory was removed",
+        "a helper is nobody's child: it cannot be waited for; pause after a failed accept; that \
+         its directory was removed by hand is looked for",
     ),
     (
         "crates/network/src/resolver/keeper.rs",

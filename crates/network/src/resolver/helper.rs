@@ -109,10 +109,11 @@ fn run(dir: &Path) -> Result<(), HelperError> {
         let listener =
             UnixListener::bind(&path).map_err(file("listen on the socket", path.clone()))?;
         let place = dir.join(LOCK);
+        let ours = lock.metadata().map_err(file("look at the lock", place.clone()))?;
         tokio::select! {
             () = accept(&helper, &listener) => {}
             () = helper.keep_up() => {}
-            () = displaced(&place, &lock) => {
+            () = displaced(&place, number(&ours)) => {
                 eprintln!("shoal resolver: its directory was removed; the daemon starts another");
                 return Ok(());
             }
@@ -147,12 +148,14 @@ fn lock(dir: &Path) -> Result<Flock<File>, HelperError> {
 
 /// Returns once the lock's file is not ours any more: then nobody finds this helper, and as long as
 /// it holds the workloads' ports no other one can serve them.
-async fn displaced(path: &Path, lock: &File) {
-    let number = |m: fs::Metadata| (m.dev(), m.ino());
-    // Cannot fail: the file is open.
-    let ours = lock.metadata().ok().map(number);
-    while identity(path) == ours {
-        tokio::time::sleep(LOOK_PERIOD).await;
+async fn displaced(path: &Path, ours: (u64, u64)) {
+    loop {
+        match fs::metadata(path).map(|found| number(&found)) {
+            Ok(found) if found != ours => return,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return,
+            // A look that fails for another reason says nothing.
+            Ok(_) | Err(_) => tokio::time::sleep(LOOK_PERIOD).await,
+        }
     }
 }
 
@@ -203,7 +206,12 @@ struct Serving {
 }
 
 fn identity(path: &Path) -> Option<(u64, u64)> {
-    fs::metadata(path).ok().map(|m| (m.dev(), m.ino()))
+    fs::metadata(path).ok().map(|found| number(&found))
+}
+
+/// What tells a file from every other one.
+fn number(file: &fs::Metadata) -> (u64, u64) {
+    (file.dev(), file.ino())
 }
 
 impl Helper {
