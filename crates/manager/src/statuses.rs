@@ -144,6 +144,7 @@ fn is_final(error: &ControlError) -> bool {
         ControlError::Store(
             StoreError::NotLeader { .. }
                 | StoreError::NoQuorum { .. }
+                | StoreError::NoLeader { .. }
                 | StoreError::Busy { .. }
                 | StoreError::Stopped { .. }
                 | StoreError::Full { .. }

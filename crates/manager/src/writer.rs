@@ -11,8 +11,9 @@ use std::time::Duration;
 use shoal_model::change::{ApplyError, Change, Transaction};
 use shoal_model::cluster_state::ClusterState;
 use shoal_model::time::{Clock, Timestamp};
-use shoal_store::{Store, StoreError};
+use shoal_store::{PROPOSE_DEADLINE, Store, StoreError};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 use crate::error::ControlError;
 
@@ -71,7 +72,7 @@ impl Writer {
             self.queue.send(request).await.map_err(|_| ControlError::Stopping)?;
             outcome.await.map_err(|_| ControlError::Stopping)?
         };
-        let late = |_| StoreError::NoQuorum { after: DEADLINE };
+        let late = |_| StoreError::NoQuorum { after: DEADLINE, missing: Vec::new() };
         tokio::time::timeout(DEADLINE, written).await.map_err(late)??;
         let result = slot.lock().unwrap_or_else(PoisonError::into_inner).take();
         result.ok_or(ControlError::Stopping)
@@ -103,7 +104,7 @@ async fn serve(store: &Store, clock: &Clock, mut compute: Compute) -> Result<(),
         if changes.is_empty() {
             return Ok(());
         }
-        match store.propose(Transaction { changes, at }).await {
+        match store.propose(Transaction { changes, at }, Instant::now() + PROPOSE_DEADLINE).await {
             Ok(_) => return Ok(()),
             Err(StoreError::Refused(
                 ApplyError::OutOfSequence { .. } | ApplyError::NotUnique { .. },

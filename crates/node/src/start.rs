@@ -1,5 +1,6 @@
 //! How a manager begins: a new cluster, or one that is on disk.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use shoal_agent::agent::Membership;
@@ -17,7 +18,7 @@ use shoal_model::spec::cluster::ClusterSpec;
 use shoal_model::spec::network::NetworkSpec;
 use shoal_model::spec::node::{NodeRole, NodeSpec};
 use shoal_model::time::Timestamp;
-use shoal_store::{Store, StoreConfig};
+use shoal_store::{NoPeers, Store, StoreConfig};
 
 use crate::address::Addresses;
 use crate::error::NodeError;
@@ -56,6 +57,7 @@ pub(crate) async fn init(
         RootAuthority::create(now).map_err(failed("make the root certificate"))?;
     let cluster_id = ClusterId::generate(&mut RandomIds);
     let node_id = NodeId::generate(&mut RandomIds);
+    let store_config = store_config(folder, &node_id);
     let own = Own { id: &node_id, cluster: &cluster_id, validity: validity(&options.spec), now };
     let identity = own.issue(&authority, folder)?;
     let cluster = Cluster {
@@ -78,7 +80,6 @@ pub(crate) async fn init(
     let node = first_node(node_id, spec, description, &record, now);
     let first =
         Transaction { changes: vec![put(Object::Cluster(Box::new(cluster))), put(node)], at: now };
-    let store_config = StoreConfig { dir: folder.store(), raft_id: FIRST_RAFT_ID };
     let store = Store::bootstrap(store_config, first)
         .await
         .map_err(|source| NodeError::Store { action: "create", source })?;
@@ -107,8 +108,7 @@ pub(crate) async fn reopen(
     identity: &mut NodeIdentity,
     record: &Record,
 ) -> Result<(Manager, Store), NodeError> {
-    let store_config = StoreConfig { dir: folder.store(), raft_id: FIRST_RAFT_ID };
-    let store = Store::open(store_config)
+    let store = Store::open(store_config(folder, &identity.node_id))
         .await
         .map_err(|source| NodeError::Store { action: "open", source })?;
     let begun = match self_issue(config, folder, &store, identity) {
@@ -122,6 +122,11 @@ pub(crate) async fn reopen(
             Err(error)
         }
     }
+}
+
+/// Where this node's store lives.
+fn store_config(folder: &Folder, node: &NodeId) -> StoreConfig {
+    StoreConfig { dir: folder.store(), node: node.clone(), peers: Arc::new(NoPeers) }
 }
 
 /// Replaces a manager's expired certificate, by the root's key in the cluster's state.
@@ -187,7 +192,7 @@ async fn begin(
         identity: identity.clone(),
         listen: record.listen,
         advertise: record.advertise,
-        clock: std::sync::Arc::clone(&config.clock),
+        clock: Arc::clone(&config.clock),
     };
     Manager::start(manager).await.map_err(NodeError::Manager)
 }

@@ -6,7 +6,7 @@
 use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::thread::JoinHandle;
 
 use redb::{Builder, Database, DatabaseError, ReadableDatabase, TableDefinition};
@@ -75,6 +75,7 @@ struct Inner {
     thread: Mutex<Option<JoinHandle<()>>>,
     /// The first failure since it was opened: what consensus makes of it is only a text.
     failure: Mutex<Option<StoreError>>,
+    raft_id: OnceLock<u64>,
 }
 
 /// Whether `dir` holds a store.
@@ -110,8 +111,8 @@ impl Disk {
         fs::rename(&next, &path).and_then(|()| shoal_durable::sync_dir(dir)).map_err(|e| failed(&e))
     }
 
-    /// Opens the file in `dir`, which must be member `raft_id`'s.
-    pub(crate) fn open(dir: &Path, raft_id: u64) -> Result<Self, StoreError> {
+    /// Opens the file in `dir`, which must be that of member `expected`, if one is given.
+    pub(crate) fn open(dir: &Path, expected: Option<u64>) -> Result<Self, StoreError> {
         let path = dir.join(FILE);
         if !path.exists() {
             return Err(StoreError::Missing { path });
@@ -142,6 +143,7 @@ impl Disk {
             jobs,
             thread: Mutex::new(None),
             failure: Mutex::new(None),
+            raft_id: OnceLock::new(),
         };
         let this = Self(Arc::new(inner));
         // The first sealed record: what does not open here has another key.
@@ -151,10 +153,13 @@ impl Disk {
             .as_deref()
             .and_then(|bytes| <[u8; 8]>::try_from(bytes).ok())
             .map_or(0, u64::from_le_bytes);
-        if found != raft_id {
+        if let Some(expected) = expected
+            && found != expected
+        {
             let path = this.0.path.clone();
-            return Err(StoreError::OtherMember { path, found, expected: raft_id });
+            return Err(StoreError::OtherMember { path, found, expected });
         }
+        this.0.raft_id.get_or_init(|| found);
         let writer = Arc::downgrade(&this.0);
         let thread = std::thread::Builder::new()
             .name("store-writer".into())
@@ -162,6 +167,11 @@ impl Disk {
             .map_err(|e| io_failure("start the writer of", &e))?;
         *this.0.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
         Ok(this)
+    }
+
+    /// The number of the member whose file this is.
+    pub(crate) fn raft_id(&self) -> u64 {
+        self.0.raft_id.get().copied().unwrap_or_default()
     }
 
     /// Writes `ops` and returns when they are durable.

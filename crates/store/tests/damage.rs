@@ -11,7 +11,7 @@ use std::time::Duration;
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 use shoal_model::fault::Fault as _;
 use shoal_store::{Store, StoreError};
-use support::{config, message, put};
+use support::{config, message, put, soon};
 
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 const LOG: TableDefinition<u64, &[u8]> = TableDefinition::new("log");
@@ -28,11 +28,11 @@ fn file(dir: &Path) -> PathBuf {
 async fn store(dir: &Path) {
     let store = Store::bootstrap(config(dir), put(1, "first")).await.unwrap();
     for number in 2..=20 {
-        store.propose(put(number, "some text to be found again")).await.unwrap();
+        store.propose(put(number, "some text to be found again"), soon()).await.unwrap();
     }
     store.snapshot().await.unwrap();
     for number in 2..=9 {
-        store.propose(put(number, "after the snapshot")).await.unwrap();
+        store.propose(put(number, "after the snapshot"), soon()).await.unwrap();
     }
     store.shutdown().await;
 }

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use shoal_model::fault::{Fault as _, FaultKind};
 use shoal_stopwatch::Stopwatch;
-use shoal_store::{ChangeEvent, Store, StoreError};
-use support::{config, message, put};
+use shoal_store::{ChangeEvent, Lead, Store, StoreError};
+use support::{config, message, put, soon};
 
 const CHILD_DIR: &str = "SHOAL_STORE_FULL_DIR";
 /// Longest that anything here may take.
@@ -64,7 +64,7 @@ fn child_fills_its_disk() {
 }
 
 async fn fill_and_free(dir: &Path, store: &Store, round: u16) {
-    let (mut leads, mut revision) = (store.leader_changes(), store.watch());
+    let (mut leads, mut revision) = (store.lead(), store.watch());
     let ballast = dir.join("ballast");
     fill(&ballast);
     // The file has some room of its own left.
@@ -74,7 +74,7 @@ async fn fill_and_free(dir: &Path, store: &Store, round: u16) {
     let error = loop {
         assert!(Instant::now() < until, "the disk is never full");
         let number = 2 + confirmed.len() as u16 % 50;
-        match store.propose(put(number, &text(number))).await {
+        match store.propose(put(number, &text(number)), soon()).await {
             Ok(_) => confirmed.push(number),
             Err(error) => break error,
         }
@@ -86,12 +86,12 @@ async fn fill_and_free(dir: &Path, store: &Store, round: u16) {
     // From now on it is said at once, and nobody leads.
     for _ in 0..20 {
         let asked = Stopwatch::start();
-        says_full(&store.propose(put(60, "never")).await.unwrap_err());
+        says_full(&store.propose(put(60, "never"), soon()).await.unwrap_err());
         assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
     }
     says_full(&store.health().unwrap_err());
-    tokio::time::timeout(DEADLINE, leads.wait_for(|leads| !*leads)).await.unwrap().unwrap();
-    assert!(!store.is_leader());
+    tokio::time::timeout(DEADLINE, leads.wait_for(|l| !is_leading(l))).await.unwrap().unwrap();
+    assert!(!is_leading(&store.lead().borrow()));
     // What is there can be read.
     for number in confirmed.iter().rev().take(50).filter(|n| **n != unsure) {
         assert_eq!(message(store, *number), Some(text(*number)));
@@ -103,12 +103,12 @@ async fn fill_and_free(dir: &Path, store: &Store, round: u16) {
     revision.mark_unchanged();
     fs::remove_file(&ballast).unwrap();
     let until = Instant::now() + DEADLINE;
-    while let Err(error) = store.propose(put(61, &format!("again {round}"))).await {
+    while let Err(error) = store.propose(put(61, &format!("again {round}")), soon()).await {
         assert!(Instant::now() < until, "it does not go on: {error}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert!(store.health().is_ok());
-    tokio::time::timeout(DEADLINE, leads.wait_for(|leads| *leads)).await.unwrap().unwrap();
+    tokio::time::timeout(DEADLINE, leads.wait_for(is_leading)).await.unwrap().unwrap();
     assert!(store.state().revision > before);
     assert_eq!(message(store, 61), Some(format!("again {round}")));
     assert_eq!(message(store, 60), None, "a refused write shows up");
@@ -120,6 +120,10 @@ async fn fill_and_free(dir: &Path, store: &Store, round: u16) {
     let next = tokio::time::timeout(DEADLINE, changes.next()).await.unwrap();
     let Some(ChangeEvent::Applied { revision, .. }) = next else { panic!("{next:?}") };
     assert!(revision > before, "{revision:?} was told before");
+}
+
+fn is_leading(lead: &Lead) -> bool {
+    matches!(lead, Lead::Leading { .. })
 }
 
 #[track_caller]

@@ -29,7 +29,7 @@ use shoal_model::spec::service::{Replicated, ServiceMode, ServiceSpec};
 use shoal_model::spec::task::{ContainerSpec, NetworkAttachmentConfig};
 use shoal_model::task_state::TaskState;
 use shoal_model::time::{Clock, Nanos, Timestamp};
-use shoal_store::{Store, StoreConfig};
+use shoal_store::{NoPeers, Store, StoreConfig};
 use shoal_wire::client;
 use shoal_wire::error::WireError;
 use shoal_wire::message::{
@@ -125,7 +125,11 @@ impl World {
         let put = |object| Change::Put { object, expect: Expect::Absent };
         let changes =
             vec![put(Object::Cluster(Box::new(cluster))), put(Object::Node(Box::new(node)))];
-        let config = StoreConfig { dir: dir.path().join("store"), raft_id: 1 };
+        let config = StoreConfig {
+            dir: dir.path().join("store"),
+            node: identity.node_id.clone(),
+            peers: Arc::new(NoPeers),
+        };
         let store = Store::bootstrap(config, Transaction { changes, at: now }).await.unwrap();
         let addr = SocketAddr::from(([127, 0, 0, 1], 0));
         let manager = start(&store, &identity, addr).await;
