@@ -8,28 +8,22 @@ use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, InstallSnapshotResponse,
     VoteRequest, VoteResponse,
 };
-use openraft::{AnyError, BasicNode, StorageIOError};
-use serde::{Deserialize, Serialize};
-use shoal_model::change::{ApplyError, Changed, Transaction};
+use openraft::{AnyError, StorageIOError};
+use shoal_model::change::{ApplyError, Changed};
 
 use crate::error::StoreError;
-
-/// What one log entry carries: transactions that were proposed at the same time. Each is applied
-/// or refused on its own.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Command {
-    pub(crate) transactions: Vec<Transaction>,
-}
+use crate::peer::MemberNode;
+use crate::record::Payload;
 
 /// One answer for each transaction of the entry; empty for the library's own entries.
 pub(crate) type Answer = Vec<Result<Vec<Changed>, ApplyError>>;
 
 openraft::declare_raft_types!(
     pub(crate) Types:
-        D = Command,
+        D = Payload,
         R = Answer,
         NodeId = u64,
-        Node = BasicNode,
+        Node = MemberNode,
         SnapshotData = Cursor<Vec<u8>>,
 );
 
@@ -37,12 +31,16 @@ pub(crate) type Raft = openraft::Raft<Types>;
 pub(crate) type Entry = openraft::Entry<Types>;
 pub(crate) type LogId = openraft::LogId<u64>;
 pub(crate) type Vote = openraft::Vote<u64>;
-pub(crate) type StoredMembership = openraft::StoredMembership<u64, BasicNode>;
-pub(crate) type SnapshotMeta = openraft::SnapshotMeta<u64, BasicNode>;
+pub(crate) type StoredMembership = openraft::StoredMembership<u64, MemberNode>;
+pub(crate) type SnapshotMeta = openraft::SnapshotMeta<u64, MemberNode>;
 pub(crate) type StorageError = openraft::StorageError<u64>;
 
 pub(crate) fn any(error: &StoreError) -> AnyError {
     AnyError::error(error.to_string())
+}
+
+pub(crate) fn apply_failed(at: LogId, error: &StoreError) -> StorageError {
+    StorageIOError::apply(at, any(error)).into()
 }
 
 pub(crate) fn read_failed(error: &StoreError) -> StorageError {
@@ -76,13 +74,13 @@ impl NoPeer {
 impl RaftNetworkFactory<Types> for NoPeers {
     type Network = NoPeer;
 
-    async fn new_client(&mut self, target: u64, _node: &BasicNode) -> NoPeer {
+    async fn new_client(&mut self, target: u64, _node: &MemberNode) -> NoPeer {
         NoPeer { target }
     }
 }
 
 type RpcResult<T, E = openraft::error::Infallible> =
-    Result<T, RPCError<u64, BasicNode, RaftError<u64, E>>>;
+    Result<T, RPCError<u64, MemberNode, RaftError<u64, E>>>;
 
 impl RaftNetwork<Types> for NoPeer {
     async fn append_entries(

@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use openraft::{BasicNode, Config, ServerState, SnapshotPolicy};
+use openraft::{Config, ServerState, SnapshotPolicy};
 
 use crate::consensus::{NoPeers, Raft};
 use crate::disk::Disk;
 use crate::error::StoreError;
 use crate::log_store::LogStore;
+use crate::peer::MemberNode;
 use crate::state_machine::{Published, StateMachine};
 use crate::store::StoreConfig;
 
@@ -49,7 +50,12 @@ impl Core {
         let (dir, raft_id) = (config.dir.clone(), config.raft_id);
         let publish = Arc::clone(published);
         let (disk, log, machine, last_index) = blocking(config, move || {
-            let disk = Disk::open(&dir, raft_id)?;
+            let disk = Disk::open(&dir)?;
+            let found = disk.member().raft_id;
+            if found != raft_id {
+                let path = disk.path().to_owned();
+                return Err(StoreError::OtherMember { path, found, expected: raft_id });
+            }
             let log = LogStore::new(disk.clone());
             let machine = StateMachine::load(disk.clone(), publish)?;
             let last_index = log.last_index()?;
@@ -80,7 +86,7 @@ impl Core {
     /// Makes this member the only one of a new group, if there is none yet.
     pub(crate) async fn initialize(&self) -> Result<(), StoreError> {
         if !self.is_initialized().await? {
-            let members = BTreeMap::from([(self.raft_id, BasicNode::default())]);
+            let members = BTreeMap::from([(self.raft_id, MemberNode::default())]);
             self.raft.initialize(members).await.map_err(|e| self.why(&e))?;
         }
         Ok(())

@@ -22,13 +22,17 @@ mod core;
 mod disk;
 mod error;
 mod failure;
+mod first_format;
 mod life;
 mod log_store;
+mod peer;
 mod proposer;
+mod record;
 mod seal;
 mod state_machine;
 mod store;
 
 pub use error::StoreError;
+pub use peer::Member;
 pub use proposer::{PROPOSE_DEADLINE, TRANSACTION_BYTES_MAX};
 pub use store::{ChangeEvent, Changes, Store, StoreConfig};

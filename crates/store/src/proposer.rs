@@ -8,9 +8,9 @@ use shoal_model::change::{ApplyError, Changed, Transaction};
 use shoal_model::size::json_len;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::consensus::Command;
 use crate::core::{Core, stopped};
 use crate::error::StoreError;
+use crate::record::Payload;
 
 /// How long a write may wait for a leader and a majority. A user waits no longer with patience, and
 /// Docker's clients give up after 20 s.
@@ -112,7 +112,18 @@ pub(crate) async fn run(core: &Core, queue: &mut mpsc::Receiver<Proposal>) -> Op
 async fn write(core: &Core, batch: Vec<Proposal>) -> Result<(), StoreError> {
     let (transactions, replies): (Vec<_>, Vec<_>) =
         batch.into_iter().map(|p| (p.transaction, p.reply)).unzip();
-    let written = core.raft.client_write(Command { transactions }).await;
+    let payload = match Payload::encode(&transactions) {
+        Ok(payload) => payload,
+        Err(error) => {
+            let why = StoreError::Disk { action: "write to", problem: error.to_string() };
+            for reply in replies {
+                // Ignored because: who has given up does not want the answer.
+                let _ = reply.send(Err(why.clone()));
+            }
+            return Ok(());
+        }
+    };
+    let written = core.raft.client_write(payload).await;
     let (answers, outcome) = match written {
         Ok(response) => (response.data.into_iter().map(Ok).collect::<Vec<_>>(), Ok(())),
         Err(error) => {

@@ -14,6 +14,7 @@ use crate::core::{Core, blocking, stopped};
 use crate::disk::{self, Disk};
 use crate::error::StoreError;
 use crate::life::Life;
+use crate::peer::Member;
 use crate::proposer::{self, PROPOSE_DEADLINE, Proposal};
 use crate::state_machine::Published;
 
@@ -101,7 +102,8 @@ impl Store {
     pub async fn bootstrap(config: StoreConfig, first: Transaction) -> Result<Self, StoreError> {
         if !disk::exists(&config.dir) {
             let StoreConfig { dir, raft_id } = config.clone();
-            blocking(&config, move || Disk::create(&dir, raft_id)).await?;
+            let member = Member { node: String::new(), raft_id };
+            blocking(&config, move || Disk::create(&dir, &member)).await?;
         }
         let published = Arc::new(Published::new(CHANGES_KEPT));
         let core = Core::start(&config, &published).await?;
