@@ -3,25 +3,18 @@
 use std::io::Cursor;
 
 use openraft::{AnyError, StorageIOError};
-use serde::{Deserialize, Serialize};
-use shoal_model::change::{ApplyError, Changed, Transaction};
+use shoal_model::change::{ApplyError, Changed};
 
 use crate::error::StoreError;
 use crate::peer::MemberNode;
-
-/// What one log entry carries: transactions that were proposed at the same time. Each is applied
-/// or refused on its own.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Command {
-    pub(crate) transactions: Vec<Transaction>,
-}
+use crate::record::Payload;
 
 /// One answer for each transaction of the entry; empty for the library's own entries.
 pub(crate) type Answer = Vec<Result<Vec<Changed>, ApplyError>>;
 
 openraft::declare_raft_types!(
     pub(crate) Types:
-        D = Command,
+        D = Payload,
         R = Answer,
         NodeId = u64,
         Node = MemberNode,
@@ -39,6 +32,10 @@ pub(crate) type StorageError = openraft::StorageError<u64>;
 
 pub(crate) fn any(error: &StoreError) -> AnyError {
     AnyError::error(error.to_string())
+}
+
+pub(crate) fn apply_failed(at: LogId, error: &StoreError) -> StorageError {
+    StorageIOError::apply(at, any(error)).into()
 }
 
 pub(crate) fn read_failed(error: &StoreError) -> StorageError {

@@ -61,7 +61,14 @@ impl Core {
         let dir = config.dir.clone();
         let publish = Arc::clone(published);
         let (disk, log, machine, last_index) = blocking(config, move || {
-            let disk = Disk::open(&dir, expected)?;
+            let disk = Disk::open(&dir)?;
+            let found = disk.member().raft_id;
+            if let Some(expected) = expected
+                && found != expected
+            {
+                let path = disk.path().to_owned();
+                return Err(StoreError::OtherMember { path, found, expected });
+            }
             let log = LogStore::new(disk.clone());
             let machine = StateMachine::load(disk.clone(), publish)?;
             let last_index = log.last_index()?;
@@ -78,7 +85,7 @@ impl Core {
             ..Config::default()
         };
         let settings = settings.validate().map_err(|e| stopped(&e))?;
-        let raft_id = disk.raft_id();
+        let raft_id = disk.member().raft_id;
         let own = Member { node: config.node.to_string(), raft_id };
         let links = Arc::new(Links::new(own, Arc::clone(&config.peers)));
         let network = Network::new(Arc::clone(&links));

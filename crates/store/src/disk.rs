@@ -6,7 +6,7 @@
 use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
 
 use redb::{Builder, Database, DatabaseError, ReadableDatabase, TableDefinition};
@@ -14,10 +14,14 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::error::StoreError;
 use crate::failure::{DiskFailure, io_failure};
+use crate::first_format;
+use crate::log_store::encode;
+use crate::peer::Member;
+use crate::record::{LogIdRecord, MemberRecord, RECORD_VERSION};
 use crate::seal::Sealer;
 
 /// The version of everything in the file.
-pub(crate) const FORMAT_VERSION: u32 = 1;
+pub(crate) const FORMAT_VERSION: u32 = 2;
 /// The file's name.
 const FILE: &str = "store.redb";
 /// The key file's name.
@@ -28,14 +32,17 @@ const CACHE_BYTES: usize = 16 << 20;
 const JOBS_MAX: usize = 64;
 
 /// Small records by name. `format` is in clear, everything else is sealed.
-const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
+pub(crate) const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 /// Log entries by index.
-const LOG: TableDefinition<u64, &[u8]> = TableDefinition::new("log");
+pub(crate) const LOG: TableDefinition<u64, &[u8]> = TableDefinition::new("log");
 /// The last snapshot in pieces, by number.
-const SNAPSHOT: TableDefinition<u32, &[u8]> = TableDefinition::new("snapshot");
+pub(crate) const SNAPSHOT: TableDefinition<u32, &[u8]> = TableDefinition::new("snapshot");
 
-const FORMAT_RECORD: &str = "format";
-const MEMBER_RECORD: &str = "member";
+pub(crate) const FORMAT_RECORD: &str = "format";
+pub(crate) const MEMBER_RECORD: &str = "member";
+pub(crate) const VOTE_RECORD: &str = "vote";
+/// Up to where the log was dropped.
+pub(crate) const PURGED_RECORD: &str = "purged";
 /// The snapshot's description.
 pub(crate) const SNAPSHOT_RECORD: &str = "snapshot";
 
@@ -44,11 +51,11 @@ pub(crate) enum Op {
     /// A record by name.
     PutMeta(&'static str, Vec<u8>),
     /// A log entry.
-    PutLog(u64, Vec<u8>),
+    PutLog(LogIdRecord, Vec<u8>),
     /// Removes log entries of these indices.
     RemoveLog(std::ops::RangeInclusive<u64>),
-    /// Replaces the snapshot's pieces.
-    PutSnapshot(Vec<Vec<u8>>),
+    /// Replaces the snapshot.
+    PutSnapshot { description: Vec<u8>, pieces: Vec<Vec<u8>> },
 }
 
 enum Job {
@@ -68,6 +75,7 @@ pub(crate) struct Disk(Arc<Inner>);
 
 struct Inner {
     path: PathBuf,
+    member: Member,
     sealer: Sealer,
     /// `None` once closed.
     database: RwLock<Option<Database>>,
@@ -75,7 +83,6 @@ struct Inner {
     thread: Mutex<Option<JoinHandle<()>>>,
     /// The first failure since it was opened: what consensus makes of it is only a text.
     failure: Mutex<Option<StoreError>>,
-    raft_id: OnceLock<u64>,
 }
 
 /// Whether `dir` holds a store.
@@ -84,8 +91,8 @@ pub(crate) fn exists(dir: &Path) -> bool {
 }
 
 impl Disk {
-    /// Makes a new file in `dir` for member `raft_id`. Either it is there whole afterwards, or not.
-    pub(crate) fn create(dir: &Path, raft_id: u64) -> Result<(), StoreError> {
+    /// Makes a new file in `dir` for `member`. Either it is there whole afterwards, or not.
+    pub(crate) fn create(dir: &Path, member: &Member) -> Result<(), StoreError> {
         let path = dir.join(FILE);
         let failed = |e: &std::io::Error| io_failure("create", e);
         shoal_durable::make_private_dir(dir).map_err(|e| failed(&e))?;
@@ -93,13 +100,13 @@ impl Disk {
         let next = path.with_extension("next");
         remove(&next).map_err(|e| failed(&e))?;
         let database = Builder::new().create(&next).map_err(|e| e.at("create", &next))?;
+        let record = MemberRecord { v: RECORD_VERSION, member: member.clone() };
+        let member = sealer.seal("meta:member", &encode("member", &record)?)?;
         let write = || -> Result<(), redb::Error> {
             let txn = database.begin_write()?;
             {
                 let mut meta = txn.open_table(META)?;
                 meta.insert(FORMAT_RECORD, FORMAT_VERSION.to_le_bytes().as_slice())?;
-                let sealed = sealer.seal("meta:member", &raft_id.to_le_bytes());
-                let member = sealed.map_err(|e| redb::Error::Corrupted(e.to_string()))?;
                 meta.insert(MEMBER_RECORD, member.as_slice())?;
                 txn.open_table(LOG)?;
                 txn.open_table(SNAPSHOT)?;
@@ -111,8 +118,8 @@ impl Disk {
         fs::rename(&next, &path).and_then(|()| shoal_durable::sync_dir(dir)).map_err(|e| failed(&e))
     }
 
-    /// Opens the file in `dir`, which must be that of member `expected`, if one is given.
-    pub(crate) fn open(dir: &Path, expected: Option<u64>) -> Result<Self, StoreError> {
+    /// Opens the file in `dir`. One of an earlier format is written anew.
+    pub(crate) fn open(dir: &Path) -> Result<Self, StoreError> {
         let path = dir.join(FILE);
         if !path.exists() {
             return Err(StoreError::Missing { path });
@@ -131,35 +138,26 @@ impl Disk {
             .as_deref()
             .and_then(|bytes| <[u8; 4]>::try_from(bytes).ok())
             .map_or(0, u32::from_le_bytes);
-        if found != FORMAT_VERSION {
+        if found != FORMAT_VERSION && found != first_format::VERSION {
             return Err(StoreError::Version { path, found, known: FORMAT_VERSION });
         }
         let sealer = Sealer::load(&dir.join(KEY_FILE))?;
+        if found == first_format::VERSION {
+            first_format::rewrite(&database, &sealer, &path)?;
+            tracing::info!(path = %path.display(), "the store was written anew in format 2");
+        }
+        let member = read_member(&database, &sealer, &path)?;
         let (jobs, queue) = mpsc::channel(JOBS_MAX);
         let inner = Inner {
             path,
+            member,
             sealer,
             database: RwLock::new(Some(database)),
             jobs,
             thread: Mutex::new(None),
             failure: Mutex::new(None),
-            raft_id: OnceLock::new(),
         };
         let this = Self(Arc::new(inner));
-        // The first sealed record: what does not open here has another key.
-        let member = this.0.read("open", |database| read_raw(database, MEMBER_RECORD))?;
-        let member = member.map(|sealed| this.0.sealer.open("meta:member", &sealed)).transpose()?;
-        let found = member
-            .as_deref()
-            .and_then(|bytes| <[u8; 8]>::try_from(bytes).ok())
-            .map_or(0, u64::from_le_bytes);
-        if let Some(expected) = expected
-            && found != expected
-        {
-            let path = this.0.path.clone();
-            return Err(StoreError::OtherMember { path, found, expected });
-        }
-        this.0.raft_id.get_or_init(|| found);
         let writer = Arc::downgrade(&this.0);
         let thread = std::thread::Builder::new()
             .name("store-writer".into())
@@ -169,9 +167,14 @@ impl Disk {
         Ok(this)
     }
 
-    /// The number of the member whose file this is.
-    pub(crate) fn raft_id(&self) -> u64 {
-        self.0.raft_id.get().copied().unwrap_or_default()
+    /// Whose file it is.
+    pub(crate) fn member(&self) -> &Member {
+        &self.0.member
+    }
+
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.0.path
     }
 
     /// Writes `ops` and returns when they are durable.
@@ -185,7 +188,7 @@ impl Disk {
     /// The record `name`.
     pub(crate) fn meta(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
         let raw = self.0.read("read", |database| read_raw(database, name))?;
-        raw.map(|sealed| self.0.unseal(&format!("meta:{name}"), &sealed)).transpose()
+        raw.map(|sealed| self.0.unseal(&meta_record(name), &sealed)).transpose()
     }
 
     /// The log entries with these indices that are there, in order.
@@ -227,7 +230,7 @@ impl Disk {
             Ok(Some((description.value().to_vec(), pieces)))
         })?;
         let Some((description, pieces)) = stored else { return Ok(None) };
-        let description = self.0.unseal(&format!("meta:{SNAPSHOT_RECORD}"), &description)?;
+        let description = self.0.unseal(&meta_record(SNAPSHOT_RECORD), &description)?;
         let mut content = Vec::new();
         for (number, sealed) in pieces {
             content.extend(self.0.unseal(&piece_record(number), &sealed)?);
@@ -309,15 +312,17 @@ impl Inner {
                 for op in ops {
                     match op {
                         Op::PutMeta(name, value) => {
-                            let sealed = seal(&format!("meta:{name}"), value)?;
+                            let sealed = seal(&meta_record(name), value)?;
                             meta.insert(*name, sealed.as_slice())?;
                         }
-                        Op::PutLog(index, value) => {
-                            let sealed = seal(&log_record(*index), value)?;
-                            log.insert(*index, sealed.as_slice())?;
+                        Op::PutLog(at, value) => {
+                            let sealed = seal(&log_record(at.index), value)?;
+                            log.insert(at.index, sealed.as_slice())?;
                         }
                         Op::RemoveLog(range) => log.retain_in(range.clone(), |_, _| false)?,
-                        Op::PutSnapshot(pieces) => {
+                        Op::PutSnapshot { description, pieces } => {
+                            let sealed = seal(&meta_record(SNAPSHOT_RECORD), description)?;
+                            meta.insert(SNAPSHOT_RECORD, sealed.as_slice())?;
                             snapshot.retain(|_, _| false)?;
                             for (number, piece) in (0u32..).zip(pieces) {
                                 let sealed = seal(&piece_record(number), piece)?;
@@ -362,6 +367,21 @@ fn write_loop(disk: &std::sync::Weak<Inner>, mut queue: mpsc::Receiver<Job>) {
     }
 }
 
+/// The first sealed record: what does not open here has another key.
+fn read_member(database: &Database, sealer: &Sealer, path: &Path) -> Result<Member, StoreError> {
+    let damaged = |problem: String| StoreError::Damaged {
+        action: "open",
+        path: path.to_owned(),
+        problem: format!("the record 'meta:{MEMBER_RECORD}': {problem}"),
+    };
+    let sealed = read_raw(database, MEMBER_RECORD).map_err(|e| e.at("open", path))?;
+    let sealed = sealed.ok_or_else(|| damaged("there is none".to_owned()))?;
+    let bytes = sealer.open(&meta_record(MEMBER_RECORD), &sealed)?;
+    let record: MemberRecord =
+        serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))?;
+    Ok(record.member)
+}
+
 fn read_raw(database: &Database, name: &str) -> Result<Option<Vec<u8>>, redb::Error> {
     let table = database.begin_read()?.open_table(META)?;
     let value = table.get(name)?;
@@ -381,7 +401,11 @@ fn remove(path: &Path) -> std::io::Result<()> {
     }
 }
 
-fn log_record(index: u64) -> String {
+pub(crate) fn meta_record(name: &str) -> String {
+    format!("meta:{name}")
+}
+
+pub(crate) fn log_record(index: u64) -> String {
     format!("log:{index}")
 }
 

@@ -8,11 +8,9 @@ use openraft::storage::{LogFlushed, RaftLogStorage};
 use openraft::{LogState, RaftLogReader};
 
 use crate::consensus::{Entry, LogId, StorageError, Types, Vote, read_failed, write_failed};
-use crate::disk::{Disk, Op};
+use crate::disk::{Disk, Op, PURGED_RECORD, VOTE_RECORD};
 use crate::error::StoreError;
-
-const VOTE_RECORD: &str = "vote";
-const PURGED_RECORD: &str = "purged";
+use crate::record::{EntryRecord, LogIdRecord, VoteRecord};
 
 /// Log and vote. Cheap to clone; clones read the same log.
 #[derive(Clone)]
@@ -30,9 +28,9 @@ impl LogStore {
     /// The index of the last entry on disk, 0 if there is none.
     pub(crate) fn last_index(&self) -> Result<u64, StoreError> {
         let last = self.disk.last_log()?;
-        let decode = |bytes: Vec<u8>| self.disk.decode::<Entry>("last log entry", &bytes);
+        let decode = |bytes: Vec<u8>| self.disk.decode::<EntryRecord>("last log entry", &bytes);
         let last = last.map(decode).transpose()?;
-        Ok(last.map_or(0, |entry| entry.log_id.index))
+        Ok(last.map_or(0, |entry| entry.at.index))
     }
 
     fn recent(&self, start: u64, end: u64) -> Option<Vec<Entry>> {
@@ -102,7 +100,7 @@ impl RaftLogReader<Types> for LogStore {
             let stored = disk.log(start..end)?;
             let entries: Vec<Entry> = stored
                 .iter()
-                .map(|bytes| disk.decode("log entry", bytes))
+                .map(|bytes| disk.decode::<EntryRecord>("log entry", bytes).map(Entry::from))
                 .collect::<Result<_, StoreError>>()?;
             check_order(start, &entries)
                 .map_err(|problem| disk.damaged("read the log of", problem))?;
@@ -136,13 +134,15 @@ impl RaftLogStorage<Types> for LogStore {
         let disk = self.disk.clone();
         blocking(move || {
             let purged = disk.meta(PURGED_RECORD)?;
-            let last_purged_log_id: Option<LogId> =
-                purged.map(|bytes| disk.decode("purged", &bytes)).transpose()?;
+            let decode = |bytes: Vec<u8>| disk.decode::<LogIdRecord>("purged", &bytes);
+            let purged = purged.map(decode).transpose()?;
             let last = disk.last_log()?;
-            let decode = |bytes: Vec<u8>| disk.decode::<Entry>("last log entry", &bytes);
-            let last = last.map(decode).transpose()?;
-            let last_log_id = last.map(|entry| entry.log_id).or(last_purged_log_id);
-            Ok(LogState { last_purged_log_id, last_log_id })
+            let decode = |bytes: Vec<u8>| disk.decode::<EntryRecord>("last log entry", &bytes);
+            let last = last.map(decode).transpose()?.map(|entry| entry.at).or(purged);
+            Ok(LogState {
+                last_purged_log_id: purged.map(LogId::from),
+                last_log_id: last.map(LogId::from),
+            })
         })
         .await
     }
@@ -152,7 +152,7 @@ impl RaftLogStorage<Types> for LogStore {
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), StorageError> {
-        let bytes = encode("vote", vote).map_err(|e| write_failed(&e))?;
+        let bytes = encode("vote", &VoteRecord::from(*vote)).map_err(|e| write_failed(&e))?;
         let ops = vec![Op::PutMeta(VOTE_RECORD, bytes)];
         self.disk.write(ops).await.map_err(|e| write_failed(&e))
     }
@@ -161,7 +161,10 @@ impl RaftLogStorage<Types> for LogStore {
         let disk = self.disk.clone();
         blocking(move || {
             let stored = disk.meta(VOTE_RECORD)?;
-            stored.map(|bytes| disk.decode("vote", &bytes)).transpose()
+            let Some(bytes) = stored else { return Ok(None) };
+            let record: VoteRecord = disk.decode("vote", &bytes)?;
+            let vote = Vote::try_from(record);
+            vote.map(Some).map_err(|e| disk.damaged("read the vote of", e.to_string()))
         })
         .await
     }
@@ -178,7 +181,10 @@ impl RaftLogStorage<Types> for LogStore {
         let entries: Vec<Entry> = entries.into_iter().collect();
         let ops: Result<Vec<Op>, StoreError> = entries
             .iter()
-            .map(|entry| Ok(Op::PutLog(entry.log_id.index, encode("log entry", entry)?)))
+            .map(|entry| {
+                let record = EntryRecord::from(entry);
+                Ok(Op::PutLog(record.at, encode("log entry", &record)?))
+            })
             .collect();
         let ops = ops.map_err(|e| write_failed(&e))?;
         let result = self.disk.write(ops).await;
@@ -204,7 +210,7 @@ impl RaftLogStorage<Types> for LogStore {
 
     async fn purge(&mut self, log_id: LogId) -> Result<(), StorageError> {
         self.forget();
-        let bytes = encode("purged", &log_id).map_err(|e| write_failed(&e))?;
+        let bytes = encode("purged", &LogIdRecord::from(log_id)).map_err(|e| write_failed(&e))?;
         let ops = vec![Op::PutMeta(PURGED_RECORD, bytes), Op::RemoveLog(0..=log_id.index)];
         self.disk.write(ops).await.map_err(|e| write_failed(&e))
     }

@@ -30,9 +30,8 @@ impl fmt::Display for Member {
 
 /// What the consensus library keeps of a member beside its number: which node it is. Addresses
 /// are looked up by the node's id.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct MemberNode {
-    #[serde(default)]
     pub(crate) node: String,
 }
 

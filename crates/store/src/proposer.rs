@@ -12,10 +12,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::consensus::{Command, Types};
+use crate::consensus::Types;
 use crate::core::{Core, stopped};
 use crate::error::StoreError;
 use crate::lead::Lead;
+use crate::record::Payload;
 
 /// How long a write may wait for a leader and a majority when its caller knows no better. A user
 /// waits no longer with patience, and Docker's clients give up after 20 s.
@@ -186,7 +187,15 @@ impl Writer<'_> {
         self.since_snapshot += batch.iter().map(|proposal| proposal.bytes).sum::<usize>();
         let (transactions, replies): (Vec<_>, Vec<_>) =
             batch.into_iter().map(|p| (p.transaction, p.reply)).unzip();
-        match self.core.raft.client_write_ff(Command { transactions }).await {
+        let payload = match Payload::encode(&transactions) {
+            Ok(payload) => payload,
+            Err(error) => {
+                let problem = error.to_string();
+                refuse(replies, &StoreError::Disk { action: "write to", problem });
+                return Ok(());
+            }
+        };
+        match self.core.raft.client_write_ff(payload).await {
             Ok(written) => {
                 let core = self.core.clone();
                 self.under_way.spawn(async move { answer(&core, replies, written).await });

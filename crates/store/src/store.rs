@@ -455,5 +455,6 @@ async fn create(config: &StoreConfig, raft_id: u64) -> Result<(), StoreError> {
         return Ok(());
     }
     let dir = config.dir.clone();
-    blocking(config, move || Disk::create(&dir, raft_id)).await
+    let member = Member { node: config.node.to_string(), raft_id };
+    blocking(config, move || Disk::create(&dir, &member)).await
 }
