@@ -135,39 +135,48 @@ fn wall_clock() -> Timestamp {
     Timestamp::ZERO.plus(since)
 }
 
+/// The time since each member was last heard; no entry if it never was.
+#[derive(Default)]
+struct Silences(BTreeMap<u64, Duration>);
+
+impl Silences {
+    fn pass(&mut self, passed: Duration) {
+        for silence in self.0.values_mut() {
+            *silence = silence.saturating_add(passed);
+        }
+    }
+
+    fn heard(&self, id: u64) -> bool {
+        self.0.get(&id).is_some_and(|silence| *silence <= SILENCE)
+    }
+}
+
 /// Counts the silence of each member.
 #[derive(Default)]
 struct Ears {
     counted: BTreeMap<u64, Heard>,
-    /// Since its last answer; absent when it has never answered.
-    answer: BTreeMap<u64, Duration>,
-    /// Since its last word as leader.
-    lead: BTreeMap<u64, Duration>,
+    answers: Silences,
+    acks: Silences,
+    led: Silences,
 }
 
 impl Ears {
     fn listen(&mut self, now: BTreeMap<u64, Heard>, passed: Duration) {
-        for silence in self.answer.values_mut().chain(self.lead.values_mut()) {
-            *silence = silence.saturating_add(passed);
+        for silences in [&mut self.answers, &mut self.acks, &mut self.led] {
+            silences.pass(passed);
         }
         for (id, heard) in &now {
             let before = self.counted.get(id).copied().unwrap_or_default();
-            if heard.answers != before.answers {
-                self.answer.insert(*id, Duration::ZERO);
-            }
-            if heard.led != before.led {
-                self.lead.insert(*id, Duration::ZERO);
-            }
+            let compare = |now: u64, before: u64, silences: &mut Silences| {
+                if now != before {
+                    silences.0.insert(*id, Duration::ZERO);
+                }
+            };
+            compare(heard.answers, before.answers, &mut self.answers);
+            compare(heard.acks, before.acks, &mut self.acks);
+            compare(heard.led, before.led, &mut self.led);
         }
         self.counted = now;
-    }
-
-    fn answers(&self, id: u64) -> bool {
-        self.answer.get(&id).is_some_and(|silence| *silence <= SILENCE)
-    }
-
-    fn leads(&self, id: u64) -> bool {
-        self.lead.get(&id).is_some_and(|silence| *silence <= SILENCE)
     }
 }
 
@@ -181,7 +190,7 @@ struct Seen {
 /// Whether `heard`, with this member, is a majority of every set of voters.
 fn majority(metrics: &Metrics, own: u64, ears: &Ears) -> bool {
     metrics.membership_config.membership().get_joint_config().iter().all(|voters| {
-        let heard = voters.iter().filter(|id| **id == own || ears.answers(**id)).count();
+        let heard = voters.iter().filter(|id| **id == own || ears.acks.heard(**id)).count();
         heard > voters.len() / 2
     })
 }
@@ -191,7 +200,8 @@ fn see(core: &Core, metrics: &Metrics, ears: &Ears) -> Seen {
     let is_leader = metrics.state == ServerState::Leader && metrics.current_leader == Some(own);
     let mut group = core.group(metrics);
     let missing = || {
-        let silent = |member: &&Member| member.raft_id != own && !ears.answers(member.raft_id);
+        let silent =
+            |member: &&Member| member.raft_id != own && !ears.answers.heard(member.raft_id);
         group.voters.iter().filter(silent).cloned().collect()
     };
     let term = metrics.current_term;
@@ -200,14 +210,15 @@ fn see(core: &Core, metrics: &Metrics, ears: &Ears) -> Seen {
         _ if is_leader && majority(metrics, own, ears) && core.has_applied(metrics) => {
             Lead::Leading { term }
         }
-        Some(leader) if leader != own && ears.leads(leader) => {
+        Some(leader) if leader != own && ears.led.heard(leader) => {
             Lead::Following { term, leader: core.member(metrics, leader) }
         }
         _ => nobody(missing()),
     };
     if is_leader {
         let others = group.voters.iter().chain(&group.learners).map(|member| member.raft_id);
-        group.heard = others.filter(|id| *id != own && ears.answers(*id)).collect::<BTreeSet<_>>();
+        group.heard =
+            others.filter(|id| *id != own && ears.acks.heard(*id)).collect::<BTreeSet<_>>();
         let last = metrics.last_log_index.unwrap_or_default();
         let lag = |matched: u64| last.saturating_sub(matched);
         group.behind = metrics

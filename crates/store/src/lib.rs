@@ -35,6 +35,7 @@ mod log_store;
 mod network;
 mod peer;
 mod proposer;
+mod question;
 mod read;
 mod record;
 mod seal;

@@ -12,8 +12,10 @@ use crate::peer::{Lane, Member, PeerError, Peers};
 /// How often a member was heard since this member's start. Who counts silence compares two looks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Heard {
-    /// Answers to what we asked.
+    /// Answers to anything.
     pub(crate) answers: u64,
+    /// Answers of its consensus to this one's: an append, a vote.
+    pub(crate) acks: u64,
     /// What it asked as leader.
     pub(crate) led: u64,
 }
@@ -50,6 +52,16 @@ impl Links {
             .map_err(|_| PeerError::Late { after: limit })??;
         self.note(to.raft_id, |heard| heard.answers += 1);
         Ok(answer)
+    }
+
+    /// Notes that the consensus of `raft_id` answered.
+    pub(crate) fn acknowledged(&self, raft_id: u64) {
+        self.note(raft_id, |heard| heard.acks += 1);
+    }
+
+    /// Notes that the leader `raft_id` spoke.
+    pub(crate) fn led(&self, raft_id: u64) {
+        self.note(raft_id, |heard| heard.led += 1);
     }
 
     /// Who was heard how often.

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::core::{Core, blocking, stopped};
 use crate::disk::{self, Disk};
-use crate::door::Door;
+use crate::door::{Coming, Door};
 use crate::error::StoreError;
 use crate::group::{Group, GroupStep};
 use crate::lead::{Lead, SILENCE, Signs};
@@ -100,6 +100,7 @@ struct Inner {
     applied: watch::Receiver<u64>,
     trouble: watch::Receiver<Option<StoreError>>,
     reads: Reads,
+    coming: Arc<Mutex<Option<Coming>>>,
     /// The running consensus; another one after each failure of the disk.
     current: Arc<Mutex<Core>>,
     stop: watch::Sender<bool>,
@@ -216,6 +217,7 @@ impl Store {
             applied: signs.applied.subscribe(),
             trouble,
             reads: Reads::default(),
+            coming: Arc::default(),
             current: Arc::clone(&current),
             stop,
             life: Mutex::default(),
@@ -243,7 +245,8 @@ impl Store {
     /// What answers other managers.
     #[must_use]
     pub fn door(&self) -> Door {
-        Door::new(Arc::clone(&self.0.current), self.0.trouble.clone())
+        let (current, coming) = (Arc::clone(&self.0.current), Arc::clone(&self.0.coming));
+        Door::new(current, coming, self.0.trouble.clone())
     }
 
     /// Who leads; [`Lead::Closed`] at last.

@@ -3,6 +3,8 @@
 // Each test binary uses its own part of it.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
 
+pub mod board;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
