@@ -17,6 +17,7 @@
 
 #![forbid(unsafe_code)]
 
+mod commit;
 mod consensus;
 mod core;
 mod disk;
@@ -30,6 +31,8 @@ mod proposer;
 mod record;
 mod seal;
 mod state_machine;
+#[cfg(test)]
+mod storage_tests;
 mod store;
 
 pub use error::StoreError;
