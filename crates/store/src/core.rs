@@ -71,7 +71,7 @@ impl Core {
             }
             let log = LogStore::new(disk.clone());
             let machine = StateMachine::load(disk.clone(), publish)?;
-            let last_index = log.last_index()?;
+            let last_index = log.last_index();
             Ok((disk, log, machine, last_index))
         })
         .await?;

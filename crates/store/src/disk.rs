@@ -8,16 +8,18 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use redb::{Builder, Database, DatabaseError, ReadableDatabase, TableDefinition};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::commit::{Held, commit};
 use crate::error::StoreError;
 use crate::failure::{DiskFailure, io_failure};
 use crate::first_format;
 use crate::log_store::encode;
 use crate::peer::Member;
-use crate::record::{LogIdRecord, MemberRecord, RECORD_VERSION};
+use crate::record::{EntryRecord, HeadRecord, LogIdRecord, MemberRecord, RECORD_VERSION};
 use crate::seal::Sealer;
 
 /// The version of everything in the file.
@@ -30,6 +32,9 @@ const KEY_FILE: &str = "store.key";
 const CACHE_BYTES: usize = 16 << 20;
 /// Writes that may wait for the thread. Consensus has at most a handful under way.
 const JOBS_MAX: usize = 64;
+/// How long dropping a part of the log may wait for the snapshot that holds it: far longer than
+/// writing one takes.
+const SNAPSHOT_WAIT: Duration = Duration::from_secs(30);
 
 /// Small records by name. `format` is in clear, everything else is sealed.
 pub(crate) const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
@@ -43,6 +48,10 @@ pub(crate) const MEMBER_RECORD: &str = "member";
 pub(crate) const VOTE_RECORD: &str = "vote";
 /// Up to where the log was dropped.
 pub(crate) const PURGED_RECORD: &str = "purged";
+/// Where the log ends: a log that lost its end is not taken for a whole one.
+pub(crate) const TAIL_RECORD: &str = "tail";
+/// Up to where entries are known to be confirmed.
+pub(crate) const COMMITTED_RECORD: &str = "committed";
 /// The snapshot's description.
 pub(crate) const SNAPSHOT_RECORD: &str = "snapshot";
 
@@ -54,8 +63,8 @@ pub(crate) enum Op {
     PutLog(LogIdRecord, Vec<u8>),
     /// Removes log entries of these indices.
     RemoveLog(std::ops::RangeInclusive<u64>),
-    /// Replaces the snapshot.
-    PutSnapshot { description: Vec<u8>, pieces: Vec<Vec<u8>> },
+    /// Replaces the snapshot by one that ends with the entry `last`, if that is newer.
+    PutSnapshot { last: Option<LogIdRecord>, description: Vec<u8>, pieces: Vec<Vec<u8>> },
 }
 
 enum Job {
@@ -83,6 +92,16 @@ struct Inner {
     thread: Mutex<Option<JoinHandle<()>>>,
     /// The first failure since it was opened: what consensus makes of it is only a text.
     failure: Mutex<Option<StoreError>>,
+    /// What consensus said to be confirmed. On disk with the next commit.
+    committed: Mutex<Option<LogIdRecord>>,
+    known: watch::Sender<Known>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Known {
+    held: Held,
+    /// The file has failed or is closed: nothing more comes.
+    ended: bool,
 }
 
 /// Whether `dir` holds a store.
@@ -101,13 +120,15 @@ impl Disk {
         remove(&next).map_err(|e| failed(&e))?;
         let database = Builder::new().create(&next).map_err(|e| e.at("create", &next))?;
         let record = MemberRecord { v: RECORD_VERSION, member: member.clone() };
-        let member = sealer.seal("meta:member", &encode("member", &record)?)?;
+        let member = sealer.seal(&meta_record(MEMBER_RECORD), &encode("member", &record)?)?;
+        let tail = sealer.seal(&meta_record(TAIL_RECORD), b"null")?;
         let write = || -> Result<(), redb::Error> {
             let txn = database.begin_write()?;
             {
                 let mut meta = txn.open_table(META)?;
                 meta.insert(FORMAT_RECORD, FORMAT_VERSION.to_le_bytes().as_slice())?;
                 meta.insert(MEMBER_RECORD, member.as_slice())?;
+                meta.insert(TAIL_RECORD, tail.as_slice())?;
                 txn.open_table(LOG)?;
                 txn.open_table(SNAPSHOT)?;
             }
@@ -156,8 +177,12 @@ impl Disk {
             jobs,
             thread: Mutex::new(None),
             failure: Mutex::new(None),
+            committed: Mutex::new(None),
+            known: watch::Sender::default(),
         };
         let this = Self(Arc::new(inner));
+        let held = this.take_stock()?;
+        this.0.known.send_modify(|known| known.held = held);
         let writer = Arc::downgrade(&this.0);
         let thread = std::thread::Builder::new()
             .name("store-writer".into())
@@ -165,6 +190,71 @@ impl Disk {
             .map_err(|e| io_failure("start the writer of", &e))?;
         *this.0.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
         Ok(this)
+    }
+
+    /// What the file holds, if it is whole.
+    fn take_stock(&self) -> Result<Held, StoreError> {
+        let none = || self.damaged("open", format!("there is no record '{TAIL_RECORD}'"));
+        let tail = self.meta(TAIL_RECORD)?.ok_or_else(none)?;
+        let tail: Option<LogIdRecord> = self.decode(TAIL_RECORD, &tail)?;
+        let place = |name| -> Result<Option<LogIdRecord>, StoreError> {
+            let Some(bytes) = self.meta(name)? else { return Ok(None) };
+            self.decode(name, &bytes)
+        };
+        let last = match self.last_log()? {
+            Some(bytes) => Some(self.decode::<EntryRecord>("last log entry", &bytes)?.at),
+            None => place(PURGED_RECORD)?,
+        };
+        if last != tail {
+            let (found, expected) = (said(last), said(tail));
+            let problem = format!("its log ends with {found}, but was written up to {expected}");
+            return Err(self.damaged("open", problem));
+        }
+        let head = self.meta(SNAPSHOT_RECORD)?;
+        let head = head.map(|bytes| self.decode::<HeadRecord>("snapshot's description", &bytes));
+        let snapshot = head.transpose()?.and_then(|head| head.last);
+        let committed = place(COMMITTED_RECORD)?;
+        if committed > tail.max(snapshot) {
+            let (found, expected) = (said(tail.max(snapshot)), said(committed));
+            let problem = format!("it ends with {found}, but {expected} was confirmed");
+            return Err(self.damaged("open", problem));
+        }
+        Ok(Held { tail, snapshot, committed })
+    }
+
+    /// What is durable.
+    pub(crate) fn held(&self) -> Held {
+        self.0.known.borrow().held
+    }
+
+    /// Remembers what is confirmed; it becomes durable with the next commit.
+    pub(crate) fn confirm(&self, at: LogIdRecord) {
+        let mut committed = self.0.committed.lock().unwrap_or_else(PoisonError::into_inner);
+        *committed = (*committed).max(Some(at));
+    }
+
+    /// What is known to be confirmed, if that is not on disk.
+    pub(crate) fn unwritten(&self) -> Option<LogIdRecord> {
+        self.0.unwritten()
+    }
+
+    /// Returns when a snapshot that has the entry `at` is durable.
+    pub(crate) async fn snapshot_holds(&self, at: LogIdRecord) -> Result<(), StoreError> {
+        let mut known = self.0.known.subscribe();
+        let enough = known.wait_for(|known| known.ended || known.held.snapshot >= Some(at));
+        let stopped = || StoreError::Stopped { reason: "its file is closed".into() };
+        match tokio::time::timeout(SNAPSHOT_WAIT, enough).await {
+            Ok(Ok(known)) if known.held.snapshot >= Some(at) => Ok(()),
+            Ok(_) => Err(self.failure().unwrap_or_else(stopped)),
+            Err(_) => Err(StoreError::Disk {
+                action: "drop a part of the log of",
+                problem: format!(
+                    "no snapshot with {} was written within {} s",
+                    said(Some(at)),
+                    SNAPSHOT_WAIT.as_secs()
+                ),
+            }),
+        }
     }
 
     /// Whose file it is.
@@ -191,16 +281,23 @@ impl Disk {
         raw.map(|sealed| self.0.unseal(&meta_record(name), &sealed)).transpose()
     }
 
-    /// The log entries with these indices that are there, in order.
-    pub(crate) fn log(&self, range: Range<u64>) -> Result<Vec<Vec<u8>>, StoreError> {
+    /// The log entries with these indices that are there, in order: the first one, and as many
+    /// more as make `bytes`.
+    pub(crate) fn log(&self, range: Range<u64>, bytes: usize) -> Result<Vec<Vec<u8>>, StoreError> {
         let sealed: Vec<(u64, Vec<u8>)> = self.0.read("read the log of", |database| {
             let table = database.begin_read()?.open_table(LOG)?;
-            let own = |item: Result<_, redb::StorageError>| {
-                let (index, sealed): (redb::AccessGuard<'_, u64>, redb::AccessGuard<'_, &[u8]>) =
-                    item?;
-                Ok((index.value(), sealed.value().to_vec()))
-            };
-            table.range(range)?.map(own).collect()
+            let mut found = Vec::new();
+            let mut total = 0usize;
+            for item in table.range(range)? {
+                let (index, sealed) = item?;
+                let (index, sealed) = (index.value(), sealed.value().to_vec());
+                total = total.saturating_add(sealed.len());
+                if total > bytes && !found.is_empty() {
+                    break;
+                }
+                found.push((index, sealed));
+            }
+            Ok(found)
         })?;
         sealed.iter().map(|(index, sealed)| self.0.unseal(&log_record(*index), sealed)).collect()
     }
@@ -252,6 +349,7 @@ impl Disk {
     pub(crate) async fn close(&self) {
         // Ignored because: the thread is gone already, which is what closing asks for.
         let _ = self.0.jobs.send(Job::Close).await;
+        self.0.known.send_modify(|known| known.ended = true);
         let inner = Arc::clone(&self.0);
         let closing = tokio::task::spawn_blocking(move || {
             let thread = inner.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -283,6 +381,8 @@ impl Inner {
     fn note(&self, error: StoreError) -> StoreError {
         let mut first = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
         first.get_or_insert_with(|| error.clone());
+        drop(first);
+        self.known.send_modify(|known| known.ended = true);
         error
     }
 
@@ -298,43 +398,20 @@ impl Inner {
         })
     }
 
-    /// One commit for all of `jobs`.
+    /// One commit for all of `ops`.
     fn commit<'a>(&self, ops: impl Iterator<Item = &'a Op>) -> Result<(), StoreError> {
-        let seal = |record: &str, value: &[u8]| {
-            self.sealer.seal(record, value).map_err(|e| redb::Error::Corrupted(e.to_string()))
-        };
-        self.read("write to", |database| {
-            let txn = database.begin_write()?;
-            {
-                let mut meta = txn.open_table(META)?;
-                let mut log = txn.open_table(LOG)?;
-                let mut snapshot = txn.open_table(SNAPSHOT)?;
-                for op in ops {
-                    match op {
-                        Op::PutMeta(name, value) => {
-                            let sealed = seal(&meta_record(name), value)?;
-                            meta.insert(*name, sealed.as_slice())?;
-                        }
-                        Op::PutLog(at, value) => {
-                            let sealed = seal(&log_record(at.index), value)?;
-                            log.insert(at.index, sealed.as_slice())?;
-                        }
-                        Op::RemoveLog(range) => log.retain_in(range.clone(), |_, _| false)?,
-                        Op::PutSnapshot { description, pieces } => {
-                            let sealed = seal(&meta_record(SNAPSHOT_RECORD), description)?;
-                            meta.insert(SNAPSHOT_RECORD, sealed.as_slice())?;
-                            snapshot.retain(|_, _| false)?;
-                            for (number, piece) in (0u32..).zip(pieces) {
-                                let sealed = seal(&piece_record(number), piece)?;
-                                snapshot.insert(number, sealed.as_slice())?;
-                            }
-                        }
-                    }
-                }
-            }
-            // The default durability: on disk when `commit` returns.
-            Ok(txn.commit()?)
-        })
+        let held = self.known.borrow().held;
+        let committed = *self.committed.lock().unwrap_or_else(PoisonError::into_inner);
+        let held =
+            self.read("write to", |database| commit(database, &self.sealer, held, committed, ops))?;
+        self.known.send_modify(|known| known.held = held);
+        Ok(())
+    }
+
+    /// What is known to be confirmed, if that is not on disk.
+    fn unwritten(&self) -> Option<LogIdRecord> {
+        let committed = *self.committed.lock().unwrap_or_else(PoisonError::into_inner);
+        committed.filter(|_| committed > self.known.borrow().held.committed)
     }
 }
 
@@ -354,7 +431,7 @@ fn write_loop(disk: &std::sync::Weak<Inner>, mut queue: mpsc::Receiver<Job>) {
             next = queue.try_recv().ok();
         }
         let Some(inner) = disk.upgrade() else { return };
-        if !waiting.is_empty() {
+        if !waiting.is_empty() || (close && inner.unwritten().is_some()) {
             let result = inner.commit(waiting.iter().flat_map(|(ops, _)| ops));
             for (_, done) in waiting {
                 // Ignored because: who does not wait any more does not want the answer.
@@ -365,6 +442,12 @@ fn write_loop(disk: &std::sync::Weak<Inner>, mut queue: mpsc::Receiver<Job>) {
             return;
         }
     }
+}
+
+/// A place in the log, in words.
+fn said(at: Option<LogIdRecord>) -> String {
+    let entry = |LogIdRecord { term, index }| format!("entry {index} of term {term}");
+    at.map_or_else(|| "nothing".to_owned(), entry)
 }
 
 /// The first sealed record: what does not open here has another key.
@@ -409,6 +492,6 @@ pub(crate) fn log_record(index: u64) -> String {
     format!("log:{index}")
 }
 
-fn piece_record(number: u32) -> String {
+pub(crate) fn piece_record(number: u32) -> String {
     format!("snapshot:{number}")
 }

@@ -10,7 +10,7 @@ use shoal_model::change::Transaction;
 
 use crate::disk::{
     FORMAT_RECORD, FORMAT_VERSION, LOG, MEMBER_RECORD, META, PURGED_RECORD, SNAPSHOT,
-    SNAPSHOT_RECORD, VOTE_RECORD, log_record, meta_record,
+    SNAPSHOT_RECORD, TAIL_RECORD, VOTE_RECORD, log_record, meta_record,
 };
 use crate::error::StoreError;
 use crate::failure::DiskFailure as _;
@@ -165,9 +165,9 @@ impl Rewrite<'_> {
         // First of all, because it tells a wrong key from a damaged file.
         self.record(MEMBER_RECORD, member)?;
         self.record(VOTE_RECORD, vote)?;
-        self.record(PURGED_RECORD, log_id)?;
+        let purged = self.record(PURGED_RECORD, log_id)?;
         self.record(SNAPSHOT_RECORD, head)?;
-        self.log()?;
+        self.tail(self.log()?.or(purged))?;
         let mut meta = self.txn.open_table(META).map_err(|e| e.at(ACTION, self.path))?;
         meta.insert(FORMAT_RECORD, FORMAT_VERSION.to_le_bytes().as_slice())
             .map_err(|e| e.at(ACTION, self.path))?;
@@ -178,27 +178,39 @@ impl Rewrite<'_> {
         &self,
         name: &'static str,
         read: fn(&[u8]) -> Result<T, RecordError>,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Option<T>, StoreError> {
         let failed = |e: redb::StorageError| e.at(ACTION, self.path);
         let mut meta = self.txn.open_table(META).map_err(|e| e.at(ACTION, self.path))?;
         let old = meta.get(name).map_err(failed)?.map(|guard| guard.value().to_vec());
-        let Some(old) = old else { return Ok(()) };
-        let new = self.anew(&meta_record(name), &old, read)?;
+        let Some(old) = old else { return Ok(None) };
+        let (value, new) = self.anew(&meta_record(name), &old, read)?;
         meta.insert(name, new.as_slice()).map_err(failed)?;
+        Ok(Some(value))
+    }
+
+    /// Where the log ends: later formats have a record of it.
+    fn tail(&self, tail: Option<LogIdRecord>) -> Result<(), StoreError> {
+        let sealed = self.sealer.seal(&meta_record(TAIL_RECORD), &encode(TAIL_RECORD, &tail)?)?;
+        let mut meta = self.txn.open_table(META).map_err(|e| e.at(ACTION, self.path))?;
+        meta.insert(TAIL_RECORD, sealed.as_slice()).map_err(|e| e.at(ACTION, self.path))?;
         Ok(())
     }
 
-    fn log(&self) -> Result<(), StoreError> {
+    /// The log; returns where it ends.
+    fn log(&self) -> Result<Option<LogIdRecord>, StoreError> {
         let failed = |e: redb::StorageError| e.at(ACTION, self.path);
         let mut log = self.txn.open_table(LOG).map_err(|e| e.at(ACTION, self.path))?;
         let indices = log.range(0u64..).map_err(failed)?;
         let indices: Result<Vec<u64>, _> = indices.map(|item| Ok(item?.0.value())).collect();
+        let mut last = None;
         for index in indices.map_err(failed)? {
             let old = log.get(index).map_err(failed)?.map(|guard| guard.value().to_vec());
-            let new = self.anew(&log_record(index), &old.unwrap_or_default(), entry)?;
+            let old = old.unwrap_or_default();
+            let (entry, new) = self.anew(&log_record(index), &old, entry)?;
             log.insert(index, new.as_slice()).map_err(failed)?;
+            last = Some(entry.at);
         }
-        Ok(())
+        Ok(last)
     }
 
     fn anew<T: Serialize>(
@@ -206,7 +218,7 @@ impl Rewrite<'_> {
         record: &str,
         sealed: &[u8],
         read: fn(&[u8]) -> Result<T, RecordError>,
-    ) -> Result<Vec<u8>, StoreError> {
+    ) -> Result<(T, Vec<u8>), StoreError> {
         let damaged = |problem: String| StoreError::Damaged {
             action: ACTION,
             path: self.path.to_owned(),
@@ -220,6 +232,7 @@ impl Rewrite<'_> {
             }
         })?;
         let value = read(&plain).map_err(|e| damaged(format!("cannot be read: {e}")))?;
-        self.sealer.seal(record, &encode(record, &value)?)
+        let sealed = self.sealer.seal(record, &encode(record, &value)?)?;
+        Ok((value, sealed))
     }
 }

@@ -20,6 +20,7 @@
 
 #![forbid(unsafe_code)]
 
+mod commit;
 mod consensus;
 mod core;
 mod disk;
@@ -40,6 +41,8 @@ mod read;
 mod record;
 mod seal;
 mod state_machine;
+#[cfg(test)]
+mod storage_tests;
 mod store;
 
 pub use door::Door;

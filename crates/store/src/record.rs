@@ -91,6 +91,11 @@ impl Payload {
         }
         Ok(serde_json::from_str::<PayloadIn>(self.0.get())?.transactions)
     }
+
+    /// Its length as text.
+    pub(crate) fn bytes(&self) -> usize {
+        self.0.get().len()
+    }
 }
 
 /// A place in the log.
@@ -151,6 +156,13 @@ pub(crate) struct GroupRecord {
 }
 
 type Group = Membership<u64, MemberNode>;
+
+impl GroupRecord {
+    /// How many vote, in either set.
+    pub(crate) fn voters(&self) -> usize {
+        self.voters.iter().flatten().collect::<BTreeSet<_>>().len()
+    }
+}
 
 impl From<&Group> for GroupRecord {
     fn from(group: &Group) -> Self {

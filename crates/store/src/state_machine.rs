@@ -157,8 +157,9 @@ fn stored_snapshot(disk: &Disk) -> Result<Option<(SnapshotMeta, Vec<u8>)>, Store
 
 async fn store_snapshot(disk: &Disk, meta: &SnapshotMeta, bytes: &[u8]) -> Result<(), StoreError> {
     let pieces = bytes.chunks(PIECE_BYTES).map(<[u8]>::to_vec).collect();
-    let description = encode("snapshot's description", &HeadRecord::from(meta))?;
-    disk.write(vec![Op::PutSnapshot { description, pieces }]).await
+    let head = HeadRecord::from(meta);
+    let description = encode("snapshot's description", &head)?;
+    disk.write(vec![Op::PutSnapshot { last: head.last, description, pieces }]).await
 }
 
 /// Builds one snapshot of the state as it was when this was made.

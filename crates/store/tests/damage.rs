@@ -111,7 +111,12 @@ async fn a_record_that_cannot_be_read_is_named() {
     }
     edit(&|txn| drop(txn.open_table(LOG).unwrap().remove(last - 3).unwrap()));
     says(&open(dir.path()).await.unwrap_err(), dir.path(), "are missing");
-    for record in ["vote", "snapshot"] {
+    edit(&|txn| drop(txn.open_table(LOG).unwrap().remove(last).unwrap()));
+    let end = format!("but was written up to entry {last} of term");
+    says(&open(dir.path()).await.unwrap_err(), dir.path(), &end);
+    edit(&|txn| drop(txn.open_table(META).unwrap().remove("tail").unwrap()));
+    says(&open(dir.path()).await.unwrap_err(), dir.path(), "'tail'");
+    for record in ["vote", "snapshot", "tail", "committed"] {
         edit(&|txn| {
             let mut table = txn.open_table(META).unwrap();
             table.insert(record, b"nonsense that is longer than a nonce".as_slice()).unwrap();

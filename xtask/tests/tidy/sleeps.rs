@@ -48,6 +48,7 @@ const MAY_SLEEP: &[(&str, &str)] = &[
     ("crates/shoal/src/daemon/abilities.rs", "pause before a check is tried again"),
     ("crates/shoal/src/daemon/mod.rs", "the pace of giving memory back"),
     ("crates/shoal/src/doctor.rs", "pause before a check is tried again"),
+    ("crates/store/src/log_store.rs", "the quiet after which the commit index is written alone"),
     ("crates/store/src/life.rs", "pause before the disk is tried again, growing to a bound"),
     ("crates/shoal/src/demo/load.rs", "the pace of the demonstration's clients"),
     ("crates/shoal/src/demo/machine.rs", "looks again for what the demonstration claims"),
