@@ -78,11 +78,6 @@ impl Payload {
         Ok(Self(Arc::from(serde_json::value::to_raw_value(&out)?)))
     }
 
-    /// Its length as text.
-    pub(crate) fn bytes(&self) -> usize {
-        self.0.get().len()
-    }
-
     /// The transactions, if this program knows how to apply them.
     pub(crate) fn decode(&self) -> Result<Vec<Transaction>, RecordError> {
         let head: PayloadHead = serde_json::from_str(self.0.get())?;

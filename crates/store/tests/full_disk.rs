@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use shoal_model::fault::{Fault as _, FaultKind};
 use shoal_stopwatch::Stopwatch;
 use shoal_store::{ChangeEvent, Lead, Store, StoreError};
+use support::board::{self, Trio};
 use support::{config, message, put, soon};
 
 const CHILD_DIR: &str = "SHOAL_STORE_FULL_DIR";
@@ -22,13 +23,22 @@ const DEADLINE: Duration = Duration::from_secs(60);
 
 #[test]
 fn a_full_disk_is_said_and_survived() {
+    on_a_small_disk("child_fills_its_disk");
+}
+
+#[test]
+fn a_full_disk_of_one_that_follows_is_survived() {
+    on_a_small_disk("child_follows_on_a_full_disk");
+}
+
+fn on_a_small_disk(child: &str) {
     let dir = tempfile::tempdir().unwrap();
     let script = "mount -t tmpfs -o size=8m tmpfs \"$0\" && exec \"$@\"";
     let status = Command::new("unshare")
         .args(["--mount", "--propagation", "private", "sh", "-c", script])
         .arg(dir.path())
         .arg(std::env::current_exe().unwrap())
-        .args(["child_fills_its_disk", "--exact", "--nocapture"])
+        .args([child, "--exact", "--nocapture"])
         .env(CHILD_DIR, dir.path())
         .status()
         .unwrap();
@@ -60,6 +70,42 @@ fn child_fills_its_disk() {
         let store = Store::open(config(dir)).await.unwrap();
         assert_eq!(store.state().nodes, state.nodes);
         store.shutdown().await;
+    });
+}
+
+/// Not a test by itself either: a manager that follows, on the small disk, while the others have
+/// room.
+#[test]
+fn child_follows_on_a_full_disk() {
+    let Some(dir) = std::env::var_os(CHILD_DIR) else { return };
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async move {
+        let mut trio = Trio::first(put(1, "first")).await;
+        trio.put_into(3, Path::new(&dir));
+        trio.join(2).await;
+        trio.join(3).await;
+        let ballast = Path::new(&dir).join("ballast");
+        fill(&ballast);
+        let until = Instant::now() + DEADLINE;
+        let mut number = 1;
+        while trio.store(3).health().is_ok() {
+            assert!(Instant::now() < until, "the disk is never full");
+            number += 1;
+            trio.write(put(2 + number % 50, &"x".repeat(64 << 10))).await;
+            fill(&ballast);
+        }
+        says_full(&trio.store(3).health().unwrap_err());
+        // The others go on.
+        trio.write(put(61, "without it")).await;
+        fs::remove_file(&ballast).unwrap();
+        board::until("it goes on", trio.store(3), |store| {
+            store.health().is_ok() && message(store, 61).as_deref() == Some("without it")
+        })
+        .await;
+        trio.write(put(62, "with it")).await;
+        board::until("it follows", trio.store(3), |store| message(store, 62).is_some()).await;
+        trio.end().await;
     });
 }
 

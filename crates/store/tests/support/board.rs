@@ -127,13 +127,20 @@ pub struct Trio {
     pub board: Board,
     pub stores: BTreeMap<u64, Store>,
     dir: tempfile::TempDir,
+    /// Stores that live elsewhere.
+    elsewhere: BTreeMap<u64, PathBuf>,
 }
 
 impl Trio {
     /// A first store that leads.
     pub async fn first(first: Transaction) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let mut this = Self { board: Board::default(), stores: BTreeMap::new(), dir };
+        let mut this = Self {
+            board: Board::default(),
+            stores: BTreeMap::new(),
+            dir,
+            elsewhere: BTreeMap::new(),
+        };
         let store = Store::bootstrap(this.config(1), first).await.unwrap();
         this.add(1, store);
         this
@@ -153,8 +160,14 @@ impl Trio {
         StoreConfig { dir: self.path(raft_id), node: NodeId::new(name(raft_id)), peers }
     }
 
+    /// The store of `raft_id` is made below `dir`.
+    pub fn put_into(&mut self, raft_id: u64, dir: &Path) {
+        self.elsewhere.insert(raft_id, dir.to_owned());
+    }
+
     pub fn path(&self, raft_id: u64) -> PathBuf {
-        self.dir().join(name(raft_id))
+        let dir = self.elsewhere.get(&raft_id).map_or_else(|| self.dir(), PathBuf::as_path);
+        dir.join(name(raft_id))
     }
 
     pub fn dir(&self) -> &Path {
