@@ -329,8 +329,8 @@ impl Store {
         }
     }
 
-    /// Does one step of a change of the group. It may be done already. A step whose time is over may
-    /// go on all the same: look at [`Self::group`].
+    /// Does one step of a change of the group. It may be done already. A step whose time is over
+    /// may go on all the same: look at [`Self::group`].
     ///
     /// # Errors
     /// [`StoreError::Group`] says why it does not fit; everything else why it could not be written.
