@@ -78,7 +78,7 @@ impl SessionHandler for Dispatcher {
                 "this manager speaks protocol version {PROTOCOL_VERSION}, the node {}",
                 hello.version
             );
-            session.end(Bye { reason: ByeReason::Refused, message }).await;
+            session.end(Bye { reason: ByeReason::Refused, message, leader: None }).await;
             return;
         }
         // Whoever was removed keeps a certificate that is valid for months.
@@ -118,7 +118,7 @@ impl SessionHandler for Dispatcher {
                 ControlError::Removed { .. } => ByeReason::Removed,
                 _ => ByeReason::Stopping,
             };
-            session.end(Bye { reason, message: report(&error) }).await;
+            session.end(Bye { reason, message: report(&error), leader: None }).await;
             return;
         }
         self.wanted.notify_one();
@@ -144,7 +144,7 @@ impl Dispatcher {
         }
         match outcome {
             End::Bye(reason, message) => {
-                session.end(Bye { reason, message }).await;
+                session.end(Bye { reason, message, leader: None }).await;
             }
             End::Left => {
                 drop(session);
@@ -162,7 +162,7 @@ impl Dispatcher {
                 }
                 // The node waits for it: only then is it sure that it was heard.
                 let message = "this node said that it will be back".to_owned();
-                session.end(Bye { reason: ByeReason::Stopping, message }).await;
+                session.end(Bye { reason: ByeReason::Stopping, message, leader: None }).await;
             }
             End::Silent => {
                 drop(session);
@@ -391,6 +391,7 @@ fn check_description(description: &NodeDescription) -> Result<(), SpecError> {
 fn reason_text(reason: ByeReason) -> &'static str {
     match reason {
         ByeReason::Stopping => "the manager stops",
+        ByeReason::NotLeader => "the manager does not lead",
         ByeReason::Replaced => "another session of this node took over",
         ByeReason::Removed => "this node was removed from the cluster",
         ByeReason::Refused => "the session was refused",

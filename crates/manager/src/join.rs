@@ -138,6 +138,7 @@ impl Doorkeeper {
             cluster_id: cluster.id.clone(),
             cert_pem,
             managers: managers(&self.0.state()),
+            raft_id: None,
         })
     }
 }

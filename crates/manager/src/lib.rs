@@ -25,6 +25,7 @@ mod join;
 pub mod manager;
 mod membership;
 mod payloads;
+mod peers;
 mod planner;
 mod services;
 mod sessions;

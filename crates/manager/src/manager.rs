@@ -20,6 +20,7 @@ use crate::error::{ControlError, ManagerError};
 use crate::gather::Router;
 use crate::join::Doorkeeper;
 use crate::membership::{SILENT, give_up};
+use crate::peers::Alone;
 use crate::sessions::Sessions;
 use crate::shared::Shared;
 use crate::writer::Writer;
@@ -98,6 +99,7 @@ impl Manager {
         let handlers = Handlers {
             join: Arc::new(Doorkeeper(Arc::clone(&shared))),
             sessions: Arc::new(Dispatcher { shared: Arc::clone(&shared), wanted }),
+            managers: Arc::new(Alone),
         };
         let (newest, current) = watch::channel(tls);
         let server = serve(listener, current, handlers)?;
