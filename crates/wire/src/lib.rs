@@ -42,8 +42,8 @@ mod rpc {
 pub const SESSION_MESSAGE_MAX: usize = 16 << 20;
 /// Largest message of the join service. A node's description with its checks has a few KB.
 pub const JOIN_MESSAGE_MAX: usize = 256 << 10;
-/// Largest body that one manager sends to another, and largest answer. An entry of the log has up to
-/// 4 MiB before it is written as JSON, a piece of a snapshot 1 MiB.
+/// Largest body that one manager sends to another, and largest answer. An entry of the log has up
+/// to 4 MiB before it is written as JSON, a piece of a snapshot 1 MiB.
 pub const PEER_BODY_MAX: usize = 16 << 20;
 /// The same with what is around it.
 const PEER_MESSAGE_MAX: usize = PEER_BODY_MAX + 1024;
