@@ -96,7 +96,7 @@ impl Manager {
         loops.spawn(assigner::run(Arc::clone(&shared), Arc::clone(&wanted)));
         loops.spawn(statuses::run(Arc::clone(&shared)));
         let handlers = Handlers {
-            join: Arc::new(Doorkeeper(Arc::clone(&shared))),
+            join: Arc::new(Doorkeeper(Control::new(Arc::clone(&shared)))),
             sessions: Arc::new(Dispatcher { shared: Arc::clone(&shared), wanted }),
         };
         let (newest, current) = watch::channel(tls);

@@ -23,6 +23,7 @@ const MAY_SLEEP: &[(&str, &str)] = &[
     ("crates/manager/src/assigner.rs", "collects changes of some milliseconds into one message"),
     ("crates/manager/src/attach.rs", "pause before owed work is tried again"),
     ("crates/manager/src/dispatcher.rs", "the deadline of a silent node"),
+    ("crates/manager/src/forward.rs", "pause before the leader is asked again, with a deadline"),
     ("crates/manager/src/gather.rs", "the moment of the next check"),
     ("crates/manager/src/membership.rs", "the deadline of a node that leaves"),
     ("crates/manager/src/planner.rs", "the moment that the plan named; collects changes"),
