@@ -119,8 +119,8 @@ impl Control {
         by: Instant,
     ) -> Result<ControlReply, ControlError> {
         let mut lead = self.lead.clone();
-        // Whether an earlier try may have been carried out.
-        let mut doubt = false;
+        // Why it is not known whether an earlier try was carried out.
+        let mut doubt = None;
         loop {
             let leads = *lead.borrow_and_update();
             let error = match self.attempt(leads, &caller, &request, by).await {
@@ -130,18 +130,23 @@ impl Control {
                 }
                 Err(error) => error,
             };
-            if doubt && request.removes() && error.kind() == FaultKind::NotFound {
+            let gone = error.kind() == FaultKind::NotFound && request.removes();
+            if gone && doubt.is_some() {
                 return Ok(ControlReply::Done {});
             }
-            let again = match error.fate() {
+            let fate = error.fate();
+            let again = match fate {
                 Fate::Refused => false,
                 Fate::NotBegun => true,
                 Fate::Open => request.is_repeatable(),
             };
-            doubt |= error.fate() == Fate::Open;
             let next = Instant::now() + PAUSE;
             if !again || self.leader.is_none() || next >= by {
-                return Err(error);
+                // That the last try was not begun says nothing of the one before.
+                return Err(doubt.filter(|_| fate == Fate::NotBegun).unwrap_or(error));
+            }
+            if fate == Fate::Open {
+                doubt = Some(error);
             }
             if let Ok(Err(_)) = timeout_at(next, lead.changed()).await {
                 // The store has stopped: nothing changes any more.
