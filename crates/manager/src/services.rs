@@ -42,6 +42,7 @@ impl Control {
                     endpoint: Endpoint::default(),
                     update_status: None,
                     allocation_error: None,
+                    job_status: None,
                 };
                 let object = Object::Service(Box::new(service));
                 let created = ServiceCreated { id: id.clone(), warnings };

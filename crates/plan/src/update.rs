@@ -22,9 +22,6 @@ use crate::slots::{Slot, SlotKey, collect, ended_by_itself};
 use crate::validate::check_existence;
 use crate::work::Work;
 
-/// The version of a service's spec that was never updated.
-const FIRST_SPEC_VERSION: u64 = 1;
-
 /// How long a new task is watched, if the spec does not say.
 pub const MONITOR_DEFAULT: Duration = Duration::from_secs(5);
 
@@ -84,7 +81,7 @@ pub(crate) fn supervise(work: &mut Work<'_>, id: &ServiceId, wanted: &[SlotKey])
         Some(UpdateState::Paused | UpdateState::RollbackPaused) => {}
         None | Some(UpdateState::Completed | UpdateState::RollbackCompleted) => {
             // Also one that came before the first task has begun, and is to end.
-            let unseen = state.is_none() && service.spec_version > FIRST_SPEC_VERSION;
+            let unseen = state.is_none() && service.spec_version > Service::FIRST_SPEC_VERSION;
             if unseen || places.slots.values().any(|slot| slot.is_dirty(&service)) {
                 set_state(work, id, UpdateState::Updating, "update in progress");
                 advance(work, &service, &places, false);

@@ -30,6 +30,7 @@ fn put(number: usize) -> Transaction {
         status: TaskStatus::new(Timestamp::ZERO, TaskState::New, "created"),
         desired_state: TaskState::Running,
         not_before: None,
+        job_iteration: None,
     };
     let object = Object::Task(Box::new(task));
     Transaction { changes: vec![Change::Put { object, expect: Expect::Any }], at: Timestamp(1) }

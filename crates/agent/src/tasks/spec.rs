@@ -205,7 +205,7 @@ pub(crate) fn fields(task: &Task, node: &NodeFacts) -> Fields {
 
 /// A global task's slot is its node, as in Docker.
 fn slot(task: &Task) -> String {
-    match (&task.node_id, task.slot) {
+    match (&task.node_id, task.shown_slot()) {
         (Some(node), 0) => node.to_string(),
         (_, slot) => slot.to_string(),
     }

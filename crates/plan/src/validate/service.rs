@@ -19,7 +19,8 @@ use super::{SpecError, bounds, check_name};
 use crate::allocation::find_network;
 use crate::constraint::Constraint;
 
-/// Most tasks of one service: what one manager is known to place in reasonable time.
+/// Most tasks of one service, or completions of one job: what one manager is known to place in
+/// reasonable time.
 pub const REPLICAS_MAX: u64 = 10_000;
 
 /// Smallest memory amount that Docker accepts.
@@ -55,24 +56,29 @@ pub fn changed_service(
         return Err(SpecError::invalid("renaming services is not supported"));
     }
     check_spec(state, spec)?;
-    if service.spec.is_global() != spec.is_global() {
+    if service.spec.mode_name() != spec.mode_name() {
         return Err(SpecError::invalid("service mode change is not allowed"));
     }
     port_conflicts(state, Some(&service.id), spec)
 }
 
 /// Whether tasks made from `old` are out of date once `new` holds: their template, networks or own
-/// ports change. Labels, scale, and ports of the routing mesh concern no task.
+/// ports change. Labels, scale, and ports of the routing mesh concern no task. A job that is to be
+/// completed more or less often begins anew.
 #[must_use]
 pub fn outdates_tasks(old: &ServiceSpec, new: &ServiceSpec) -> bool {
     let host = |spec: &ServiceSpec| -> Vec<PortConfig> {
         spec.ports().iter().filter(|p| p.mode() == PublishMode::Host).cloned().collect()
+    };
+    let job = |spec: &ServiceSpec| {
+        spec.replicated_job().map(|job| (job.max_concurrent(), job.total_completions()))
     };
     let meshed = |spec: &ServiceSpec| spec.ports().iter().any(|p| p.mode() == PublishMode::Ingress);
     effective(&old.task_template) != effective(&new.task_template)
         || old.networks() != new.networks()
         || host(old) != host(new)
         || meshed(old) != meshed(new)
+        || job(old) != job(new)
 }
 
 fn check_spec(state: &ClusterState, spec: &ServiceSpec) -> Result<(), SpecError> {
@@ -80,6 +86,9 @@ fn check_spec(state: &ClusterState, spec: &ServiceSpec) -> Result<(), SpecError>
     bounds::service(spec)?;
     check_mode(spec.mode.as_ref())?;
     check_template(&spec.task_template)?;
+    if spec.is_job() {
+        check_job(spec)?;
+    }
     for (what, config) in [("update", &spec.update_config), ("rollback", &spec.rollback_config)] {
         if let Some(config) = config {
             check_update(what, config)?;
@@ -92,20 +101,40 @@ fn check_spec(state: &ClusterState, spec: &ServiceSpec) -> Result<(), SpecError>
 
 fn check_mode(mode: Option<&ServiceMode>) -> Result<(), SpecError> {
     let Some(mode) = mode else { return Ok(()) };
-    if mode.replicated_job.is_some() {
-        return Err(SpecError::not_implemented("service mode 'replicated-job'"));
+    let named = [
+        mode.replicated.is_some(),
+        mode.global.is_some(),
+        mode.replicated_job.is_some(),
+        mode.global_job.is_some(),
+    ];
+    match named.iter().filter(|is_named| **is_named).count() {
+        0 => return Err(SpecError::invalid("must specify a service mode")),
+        1 => {}
+        _ => return Err(SpecError::invalid("must specify only one service mode")),
     }
-    if mode.global_job.is_some() {
-        return Err(SpecError::not_implemented("service mode 'global-job'"));
+    let replicas = mode.replicated.as_ref().map(|r| ("replicas", r.replicas.unwrap_or(1)));
+    let completions =
+        mode.replicated_job.as_ref().map(|job| ("total completions", job.total_completions()));
+    match replicas.or(completions).filter(|(_, number)| *number > REPLICAS_MAX) {
+        Some((what, number)) => {
+            Err(SpecError::invalid(format!("invalid {what}: {number} is more than {REPLICAS_MAX}")))
+        }
+        None => Ok(()),
     }
-    match (&mode.replicated, &mode.global) {
-        (Some(_), Some(_)) => Err(SpecError::invalid("must specify only one service mode")),
-        (None, None) => Err(SpecError::invalid("must specify a service mode")),
-        (Some(r), None) if r.replicas.unwrap_or(1) > REPLICAS_MAX => Err(SpecError::invalid(
-            format!("invalid replicas: {} is more than {REPLICAS_MAX}", r.replicas.unwrap_or(1)),
-        )),
-        _ => Ok(()),
+}
+
+/// A job is begun anew as a whole: there is no update that could roll.
+fn check_job(spec: &ServiceSpec) -> Result<(), SpecError> {
+    if spec.update_config.is_some() {
+        return Err(SpecError::invalid("Jobs may not have an update config"));
     }
+    if spec.rollback_config.is_some() {
+        // The words of Docker's client, which refuses it before Docker's managers could.
+        return Err(SpecError::invalid(
+            "update and rollback configuration is not supported for jobs",
+        ));
+    }
+    Ok(())
 }
 
 fn check_template(template: &TaskSpec) -> Result<(), SpecError> {
