@@ -11,9 +11,10 @@ use shoal_model::object::{Service, Task};
 use shoal_model::spec::service::ReplicatedJob;
 use shoal_model::task_state::TaskState;
 
-use crate::orchestrate::{self, Start, create, leaves_its_node, release_hold};
+use crate::orchestrate::{self, Start, create, release_hold};
 use crate::restart::{self, Verdict};
 use crate::slots::{Slot, SlotKey, collect};
+use crate::vacate::leaves_its_node;
 use crate::work::Work;
 
 /// Brings a job nearer to its end.

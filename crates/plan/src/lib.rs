@@ -33,6 +33,7 @@ pub mod schedule;
 mod slots;
 mod surplus;
 mod update;
+mod vacate;
 pub mod validate;
 mod work;
 

@@ -12,13 +12,10 @@ use shoal_model::task_state::TaskState;
 use shoal_model::time::Timestamp;
 
 use crate::constraint;
-use crate::restart::{self, Condition, Verdict};
-use crate::slots::{Slot, SlotKey, age, collect, ended_by_itself};
+use crate::restart::{self, Verdict};
+use crate::slots::{Slot, SlotKey, collect};
 use crate::work::Work;
-use crate::{jobs, surplus, update};
-
-/// Failed replacements after which a task that should leave its node stops all the same.
-const VACATE_ATTEMPTS: usize = 3;
+use crate::{jobs, surplus, update, vacate};
 
 /// How long a replacement waits for the end of a task that was told to stop, beyond that task's
 /// grace period. Then it starts anyway: its node may hang.
@@ -47,11 +44,12 @@ fn one_service(work: &mut Work<'_>, id: &ServiceId) {
     } else {
         replicated_slots(work, &service, &slots)
     };
+    let mut turns = vacate::turns(work, &service, &slots);
     for key in &wanted {
         if !work.has_room() {
             return;
         }
-        settle(work, &service, key, slots.remove(key).unwrap_or_default());
+        settle(work, &service, key, slots.remove(key).unwrap_or_default(), &mut turns);
     }
     update::supervise(work, id, &wanted);
 }
@@ -124,24 +122,20 @@ pub(crate) fn open_nodes(
     open
 }
 
-/// Whether a task must leave the node that it is on, by its own constraints: a service's new ones
-/// come with its update.
-pub(crate) fn leaves_its_node(work: &Work<'_>, task: &Task) -> bool {
-    let node = task.node_id.as_ref().and_then(|id| work.node(id));
-    node.is_some_and(|n| {
-        n.spec.availability == Availability::Drain
-            || !constraint::constraints_hold(n, task.spec.placement.as_ref())
-    })
-}
-
 /// Everything that happens within one place, except updates.
-fn settle(work: &mut Work<'_>, service: &Service, key: &SlotKey, mut slot: Slot) {
+fn settle(
+    work: &mut Work<'_>,
+    service: &Service,
+    key: &SlotKey,
+    mut slot: Slot,
+    turns: &mut usize,
+) {
     for task in &slot.tasks {
         if task.status.state.is_terminal() {
             work.want(&task.id, TaskState::Shutdown);
         }
     }
-    vacate(work, service, key, &mut slot);
+    vacate::place(work, service, key, &mut slot, turns);
     slot.refresh(work);
     if slot.live().next().is_none() {
         refill(work, service, key, &slot);
@@ -174,44 +168,6 @@ fn refill(work: &mut Work<'_>, service: &Service, key: &SlotKey, slot: &Slot) {
         Start::Now
     };
     create(work, service, key, spec, start);
-}
-
-/// Moves tasks off nodes that they must leave: the replacement first, where that is possible.
-fn vacate(work: &mut Work<'_>, service: &Service, key: &SlotKey, slot: &mut Slot) {
-    let (leaving, staying): (Vec<_>, Vec<_>) =
-        slot.live().cloned().partition(|task| leaves_its_node(work, task));
-    for task in leaving {
-        let serves = task.status.state == TaskState::Running;
-        let never = restart::condition(task.spec.restart_policy.as_ref()) == Condition::None;
-        if !serves || never || matches!(key, SlotKey::Node(_)) {
-            work.want(&task.id, TaskState::Shutdown);
-            continue;
-        }
-        if let Some(next) = staying.last() {
-            let arrived = next.status.state == TaskState::Running;
-            let nowhere = next.status.state == TaskState::Pending && !next.status.err.is_empty();
-            if arrived || nowhere {
-                work.want(&task.id, TaskState::Shutdown);
-            }
-            continue;
-        }
-        let newer = slot.tasks.iter().filter(|t| age(t) > age(&task));
-        let failed: Vec<_> = newer.filter(|t| ended_by_itself(t)).collect();
-        if failed.len() >= VACATE_ATTEMPTS {
-            work.want(&task.id, TaskState::Shutdown);
-            continue;
-        }
-        let start = match failed.last() {
-            Some(last) => {
-                let delay = restart::delay(last.spec.restart_policy.as_ref());
-                Start::NotBefore(last.status.timestamp.plus(delay))
-            }
-            None => Start::Now,
-        };
-        let spec = restart::spec_for(work, service, Some(&task));
-        slot.tasks.push(create(work, service, key, spec, start));
-        return;
-    }
 }
 
 /// Stops the older tasks of a place once the newest one runs.

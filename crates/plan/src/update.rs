@@ -35,9 +35,11 @@ enum FailureAction {
 
 /// An [`UpdateConfig`] with defaults filled in.
 #[derive(Clone, Copy, Debug)]
-struct Settings {
-    parallelism: usize,
-    delay: Duration,
+pub(crate) struct Settings {
+    /// Places at a time.
+    pub parallelism: usize,
+    /// How long a new task runs before the next place's turn.
+    pub delay: Duration,
     monitor: Duration,
     action: FailureAction,
     max_failure_ratio: f64,
@@ -45,7 +47,7 @@ struct Settings {
 }
 
 impl Settings {
-    fn of(config: Option<&UpdateConfig>) -> Self {
+    pub fn of(config: Option<&UpdateConfig>) -> Self {
         let parallelism = config.map_or(1, |c| c.parallelism);
         let action = match config.and_then(|c| c.failure_action.as_deref()) {
             Some("continue") => FailureAction::Continue,
