@@ -13,6 +13,7 @@ use crate::id::{
 use crate::net::{NodeIndex, Port, Vni};
 use crate::spec::StringMap;
 use crate::spec::cluster::ClusterSpec;
+use crate::spec::generic::GenericResource;
 use crate::spec::network::NetworkSpec;
 use crate::spec::node::NodeSpec;
 use crate::spec::payload::PayloadSpec;
@@ -285,7 +286,8 @@ pub enum UpdateState {
 /// One attempt at running one instance of a service (or a hand-made container's place on a
 /// network).
 ///
-/// Everything but `status`, `desired_state` and `node_id` is fixed when the task is made.
+/// Everything but `status`, `desired_state`, `node_id` and what comes with the node is fixed when
+/// the task is made.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Task {
     /// Its id.
@@ -319,6 +321,9 @@ pub struct Task {
     /// Of jobs: the iteration that it was made for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job_iteration: Option<u64>,
+    /// What it has of its node's generic resources; chosen with the node.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub assigned_generic_resources: Vec<GenericResource>,
 }
 
 impl Task {

@@ -82,6 +82,7 @@ pub fn attach(
         desired_state: TaskState::Running,
         not_before: None,
         job_iteration: None,
+        assigned_generic_resources: Vec::new(),
     })
 }
 

@@ -9,8 +9,8 @@ use shoal_model::spec::node::Availability;
 use shoal_model::spec::service::{PortConfig, PublishMode};
 use shoal_model::spec::task::Resources;
 
-use crate::constraint;
 use crate::schedule::Load;
+use crate::{constraint, generic};
 
 /// Why a node was passed over, in the order in which the filters run: a later one means that the
 /// node came nearer to being suitable, so it tells the reader more.
@@ -23,6 +23,8 @@ pub(crate) enum Refusal {
     HostPort(Port),
     Cpu,
     Memory,
+    /// Which kind of generic resource.
+    Generic(String),
     /// A failed check: its name, and the whole line about it.
     Missing {
         what: String,
@@ -80,7 +82,7 @@ fn enough(node: &Node, load: &Load, task: &Task) -> Result<(), Refusal> {
     if short(memory, load.memory, has.memory_bytes) {
         return Err(Refusal::Memory);
     }
-    Ok(())
+    generic::choose(node, &load.generic, task).map(drop).map_err(Refusal::Generic)
 }
 
 fn checks_pass(node: &Node, task: &Task) -> Result<(), Refusal> {
@@ -155,7 +157,7 @@ fn filter_words(refusal: &Refusal) -> &str {
         Refusal::Platform => "unsupported platform",
         Refusal::MaxReplicas => "max replicas per node limit exceed",
         Refusal::HostPort(_) => "host-mode port already in use",
-        Refusal::Cpu | Refusal::Memory => "insufficient resources",
+        Refusal::Cpu | Refusal::Memory | Refusal::Generic(_) => "insufficient resources",
         Refusal::Missing { what, .. } => what,
     }
 }
@@ -174,6 +176,7 @@ fn phrase(refusal: &Refusal, count: usize) -> String {
         Refusal::HostPort(port) => format!("port {port} in use on {count} node{s} (host mode)"),
         Refusal::Cpu => format!("insufficient CPU on {count} node{s}"),
         Refusal::Memory => format!("insufficient memory on {count} node{s}"),
+        Refusal::Generic(kind) => format!("insufficient {kind} on {count} node{s}"),
         Refusal::Missing { what, .. } => format!("{what} on {count} node{s}"),
     }
 }

@@ -22,6 +22,7 @@ pub mod assignment;
 pub mod attachment;
 pub mod constraint;
 mod filter;
+mod generic;
 mod jobs;
 pub mod network;
 mod nodes;

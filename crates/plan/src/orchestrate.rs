@@ -264,6 +264,7 @@ pub(crate) fn create(
         desired_state,
         not_before,
         job_iteration: service.job_status().map(|status| status.iteration),
+        assigned_generic_resources: Vec::new(),
     };
     work.add_task(task)
 }

@@ -16,6 +16,7 @@ use shoal_model::time::Timestamp;
 
 use crate::constraint;
 use crate::filter::{Refusal, explain, fits, host_ports, reserved};
+use crate::generic::{self, Taken};
 use crate::slots::{SlotKey, slot_of};
 use crate::work::Work;
 
@@ -31,6 +32,7 @@ pub const FAULT_MEMORY: Duration = Duration::from_secs(300);
 pub(crate) struct Load {
     pub cpu: i64,
     pub memory: i64,
+    pub generic: Taken,
     tasks: u64,
     by_service: BTreeMap<ServiceId, BTreeMap<SlotKey, u64>>,
     faults: BTreeMap<ServiceId, u64>,
@@ -71,6 +73,7 @@ impl Load {
             self.tasks += 1;
         }
         if !ended {
+            self.generic.add(task);
             for port in host_ports(task) {
                 let holder = (task.service_id.clone(), slot_of(task));
                 self.ports.entry(port).or_default().push(holder);
@@ -151,8 +154,15 @@ fn gather(work: &Work<'_>) -> Loads {
 
 fn assign(work: &mut Work<'_>, loads: &mut Loads, id: &TaskId, node: &NodeId) {
     work.observe(id, TaskState::Assigned, "scheduler assigned task to node");
+    let task = work.tasks.get(id).cloned();
+    let given = match (&task, work.node(node), loads.get(node)) {
+        // It was found to fit.
+        (Some(task), Some(node), Some(load)) => generic::choose(node, &load.generic, task),
+        _ => Ok(Vec::new()),
+    };
     work.edit_task(id, |task| {
         task.node_id = Some(node.clone());
+        task.assigned_generic_resources = given.unwrap_or_default();
         task.status.err.clear();
     });
     let now = work.now;

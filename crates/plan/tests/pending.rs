@@ -7,16 +7,18 @@ mod cluster;
 use std::sync::Arc;
 
 use cluster::{Chance, FakeCluster, global_spec, job_spec, set_replicas, spec};
+use serde_json::json;
 use shoal_model::change::ObjectKey;
 use shoal_model::id::{NodeId, ServiceId};
 use shoal_model::object::{NodeState, Task};
+use shoal_model::spec::generic::GenericResource;
 use shoal_model::spec::node::Availability;
 use shoal_model::spec::service::{EndpointSpec, PortConfig, PublishMode, ServiceSpec};
 use shoal_model::spec::task::{Placement, ResourceRequirements, Resources};
 use shoal_model::task_state::TaskState;
 
 /// Seeds by default.
-const SEEDS: u64 = 120;
+const SEEDS: u64 = 40;
 /// Changes in each run.
 const CHANGES: usize = 40;
 
@@ -113,7 +115,12 @@ fn change(cluster: &mut FakeCluster, chance: &mut Chance, number: usize, next_no
         _ => {
             let id = pick_node(cluster, chance);
             let cpus = 1 + chance.below(8) as i64;
+            let gpus = ["GPU=a", "GPU=b", "GPU=c", "SSD=4"];
+            let gpus = gpus.iter().filter(|_| chance.one_in(2)).map(ToString::to_string);
+            let generic = GenericResource::parse_all(&gpus.collect::<Vec<_>>()).unwrap();
+            let generic = generic.iter().map(|one| serde_json::to_value(one).unwrap()).collect();
             cluster.edit_node(&id, |node| {
+                node.description.resources.generic_resources = Some(generic);
                 node.description.resources.nano_cpus = Some(cpus * 1_000_000_000);
             });
         }
@@ -131,6 +138,10 @@ fn random_spec(chance: &mut Chance, number: usize) -> ServiceSpec {
     let reservations = Resources {
         nano_cpus: some(chance, 1_500_000_000),
         memory_bytes: some(chance, 3 << 30),
+        generic_resources: chance.one_in(3).then(|| {
+            let kind = if chance.one_in(2) { "GPU" } else { "SSD" };
+            vec![json!({ "DiscreteResourceSpec": { "Kind": kind, "Value": 1 + chance.below(2) } })]
+        }),
         ..Resources::default()
     };
     wanted.task_template.resources = Some(ResourceRequirements {

@@ -31,6 +31,7 @@ fn put(number: usize) -> Transaction {
         desired_state: TaskState::Running,
         not_before: None,
         job_iteration: None,
+        assigned_generic_resources: Vec::new(),
     };
     let object = Object::Task(Box::new(task));
     Transaction { changes: vec![Change::Put { object, expect: Expect::Any }], at: Timestamp(1) }

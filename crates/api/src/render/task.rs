@@ -31,6 +31,9 @@ pub fn task(state: &ClusterState, task: &Task) -> Value {
     if let Some(iteration) = task.job_iteration {
         out.insert("JobIteration".into(), json!({ "Index": iteration }));
     }
+    if !task.assigned_generic_resources.is_empty() {
+        out.insert("GenericResources".into(), json!(task.assigned_generic_resources));
+    }
     out.insert("Volumes".into(), Value::Null);
     Value::Object(out)
 }

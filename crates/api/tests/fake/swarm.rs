@@ -216,6 +216,7 @@ impl Control {
                 desired_state: TaskState::Running,
                 not_before: None,
                 job_iteration: job.map(|status| status.iteration),
+                assigned_generic_resources: Vec::new(),
             };
             self.put(Object::Task(Box::new(task)), Expect::Absent)?;
         }

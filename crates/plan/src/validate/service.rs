@@ -6,6 +6,7 @@ use shoal_model::cluster_state::ClusterState;
 use shoal_model::id::ServiceId;
 use shoal_model::net::Port;
 use shoal_model::object::Service;
+use shoal_model::spec::generic::GenericResource;
 use shoal_model::spec::service::{
     EndpointMode, PortConfig, PublishMode, ServiceMode, ServiceSpec, UpdateConfig,
 };
@@ -167,6 +168,13 @@ fn check_template(template: &TaskSpec) -> Result<(), SpecError> {
         for part in [&resources.limits, &resources.reservations].into_iter().flatten() {
             check_resources(part)?;
         }
+        let listed = |part: &Option<Resources>| {
+            part.as_ref().and_then(|r| r.generic_resources.clone()).unwrap_or_default()
+        };
+        if !listed(&resources.limits).is_empty() {
+            return Err(SpecError::invalid("generic resources can be reserved, not limited"));
+        }
+        check_generic(&listed(&resources.reservations))?;
     }
     if let Some(policy) = &template.restart_policy {
         check_restart(policy)?;
@@ -193,8 +201,32 @@ fn check_resources(resources: &Resources) -> Result<(), SpecError> {
     if let Some(pids) = resources.pids.filter(|p| *p < 0) {
         return Err(SpecError::invalid(format!("invalid pids value {pids}: cannot be negative")));
     }
-    if resources.generic_resources.as_ref().is_some_and(|g| !g.is_empty()) {
-        return Err(SpecError::not_implemented("generic resources"));
+    Ok(())
+}
+
+/// Tasks ask for numbers; which ones they get is the scheduler's choice.
+fn check_generic(listed: &[serde_json::Value]) -> Result<(), SpecError> {
+    bounds::few("generic resources", listed, bounds::REFERENCES_MAX)?;
+    for value in listed {
+        match GenericResource::read(value) {
+            Some(GenericResource::Discrete(some)) if some.kind.is_empty() => {
+                return Err(SpecError::invalid("invalid generic resource: its kind is empty"));
+            }
+            Some(GenericResource::Discrete(some)) if some.value < 0 => {
+                return Err(SpecError::invalid(format!(
+                    "could not parse GenericResource: cannot ask for negative resource {}",
+                    some.kind
+                )));
+            }
+            Some(GenericResource::Discrete(_)) => {}
+            Some(GenericResource::Named(one)) => {
+                return Err(SpecError::invalid(format!(
+                    "invalid argument for resource {}",
+                    one.kind
+                )));
+            }
+            None => return Err(SpecError::invalid(format!("invalid generic resource: {value}"))),
+        }
     }
     Ok(())
 }
