@@ -28,6 +28,7 @@ pub mod network;
 mod nodes;
 mod orchestrate;
 mod reap;
+pub mod rebalance;
 pub mod reconcile;
 mod restart;
 pub mod schedule;

@@ -60,8 +60,18 @@ impl Load {
         self.ports.get(&port).is_some_and(|holders| holders.iter().any(|h| *h != own))
     }
 
+    /// How many tasks are here, of whichever service.
+    pub fn tasks(&self) -> u64 {
+        self.tasks
+    }
+
+    /// How often the service failed here lately.
+    pub fn faults_of(&self, service: Option<&ServiceId>) -> u64 {
+        service.and_then(|id| self.faults.get(id)).copied().unwrap_or(0)
+    }
+
     fn faulty(&self, service: Option<&ServiceId>) -> bool {
-        service.and_then(|id| self.faults.get(id)).is_some_and(|n| *n >= FAULTY_AFTER)
+        self.faults_of(service) >= FAULTY_AFTER
     }
 
     fn add(&mut self, task: &Task, now: Timestamp) {
@@ -94,7 +104,8 @@ impl Load {
     }
 }
 
-type Loads = BTreeMap<NodeId, Load>;
+/// What each node carries.
+pub(crate) type Loads = BTreeMap<NodeId, Load>;
 
 /// Gives nodes to the tasks that wait, and says why to those that get none.
 pub(crate) fn tasks(work: &mut Work<'_>) {
@@ -121,6 +132,10 @@ pub(crate) fn tasks(work: &mut Work<'_>) {
         }
         match choose(work, &loads, &task) {
             Ok(node) => assign(work, &mut loads, &task.id, &node),
+            // A move to a node that cannot take it after all: its place has a task that serves.
+            Err(_) if task.node_id.is_some() && task.slot != 0 => {
+                work.want(&task.id, TaskState::Shutdown);
+            }
             Err(refusals) => {
                 let why = explain(&refusals);
                 work.explain(&task.id, WAITING, &why);
@@ -137,7 +152,8 @@ pub(crate) fn tasks(work: &mut Work<'_>) {
 
 const WAITING: &str = "pending task scheduling";
 
-fn gather(work: &Work<'_>) -> Loads {
+/// What each node carries now.
+pub(crate) fn gather(work: &Work<'_>) -> Loads {
     let mut loads: Loads =
         work.base().nodes.keys().map(|id| (id.clone(), Load::default())).collect();
     for task in work.tasks.values() {
@@ -197,7 +213,7 @@ fn choose(work: &Work<'_>, loads: &Loads, task: &Task) -> Result<NodeId, Vec<Ref
 }
 
 /// The node's values of the labels that the service wants to spread over, outermost first.
-fn preference_path(node: &Node, task: &Task) -> Vec<String> {
+pub(crate) fn preference_path(node: &Node, task: &Task) -> Vec<String> {
     let placement = task.spec.placement.as_ref();
     let preferences = placement.and_then(|p| p.preferences.as_deref()).unwrap_or(&[]);
     let descriptor = |value: &serde_json::Value| {

@@ -19,6 +19,7 @@ use super::payload::check_existence;
 use super::{SpecError, bounds, check_name};
 use crate::allocation::find_network;
 use crate::constraint::Constraint;
+use crate::rebalance;
 
 /// Most tasks of one service, or completions of one job: what one manager is known to place in
 /// reasonable time.
@@ -85,6 +86,7 @@ pub fn outdates_tasks(old: &ServiceSpec, new: &ServiceSpec) -> bool {
 fn check_spec(state: &ClusterState, spec: &ServiceSpec) -> Result<(), SpecError> {
     check_name(&spec.name)?;
     bounds::service(spec)?;
+    rebalance::moves_per_minute(&spec.labels).map_err(SpecError::invalid)?;
     check_mode(spec.mode.as_ref())?;
     check_template(&spec.task_template)?;
     if spec.is_job() {
