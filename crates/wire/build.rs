@@ -37,5 +37,15 @@ fn main() {
                 .build(),
         )
         .build();
-    Builder::new().compile(&[join, dispatcher]);
+    let raft = Service::builder()
+        .name("Raft")
+        .package("shoal.v1")
+        .method(method("call", "Call", "RaftCall", "PeerReply").build())
+        .build();
+    let control = Service::builder()
+        .name("Control")
+        .package("shoal.v1")
+        .method(method("call", "Call", "ControlCall", "PeerReply").build())
+        .build();
+    Builder::new().compile(&[join, dispatcher, raft, control]);
 }

@@ -249,6 +249,12 @@ impl Agent {
         self.inner.hub.managers()
     }
 
+    /// Follows [`Self::managers`].
+    #[must_use]
+    pub fn follow_managers(&self) -> watch::Receiver<Vec<String>> {
+        self.inner.hub.follow_managers()
+    }
+
     /// Why there is no session right now; empty if there is one.
     #[must_use]
     pub fn session_error(&self) -> String {

@@ -46,7 +46,7 @@ pub struct SessionHub {
     sender: Mutex<Option<SessionSender<NodeMessage>>>,
     asked: Mutex<BTreeMap<u64, oneshot::Sender<AttachOutcome>>>,
     next: AtomicU64,
-    managers: Mutex<Vec<String>>,
+    managers: watch::Sender<Vec<String>>,
     error: Mutex<String>,
     previous: Mutex<Option<SessionId>>,
     removed: watch::Sender<bool>,
@@ -137,7 +137,13 @@ impl SessionHub {
     /// Managers that this node knows of.
     #[must_use]
     pub fn managers(&self) -> Vec<String> {
-        lock(&self.managers).clone()
+        self.managers.borrow().clone()
+    }
+
+    /// Follows [`Self::managers`].
+    #[must_use]
+    pub fn follow_managers(&self) -> watch::Receiver<Vec<String>> {
+        self.managers.subscribe()
     }
 
     /// Why there is no session; empty if there is one.
@@ -162,7 +168,12 @@ impl SessionHub {
 
     fn set_managers(&self, managers: &[ManagerAddr]) {
         if !managers.is_empty() {
-            *lock(&self.managers) = managers.iter().map(|m| m.addr.clone()).collect();
+            let next: Vec<String> = managers.iter().map(|m| m.addr.clone()).collect();
+            self.managers.send_if_modified(|known| {
+                let new = *known != next;
+                *known = next;
+                new
+            });
         }
     }
 
@@ -189,6 +200,8 @@ impl Drop for Asked<'_> {
 enum End {
     /// Open another.
     Again(String),
+    /// Open another, with the manager that leads.
+    At(String),
     /// Do not come back.
     Final(String),
 }
@@ -222,10 +235,19 @@ pub(crate) async fn run(agent: &Agent) {
 async fn member_loop(agent: &Agent, member: &Membership) {
     let mut pause = RETRY_FIRST;
     let mut turn = 0_usize;
-    *lock(&agent.inner.hub.managers) = member.managers.clone();
+    // Who leads, by the word of a manager that does not; tried next, once.
+    let mut leader: Option<String> = None;
+    let mut sent_on = false;
+    let mut lost: Option<String> = None;
+    agent.inner.hub.managers.send_replace(member.managers.clone());
     loop {
         let managers = agent.inner.hub.managers();
-        let Some(addr) = managers.get(turn % managers.len().max(1)).cloned() else {
+        // Not where the last session was just lost: a host without power answers nobody for long.
+        if managers.len() > 1 && managers.get(turn % managers.len()) == lost.as_ref() {
+            turn += 1;
+        }
+        let next = managers.get(turn % managers.len().max(1)).cloned();
+        let Some(addr) = leader.take().or(next) else {
             agent.inner.hub.set_error("no manager is known".to_owned());
             return;
         };
@@ -237,8 +259,10 @@ async fn member_loop(agent: &Agent, member: &Membership) {
             Err(WireError::Remote(fault)) if fault.id == REMOVED => {
                 (End::Final(report(&fault)), false)
             }
+            Err(WireError::NotLeader { leader: Some(leads), .. }) => (End::At(leads.addr), false),
             Err(error) => (End::Again(report(&error)), false),
         };
+        lost = Some(addr.clone());
         let said = |stage: &mut Leaving| match stage {
             Leaving::Said => {
                 *stage = Leaving::Ended;
@@ -252,6 +276,22 @@ async fn member_loop(agent: &Agent, member: &Membership) {
                 agent.inner.hub.close(why);
                 return;
             }
+            End::At(addr) if leaves => {
+                agent.inner.hub.close(format!("{addr} leads now"));
+                return;
+            }
+            // The word of one that leads no more may be wrong: it is taken without a pause once.
+            End::At(at) if at != addr && !sent_on => {
+                tracing::info!(manager = addr, leader = at, "sent on to the leader");
+                agent.inner.hub.close(format!("manager {addr} does not lead: {at} does"));
+                leader = Some(at);
+                sent_on = true;
+                continue;
+            }
+            End::At(at) => {
+                agent.inner.hub.close(format!("manager {addr} does not lead: {at} does, it says"));
+                leader = Some(at);
+            }
             End::Again(why) => {
                 tracing::info!(manager = addr, why, "no session");
                 agent.inner.hub.close(why);
@@ -263,6 +303,7 @@ async fn member_loop(agent: &Agent, member: &Membership) {
                 return;
             }
         }
+        sent_on = false;
         turn += 1;
         tokio::time::sleep(pause).await;
         if !lasted {
@@ -337,8 +378,9 @@ async fn serve(agent: &Agent, mut session: ClientSession, described: watch::Rece
             }
             ManagerMessage::Bye(bye) => {
                 let why = format!("{:?}: {}", bye.reason, bye.message);
-                return match bye.reason {
-                    ByeReason::Removed => End::Final(why),
+                return match (bye.reason, bye.leader) {
+                    (ByeReason::Removed, _) => End::Final(why),
+                    (ByeReason::NotLeader, Some(leader)) => End::At(leader.addr),
                     _ => End::Again(why),
                 };
             }

@@ -70,6 +70,8 @@ fn answers_have_dockers_types() {
         "demo",
     ]);
     server.ok(&["service", "update", "-d", "--label-add", "x=y", "web"]);
+    let job = ["service", "create", "-d", "--mode", "replicated-job", "--name", "batch", "demo"];
+    server.ok(&job);
     check::<theirs::SystemVersion>(&server, "/version");
     let info = check::<theirs::SystemInfo>(&server, "/info");
     assert_eq!(info["Swarm"]["Nodes"], 1);
@@ -82,9 +84,13 @@ fn answers_have_dockers_types() {
     let nodes = check::<Vec<theirs::Node>>(&server, "/nodes");
     assert_eq!(nodes[0]["ManagerStatus"]["Leader"], true);
     assert!(nodes[0]["Spec"]["Labels"].is_object());
-    let services = check::<Vec<theirs::Service>>(&server, "/services?status=true");
+    let mut services = check::<Vec<theirs::Service>>(&server, "/services?status=true");
+    services.as_array_mut().unwrap().sort_by_key(|service| service["Spec"]["Name"] != "web");
     assert_eq!(services[0]["ServiceStatus"]["RunningTasks"], 2);
     assert_eq!(services[0]["PreviousSpec"]["Labels"], serde_json::json!({}));
+    let job = serde_json::json!({ "MaxConcurrent": 1, "TotalCompletions": 1 });
+    assert_eq!(services[1]["Spec"]["Mode"]["ReplicatedJob"], job);
+    assert_eq!(services[1]["ServiceStatus"]["CompletedTasks"], 1);
     let plain = check::<theirs::Service>(&server, "/services/web");
     assert!(plain["Spec"]["UpdateConfig"].is_null(), "no defaults unless asked for");
     let full = check::<theirs::Service>(&server, "/services/web?insertDefaults=true");
@@ -93,7 +99,9 @@ fn answers_have_dockers_types() {
         full["Spec"]["TaskTemplate"]["ContainerSpec"]["StopGracePeriod"],
         10_000_000_000_i64
     );
-    let tasks = check::<Vec<theirs::Task>>(&server, "/tasks");
+    let mut tasks = check::<Vec<theirs::Task>>(&server, "/tasks");
+    tasks.as_array_mut().unwrap().sort_by_key(|task| task["JobIteration"].is_object());
+    assert_eq!(tasks[2]["DesiredState"], "complete");
     assert_eq!(tasks[0]["NetworksAttachments"][0]["Network"]["Spec"]["Name"], "front");
     assert_eq!(tasks[0]["Status"]["ContainerStatus"]["PID"], 77);
     let id = tasks[0]["ID"].as_str().unwrap();

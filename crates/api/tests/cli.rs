@@ -120,6 +120,38 @@ fn services_are_created_listed_and_inspected() {
 }
 
 #[test]
+fn jobs_are_shown_as_with_docker() {
+    let server = Server::start();
+    server.ok(&["swarm", "init"]);
+    let create = ["service", "create", "--mode", "replicated-job", "--replicas", "3"];
+    let more = ["--max-concurrent", "2", "--name", "batch", "demo"];
+    let out = server.ok(&[&create[..], &more[..]].concat());
+    assert!(out.contains("job complete"), "{out}");
+    let out = server.ok(&["service", "create", "--mode", "global-job", "--name", "scan", "demo"]);
+    assert!(out.contains("job complete"), "{out}");
+    let list = server.ok(&["service", "ls"]);
+    for part in ["replicated job", "0/2 (3/3 completed)", "global job", "0/0 (1/1 completed)"] {
+        assert!(list.contains(part), "{part}: {list}");
+    }
+    let only = server.ok(&["service", "ls", "--filter", "mode=global-job", "--format={{.Name}}"]);
+    assert_eq!(only.trim(), "scan");
+    let format = ["--format", "{{.Name}} {{.DesiredState}} {{.CurrentState}}"];
+    let ps = server.ok(&[&["service", "ps", "batch"][..], &format[..]].concat());
+    // Docker counts a job's places from 0, and its client shows 0 as the node.
+    for part in ["batch.1 Complete Complete", "batch.2 Complete Complete"] {
+        assert!(ps.contains(part), "{part}: {ps}");
+    }
+    assert_eq!(ps.lines().count(), 3, "{ps}");
+    let wanted = ["service", "ps", "-q", "--filter", "desired-state=complete", "batch"];
+    assert_eq!(server.ok(&wanted).lines().count(), 3);
+    let inspect = server.ok(&["service", "inspect", "batch"]);
+    let inspect: Value = serde_json::from_str(&inspect).unwrap();
+    assert_eq!(inspect[0]["Spec"]["Mode"]["ReplicatedJob"]["TotalCompletions"], 3);
+    assert!(inspect[0]["JobStatus"]["LastExecution"].is_string(), "{inspect}");
+    assert!(inspect[0]["Spec"]["UpdateConfig"].is_null(), "{inspect}");
+}
+
+#[test]
 fn networks_of_node_and_cluster_are_one_list() {
     let server = Server::start();
     let list = server.ok(&["network", "ls"]);

@@ -24,7 +24,8 @@ use shoal_wire::message::{AttachOutcome, AttachReply, AttachRequest, ManagerMess
 use shoal_wire::session::SessionSender;
 
 use crate::error::ControlError;
-use crate::shared::{RandomIds, Shared};
+use crate::shared::RandomIds;
+use crate::tenure::Tenure;
 
 /// Places of one node at most: all of them end in the transaction in which it leaves.
 const PLACES_MAX: usize = CHANGES_MAX - 1;
@@ -38,7 +39,7 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Whose session something is done for.
 #[derive(Clone)]
 pub(crate) struct Caller {
-    pub shared: Arc<Shared>,
+    pub tenure: Arc<Tenure>,
     pub node: NodeId,
     pub session: SessionId,
     pub sender: SessionSender<ManagerMessage>,
@@ -66,9 +67,10 @@ impl Caller {
 
     async fn give(&self, request: AttachRequest) -> Result<Task, ControlError> {
         let wanted = wanted(&self.node, request)?;
-        let Self { shared, node, session, .. } = self.clone();
-        let own = Arc::clone(&shared);
-        shared
+        let Self { tenure, node, session, .. } = self.clone();
+        let own = Arc::clone(&tenure);
+        tenure
+            .shared
             .writer
             .write(move |state, now| {
                 let known = known_place(state, &wanted);
@@ -104,14 +106,14 @@ impl Caller {
             own.map(|task| end(task, now, "the container has left")).into_iter().collect()
         })
         .await;
-        self.shared.sessions.note_taken(&self.node, &self.session, &gone);
+        self.tenure.sessions.note_taken(&self.node, &self.session, &gone);
     }
 
     /// Ends every place that the node does not hold any more.
     pub async fn keep_only(self, set: BTreeSet<TaskId>) {
-        let Self { shared, node, session, .. } = self.clone();
+        let Self { tenure, node, session, .. } = self.clone();
         self.insist(move |state, now| {
-            let Some(given) = shared.sessions.given(&node, &session) else { return Vec::new() };
+            let Some(given) = tenure.sessions.given(&node, &session) else { return Vec::new() };
             let lost = |t: &&Arc<Task>| !set.contains(&t.id) && !given.contains(&t.id);
             let gone = held_by(state, &node).filter(lost).take(CHANGES_MAX);
             gone.map(|task| end(task, now, "its node does not hold it any more")).collect()
@@ -121,7 +123,7 @@ impl Caller {
 
     /// Notes how the node describes itself.
     pub async fn describe(self, description: NodeDescription) {
-        self.shared.describe(&self.node, description).await;
+        self.tenure.describe(&self.node, description).await;
     }
 
     /// Writes until there is nothing left to write, or the session is over: the set of the next one
@@ -130,9 +132,9 @@ impl Caller {
         &self,
         compute: impl Fn(&ClusterState, Timestamp) -> Vec<Change> + Clone + Send + 'static,
     ) {
-        while self.shared.sessions.is_current(&self.node, &self.session) {
+        while self.tenure.sessions.is_current(&self.node, &self.session) {
             let compute = compute.clone();
-            let write = self.shared.writer.write(move |state, now| {
+            let write = self.tenure.shared.writer.write(move |state, now| {
                 let changes = compute(state, now);
                 let done = changes.len() < CHANGES_MAX;
                 Ok((changes, done))

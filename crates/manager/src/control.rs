@@ -3,31 +3,36 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use shoal_identity::authority::RootAuthority;
-use shoal_identity::token::JoinToken;
-use shoal_model::change::{Change, Expect, Object, ObjectKey};
+use serde::{Deserialize, Serialize};
 use shoal_model::cluster_state::ClusterState;
 use shoal_model::event::Event;
-use shoal_model::fault::report;
 use shoal_model::id::{NetworkId, NodeId, Revision, ServiceId};
 use shoal_model::log::{LogSelection, LogsOf, TaskLog};
-use shoal_model::object::{Meta, Network, NodeState};
+use shoal_model::object::Meta;
 use shoal_model::spec::cluster::ClusterSpec;
 use shoal_model::spec::network::NetworkSpec;
 use shoal_model::spec::node::NodeSpec;
 use shoal_model::spec::service::ServiceSpec;
-use shoal_plan::validate::{self, SpecError};
 use tokio::sync::{broadcast, mpsc, watch};
 
 use crate::error::ControlError;
-use crate::gather::{Gathering, ITEMS_MAX};
-use crate::shared::{RandomIds, Shared, cluster};
+use crate::forward::Leader;
+use crate::peers::ToLeader;
+use crate::requests::ControlRequest;
+use crate::shared::{RandomIds, Shared};
 
 /// The cluster, as far as a client may change it. Cheap to clone. Ids are full ids: callers resolve
 /// a user's word with [`shoal_model::name::resolve`] over [`Control::state`].
+///
+/// What changes something is a [`ControlRequest`]: carried out here while this manager leads, and
+/// else passed on to the one that does.
 #[derive(Clone)]
 pub struct Control {
     pub(crate) shared: Arc<Shared>,
+    /// Whether this manager leads.
+    pub(crate) lead: watch::Receiver<bool>,
+    /// The way to the manager that does.
+    pub(crate) leader: Option<Arc<dyn Leader>>,
 }
 
 impl std::fmt::Debug for Control {
@@ -46,7 +51,8 @@ pub struct ServiceCreated {
 }
 
 /// What an update asks for.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum ServiceUpdate {
     /// The whole new spec.
     Spec(Box<ServiceSpec>),
@@ -55,7 +61,8 @@ pub enum ServiceUpdate {
 }
 
 /// Which secrets of the cluster to replace.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Rotation {
     /// The workers' join token.
     pub worker_token: bool,
@@ -67,30 +74,34 @@ pub struct Rotation {
 
 impl Control {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared }
+        let lead = shared.leads.subscribe();
+        let leader = Arc::new(ToLeader(Arc::clone(&shared)));
+        Self { shared, lead, leader: Some(leader) }
     }
 
-    /// The cluster's state now. While the store cannot write, this manager does not claim to lead.
+    /// Whether this manager leads, and follows it.
+    #[must_use]
+    pub fn leads(&self) -> watch::Receiver<bool> {
+        self.lead.clone()
+    }
+
+    /// The same for a manager that others may lead: while `lead` does not say that it leads itself,
+    /// requests go to `leader`.
+    #[must_use]
+    pub fn with_leader(&self, lead: watch::Receiver<bool>, leader: Arc<dyn Leader>) -> Self {
+        Self { shared: Arc::clone(&self.shared), lead, leader: Some(leader) }
+    }
+
+    /// The cluster's state now. Who leads and who is reached is as this manager sees it.
     #[must_use]
     pub fn state(&self) -> Arc<ClusterState> {
-        let state = self.shared.state();
-        if self.shared.store.health().is_ok() {
-            return state;
-        }
-        let mut honest = (*state).clone();
-        if let Some(node) = Arc::make_mut(&mut honest.nodes).get_mut(&self.shared.own)
-            && let Some(manager) = &mut Arc::make_mut(node).manager
-        {
-            (manager.leader, manager.reachable) = (false, false);
-        }
-        Arc::new(honest)
+        self.shared.seen()
     }
 
     /// What is wrong with this manager, a line each, for `docker info`.
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
-        let trouble = self.shared.store.health().err();
-        trouble.iter().map(|error| report(error)).collect()
+        self.shared.warnings()
     }
 
     /// Changes whenever the state does.
@@ -108,7 +119,7 @@ impl Control {
     /// The revision that each connected node's kernel corresponds to.
     #[must_use]
     pub fn acked(&self) -> BTreeMap<NodeId, Revision> {
-        self.shared.sessions.reached()
+        self.shared.tenure().map(|t| t.sessions.reached()).unwrap_or_default()
     }
 
     /// Creates a swarm-scoped network; it has its subnets when this returns.
@@ -117,23 +128,9 @@ impl Control {
     /// [`ControlError::Spec`] in Docker's words.
     pub async fn create_network(&self, spec: NetworkSpec) -> Result<NetworkId, ControlError> {
         let id = NetworkId::generate(&mut RandomIds);
-        self.shared
-            .writer
-            .write(move |state, _| {
-                validate::new_network(state, &spec)?;
-                let plan = shoal_plan::network::allocate(state, &spec)?;
-                let network = Network {
-                    id: id.clone(),
-                    meta: Meta::default(),
-                    spec: spec.clone(),
-                    vni: plan.vni,
-                    subnets: plan.subnets,
-                    mtu: plan.mtu,
-                };
-                let object = Object::Network(Box::new(network));
-                Ok((vec![Change::Put { object, expect: Expect::Absent }], id.clone()))
-            })
-            .await
+        let (of, spec) = (id.clone(), Box::new(spec));
+        self.ask(ControlRequest::CreateNetwork { id: of, spec }).await?;
+        Ok(id)
     }
 
     /// Removes a network that nothing uses.
@@ -141,17 +138,7 @@ impl Control {
     /// # Errors
     /// [`ControlError::Spec`] names a user of it.
     pub async fn remove_network(&self, id: &NetworkId) -> Result<(), ControlError> {
-        let id = id.clone();
-        self.shared
-            .writer
-            .write(move |state, _| {
-                let network = state.networks.get(&id).ok_or_else(|| missing("network", &id))?;
-                validate::removable_network(state, network)?;
-                let key = ObjectKey::Network(id.clone());
-                let expect = Expect::Version(network.meta.version);
-                Ok((vec![Change::Delete { key, expect }], ()))
-            })
-            .await
+        self.ask(ControlRequest::RemoveNetwork { id: id.clone() }).await.map(drop)
     }
 
     /// Changes what the operator says about a node.
@@ -165,18 +152,7 @@ impl Control {
         spec: NodeSpec,
     ) -> Result<(), ControlError> {
         let id = id.clone();
-        self.shared
-            .writer
-            .write(move |state, _| {
-                let known = state.nodes.get(&id).ok_or_else(|| missing("node", &id))?;
-                in_sequence(known.meta, version)?;
-                validate::changed_node(known, &spec)?;
-                let mut node = (**known).clone();
-                node.spec = spec.clone();
-                let expect = Expect::Version(known.meta.version);
-                Ok((vec![Change::Put { object: Object::Node(Box::new(node)), expect }], ()))
-            })
-            .await
+        self.ask(ControlRequest::UpdateNode { id, version, spec }).await.map(drop)
     }
 
     /// Forgets a node. Without `force` it must be down.
@@ -184,30 +160,7 @@ impl Control {
     /// # Errors
     /// [`ControlError::Precondition`] for a node that is up, or a manager.
     pub async fn remove_node(&self, id: &NodeId, force: bool) -> Result<(), ControlError> {
-        let node_id = id.clone();
-        self.shared
-            .writer
-            .write(move |state, _| {
-                let node = state.nodes.get(&node_id).ok_or_else(|| missing("node", &node_id))?;
-                if node.manager.is_some() {
-                    return Err(ControlError::Precondition {
-                        message: format!(
-                            "node {node_id} is a cluster manager and is a member of the raft \
-                             cluster. It must be demoted to worker before removal"
-                        ),
-                    });
-                }
-                if !force && node.status.state == NodeState::Ready {
-                    return Err(ControlError::Precondition {
-                        message: format!("node {node_id} is not down and can't be removed"),
-                    });
-                }
-                let key = ObjectKey::Node(node_id.clone());
-                let expect = Expect::Version(node.meta.version);
-                // Its session ends with the next round of assignments.
-                Ok((vec![Change::Delete { key, expect }], ()))
-            })
-            .await
+        self.ask(ControlRequest::RemoveNode { id: id.clone(), force }).await.map(drop)
     }
 
     /// Changes the cluster's settings and replaces secrets.
@@ -220,31 +173,8 @@ impl Control {
         spec: ClusterSpec,
         rotation: Rotation,
     ) -> Result<(), ControlError> {
-        if rotation.unlock_key {
-            return Err(SpecError::not_implemented("locking managers (unlock keys)").into());
-        }
-        self.shared
-            .writer
-            .write(move |state, _| {
-                let known = cluster(state)?;
-                in_sequence(known.meta, version)?;
-                validate::changed_cluster(&spec)?;
-                let mut next = (**known).clone();
-                next.spec = spec.clone();
-                if next.spec.name.is_empty() {
-                    next.spec.name = known.spec.name.clone();
-                }
-                let digest = RootAuthority::load(&known.root_ca)?.digest();
-                if rotation.worker_token {
-                    next.join_tokens.worker = JoinToken::generate(digest.clone()).to_string();
-                }
-                if rotation.manager_token {
-                    next.join_tokens.manager = JoinToken::generate(digest).to_string();
-                }
-                let expect = Expect::Version(known.meta.version);
-                Ok((vec![Change::Put { object: Object::Cluster(Box::new(next)), expect }], ()))
-            })
-            .await
+        let spec = Box::new(spec);
+        self.ask(ControlRequest::UpdateCluster { version, spec, rotation }).await.map(drop)
     }
 
     /// Logs of a service or a task. Nodes that are down give one warning and no wait.
@@ -266,10 +196,10 @@ impl Control {
             }
             LogsOf::Service(_) | LogsOf::Task(_) => {}
         }
-        let (out, items) = mpsc::channel(ITEMS_MAX);
-        let gathering = Gathering::new(Arc::clone(&self.shared), selector, query, out);
-        self.shared.help(gathering.run());
-        Ok(items)
+        match self.shared.tenure() {
+            Some(tenure) => Ok(tenure.gather(selector, query)),
+            None => self.log_of_leader(selector, query).await,
+        }
     }
 }
 

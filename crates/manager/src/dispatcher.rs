@@ -16,11 +16,11 @@ use shoal_plan::validate::SpecError;
 use shoal_wire::error::WireError;
 use shoal_wire::fault::RemoteFault;
 use shoal_wire::message::{
-    AckRevision, Bye, ByeReason, ManagerMessage, NodeMessage, PROTOCOL_VERSION, Welcome,
+    AckRevision, Bye, ByeReason, ManagerMessage, Managers, NodeMessage, PROTOCOL_VERSION, Welcome,
 };
 use shoal_wire::server::SessionHandler;
 use shoal_wire::session::{ServerSession, SessionSender};
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout};
 
 use crate::attach::Caller;
@@ -28,13 +28,10 @@ use crate::error::ControlError;
 use crate::membership::{AWAY, LEFT, SILENT, give_up};
 use crate::sessions::Session;
 use crate::shared::{RandomIds, Shared, managers};
+use crate::tenure::Tenure;
 
-/// Runs the sessions of nodes.
-pub(crate) struct Dispatcher {
-    pub shared: Arc<Shared>,
-    /// Asks for a round of assignments.
-    pub wanted: Arc<Notify>,
-}
+/// Runs the sessions of nodes. Whoever does not lead sends them on to the leader.
+pub(crate) struct Dispatcher(pub Arc<Shared>);
 
 /// Bytes of secrets and configs in one message at most: room for the largest config. It leaves the
 /// bound of messages (`shoal_wire::SESSION_MESSAGE_MAX`) to tasks and tables, and lets heartbeats
@@ -64,6 +61,8 @@ enum End {
     Left,
     /// The node said that it will be back within this time.
     BackSoon(Duration),
+    /// This manager does not lead any more.
+    NotLeader,
     /// This side ends it.
     Bye(ByeReason, String),
 }
@@ -78,11 +77,23 @@ impl SessionHandler for Dispatcher {
                 "this manager speaks protocol version {PROTOCOL_VERSION}, the node {}",
                 hello.version
             );
-            session.end(Bye { reason: ByeReason::Refused, message }).await;
+            session.end(Bye { reason: ByeReason::Refused, message, leader: None }).await;
             return;
         }
+        let Ok(tenure) = self.0.leading().await else {
+            session.end(self.0.not_leader()).await;
+            return;
+        };
+        let shared = &tenure.shared;
         // Whoever was removed keeps a certificate that is valid for months.
-        if !self.shared.state().nodes.contains_key(&node) {
+        let state = shared.state();
+        let ahead = hello.revision.is_some_and(|known| known > state.revision);
+        if ahead || (!state.nodes.contains_key(&node) && !shared.is_sure().await) {
+            // Another manager leads by now, or will: this one is behind.
+            session.end(shared.not_leader()).await;
+            return;
+        }
+        if !shared.state().nodes.contains_key(&node) {
             let fault = ControlError::Removed { node };
             tracing::warn!(remote = %session.remote(), cause = report(&fault), "no session");
             session.refuse(RemoteFault::of(&fault)).await;
@@ -96,8 +107,8 @@ impl SessionHandler for Dispatcher {
         let welcome = Welcome {
             version: PROTOCOL_VERSION,
             session: SessionId::generate(&mut RandomIds),
-            heartbeat_period_ms: u64::try_from(self.shared.heartbeat().as_millis()).unwrap_or(1000),
-            managers: managers(&self.shared.state()),
+            heartbeat_period_ms: u64::try_from(shared.heartbeat().as_millis()).unwrap_or(1000),
+            managers: managers(&shared.state()),
         };
         let id = welcome.session.clone();
         let remote = session.remote().ip().to_string();
@@ -111,20 +122,20 @@ impl SessionHandler for Dispatcher {
         let sender = session.sender();
         let given = BTreeSet::new();
         let entry = Session { id: id.clone(), sender, assignment, end, given };
-        self.shared.sessions.enter(&node, entry);
-        if let Err(error) = self.shared.mark_ready(&node, hello, &remote).await {
-            self.shared.sessions.leave(&node, &id);
+        tenure.sessions.enter(&node, entry);
+        if let Err(error) = tenure.mark_ready(&node, hello, &remote).await {
+            tenure.sessions.leave(&node, &id);
             let reason = match error {
                 ControlError::Removed { .. } => ByeReason::Removed,
                 _ => ByeReason::Stopping,
             };
-            session.end(Bye { reason, message: report(&error) }).await;
+            session.end(Bye { reason, message: report(&error), leader: None }).await;
             return;
         }
-        self.wanted.notify_one();
+        tenure.wanted.notify_one();
         tracing::info!(node = %node, session = %id, remote, "session begins");
         let mut run = Run {
-            dispatcher: self,
+            tenure: &tenure,
             sender: session.sender(),
             node: node.clone(),
             id: id.clone(),
@@ -132,46 +143,53 @@ impl SessionHandler for Dispatcher {
             works: Arc::new(Semaphore::new(WORKS_MAX)),
         };
         let outcome = run.serve(&mut session, assigned, ended).await;
-        self.finish(session, &node, &id, outcome).await;
+        tenure.finish(session, &node, &id, outcome).await;
     }
 }
 
-impl Dispatcher {
-    async fn finish(&self, session: ServerSession, node: &NodeId, id: &SessionId, outcome: End) {
-        let current = self.shared.sessions.leave(node, id);
+impl Tenure {
+    async fn finish(
+        self: &Arc<Self>,
+        session: ServerSession,
+        node: &NodeId,
+        id: &SessionId,
+        outcome: End,
+    ) {
+        let current = self.sessions.leave(node, id);
         if current {
-            self.shared.logs.node_lost(node, "its session ended");
+            self.logs.node_lost(node, "its session ended");
         }
         match outcome {
+            End::NotLeader => session.end(self.shared.not_leader()).await,
             End::Bye(reason, message) => {
-                session.end(Bye { reason, message }).await;
+                session.end(Bye { reason, message, leader: None }).await;
             }
             End::Left => {
                 drop(session);
                 if self.shared.state().tasks.values().any(|task| is_busy(task, node)) {
                     // What is connected to its tasks may finish while they stop.
-                    give_up(&self.shared, node, self.shared.patience(), LEFT);
+                    give_up(self, node, self.shared.patience(), LEFT);
                 } else {
-                    self.shared.mark_down(node, LEFT).await;
+                    self.mark_down(node, LEFT).await;
                 }
             }
             End::BackSoon(within) => {
                 if current {
-                    self.shared.mark_away(node).await;
-                    give_up(&self.shared, node, within, AWAY);
+                    self.mark_away(node).await;
+                    give_up(self, node, within, AWAY);
                 }
                 // The node waits for it: only then is it sure that it was heard.
                 let message = "this node said that it will be back".to_owned();
-                session.end(Bye { reason: ByeReason::Stopping, message }).await;
+                session.end(Bye { reason: ByeReason::Stopping, message, leader: None }).await;
             }
             End::Silent => {
                 drop(session);
-                self.shared.mark_down(node, SILENT).await;
+                self.mark_down(node, SILENT).await;
             }
             End::Lost => {
                 drop(session);
                 if current {
-                    give_up(&self.shared, node, self.shared.patience(), SILENT);
+                    give_up(self, node, self.shared.patience(), SILENT);
                 }
             }
         }
@@ -179,8 +197,8 @@ impl Dispatcher {
 }
 
 /// One session on its way.
-struct Run<'d> {
-    dispatcher: &'d Dispatcher,
+struct Run<'t> {
+    tenure: &'t Arc<Tenure>,
     sender: SessionSender<ManagerMessage>,
     node: NodeId,
     id: SessionId,
@@ -197,10 +215,15 @@ impl Run<'_> {
         mut assigned: watch::Receiver<Option<Arc<Assignment>>>,
         mut ended: watch::Receiver<Option<ByeReason>>,
     ) -> End {
-        let shared = &self.dispatcher.shared;
+        let tenure = self.tenure;
+        let shared = &tenure.shared;
         let mut stopping = shared.stopping.subscribe();
-        let mut converged = shared.sessions.converged();
+        let mut over = tenure.over.subscribe();
+        let mut converged = tenure.sessions.converged();
         converged.mark_changed();
+        // The welcome had those of that moment.
+        let mut managers = shared.managers.subscribe();
+        managers.mark_changed();
         let mut left = false;
         // Who leaves ends the session soon; if not, we do.
         let mut left_for_long = pin!(tokio::time::sleep(FAR_AWAY));
@@ -211,7 +234,7 @@ impl Run<'_> {
                         left = true;
                         let until = Instant::now() + shared.patience();
                         left_for_long.as_mut().reset(until);
-                        shared.mark_left(&self.node).await;
+                        tenure.mark_left(&self.node).await;
                         Ok(())
                     }
                     Ok(NodeMessage::BackSoon(soon)) => {
@@ -239,6 +262,10 @@ impl Run<'_> {
                     let revision = *converged.borrow_and_update();
                     self.tell(ManagerMessage::Converged(AckRevision { revision })).await
                 }
+                Ok(()) = managers.changed() => {
+                    let managers = managers.borrow_and_update().clone();
+                    self.tell(ManagerMessage::Managers(Managers { managers })).await
+                }
                 Ok(()) = ended.changed() => {
                     if let Some(reason) = *ended.borrow_and_update() {
                         return End::Bye(reason, reason_text(reason).to_owned());
@@ -246,6 +273,7 @@ impl Run<'_> {
                     Ok(())
                 }
                 () = &mut left_for_long => return End::Left,
+                () = async { drop(over.wait_for(|over| *over).await) } => return End::NotLeader,
                 () = async { drop(stopping.wait_for(|stop| *stop).await) } => {
                     let reason = ByeReason::Stopping;
                     return End::Bye(reason, reason_text(reason).to_owned());
@@ -264,12 +292,12 @@ impl Run<'_> {
 
     /// Sends what has changed since the last assignment, or notes that nothing has.
     async fn send_assignment(&mut self, next: Arc<Assignment>) -> Result<(), WireError> {
-        let sessions = &self.dispatcher.shared.sessions;
+        let sessions = &self.tenure.sessions;
         let revision = next.revision;
         let update = match &self.sent {
             Some(known) if known.same_content(&next) => {
                 sessions.note(&self.node, &self.id, |p| p.current = p.current.max(revision));
-                self.dispatcher.after_progress();
+                self.tenure.after_progress();
                 return Ok(());
             }
             Some(known) => known.delta_to(&next),
@@ -291,10 +319,10 @@ impl Run<'_> {
     }
 
     async fn hear(&mut self, message: NodeMessage) -> Result<(), WireError> {
-        let shared = &self.dispatcher.shared;
+        let tenure = self.tenure;
         match message {
             NodeMessage::TaskStatuses(list) => {
-                shared.reports.say(&shared.state(), &self.node, list.statuses);
+                tenure.reports.say(&tenure.shared.state(), &self.node, list.statuses);
             }
             NodeMessage::AckRevision(ack) => {
                 self.acked(ack.revision);
@@ -314,8 +342,8 @@ impl Run<'_> {
                 let tasks: BTreeSet<_> = set.tasks.into_iter().collect();
                 self.work(|caller| caller.keep_only(tasks)).await?;
             }
-            NodeMessage::LogChunk(chunk) => shared.logs.chunk(&self.node, chunk).await,
-            NodeMessage::LogEnd(end) => shared.logs.end(&self.node, end).await,
+            NodeMessage::LogChunk(chunk) => tenure.logs.chunk(&self.node, chunk).await,
+            NodeMessage::LogEnd(end) => tenure.logs.end(&self.node, end).await,
             NodeMessage::Description(description) => match check_description(&description) {
                 Ok(()) => self.work(|c| async move { c.describe(*description).await }).await?,
                 Err(error) => {
@@ -344,12 +372,12 @@ impl Run<'_> {
             return Err(WireError::Stuck { addr, after: WORK_PATIENCE });
         };
         let work = work(Caller {
-            shared: Arc::clone(&self.dispatcher.shared),
+            tenure: Arc::clone(self.tenure),
             node: self.node.clone(),
             session: self.id.clone(),
             sender: self.sender.clone(),
         });
-        self.dispatcher.shared.help(async move {
+        self.tenure.help(async move {
             work.await;
             drop(place);
         });
@@ -357,15 +385,15 @@ impl Run<'_> {
     }
 
     fn acked(&self, revision: Revision) {
-        let sessions = &self.dispatcher.shared.sessions;
+        let sessions = &self.tenure.sessions;
         sessions.note(&self.node, &self.id, |p| p.acked = p.acked.max(revision.min(p.sent)));
-        self.dispatcher.after_progress();
+        self.tenure.after_progress();
     }
 }
 
-impl Dispatcher {
+impl Tenure {
     fn after_progress(&self) {
-        self.shared.sessions.update_converged(&self.shared.state());
+        self.sessions.update_converged(&self.shared.state());
     }
 }
 
@@ -392,6 +420,7 @@ fn reason_text(reason: ByeReason) -> &'static str {
     match reason {
         ByeReason::Stopping => "the manager stops",
         ByeReason::Replaced => "another session of this node took over",
+        ByeReason::NotLeader => "this manager does not lead",
         ByeReason::Removed => "this node was removed from the cluster",
         ByeReason::Refused => "the session was refused",
         ByeReason::Unknown => "the session ends",

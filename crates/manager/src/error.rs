@@ -1,12 +1,16 @@
 //! Why the cluster refused a request, and why a manager did not start.
 
+use std::time::Duration;
+
 use shoal_identity::error::IdentityError;
 use shoal_model::change::ApplyError;
 use shoal_model::fault::{Fault, FaultId, FaultKind};
 use shoal_model::id::NodeId;
+use shoal_model::time::Timestamp;
 use shoal_plan::validate::SpecError;
 use shoal_store::StoreError;
 use shoal_wire::error::WireError;
+use shoal_wire::fault::RemoteFault;
 
 /// Why the cluster refused a request.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +56,126 @@ pub enum ControlError {
     /// This manager is stopping.
     #[error("the manager is stopping")]
     Stopping,
+    /// The manager that leads says so: everything that a client reads is as if it were said here.
+    #[error(transparent)]
+    Remote(#[from] RemoteFault),
+    /// Nobody can lead: too many managers are not reached. Nothing was begun, or it is not known.
+    #[error(
+        "change the cluster: no majority of its managers is reached{}{}",
+        since.map(|s| format!(" since {s}")).unwrap_or_default(),
+        who(missing)
+    )]
+    NoMajority {
+        /// When that was noticed.
+        since: Option<Timestamp>,
+        /// Names and addresses of those that are not reached.
+        missing: Vec<String>,
+    },
+    /// Another manager leads, or none. Nothing was begun.
+    #[error("carry out a change: this manager does not lead the others")]
+    NotLeading,
+    /// The manager that leads could not be asked, or did not answer.
+    #[error("pass a change on to the manager that leads{}", open(*.sent))]
+    PassOn {
+        /// Whether it may have heard of it.
+        sent: bool,
+        /// What is wrong with the way there.
+        #[source]
+        source: Box<WireError>,
+    },
+    /// There was no answer in time.
+    #[error(
+        "wait for a change to be made: no answer within {} ms{}", after.as_millis(), open(true)
+    )]
+    Late {
+        /// How long we waited.
+        after: Duration,
+    },
+    /// Another manager asks for something that this version does not know.
+    #[error("not implemented: {name}")]
+    UnknownRequest {
+        /// Its name.
+        name: String,
+    },
+    /// The manager that leads answers with something that this version does not know.
+    #[error("read the leader's answer (the change is made): '{name}' is not known here")]
+    UnknownReply {
+        /// Its name.
+        name: String,
+    },
+    /// A message between managers makes no sense.
+    #[error("{action}: {problem}")]
+    Malformed {
+        /// `read a request of another manager`…
+        action: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
+}
+
+fn who(missing: &[String]) -> String {
+    if missing.is_empty() { String::new() } else { format!(": missing {}", missing.join(", ")) }
+}
+
+fn open(sent: bool) -> &'static str {
+    if sent { "; it may still happen" } else { "" }
+}
+
+/// What is known of a request that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// It is as the error says: asking again would be answered in the same way.
+    Refused,
+    /// It was not begun: nobody who leads has heard of it.
+    NotBegun,
+    /// It may have been carried out, or may be still.
+    Open,
+}
+
+/// The steps of a connection that come before anything is asked.
+const BEFORE_ASKING: [&str; 5] =
+    ["connection", "name resolution", "TCP connection", "TLS handshake", "HTTP/2 handshake"];
+
+/// The ids of what another manager says that is no answer to the request itself.
+const NOT_LEADING: &str = "SH-MGR-008";
+const STOPPING: &str = "SH-MGR-010";
+const STORE_NOT_LEADING: &str = "SH-STO-002";
+const STORE_STOPPED: &str = "SH-STO-005";
+
+impl ControlError {
+    /// What a failed call of the manager that leads means for the request that was passed on.
+    #[must_use]
+    pub fn passing_on(error: WireError) -> Self {
+        let sent = match error {
+            WireError::Remote(fault) => return Self::Remote(fault),
+            WireError::Address { .. }
+            | WireError::Resolve { .. }
+            | WireError::Connect { .. }
+            | WireError::Tls { .. }
+            | WireError::PeerCertificate { .. }
+            | WireError::OwnCertificate { .. }
+            | WireError::Identity(_)
+            | WireError::NoAddress { .. }
+            | WireError::NotThatNode { .. } => false,
+            WireError::Timeout { step, .. } => !BEFORE_ASKING.contains(&step),
+            _ => true,
+        };
+        Self::PassOn { sent, source: Box::new(error) }
+    }
+
+    pub(crate) fn fate(&self) -> Fate {
+        match self {
+            Self::NotLeading | Self::PassOn { sent: false, .. } => Fate::NotBegun,
+            Self::PassOn { sent: true, .. } | Self::Late { .. } => Fate::Open,
+            Self::Store(StoreError::NotLeader { .. }) => Fate::Open,
+            Self::Remote(fault) => match fault.id.as_str() {
+                NOT_LEADING => Fate::NotBegun,
+                STOPPING | STORE_NOT_LEADING | STORE_STOPPED => Fate::Open,
+                _ => Fate::Refused,
+            },
+            _ => Fate::Refused,
+        }
+    }
 }
 
 impl Fault for ControlError {
@@ -66,7 +190,13 @@ impl Fault for ControlError {
             Self::Identity(identity) => identity.kind(),
             Self::Store(StoreError::Refused(ApplyError::NameTaken { .. })) => FaultKind::Conflict,
             Self::Store(store) => store.kind(),
-            Self::Stopping => FaultKind::Unavailable,
+            Self::Remote(fault) => fault.kind(),
+            Self::Stopping | Self::NotLeading | Self::PassOn { .. } | Self::Late { .. } => {
+                FaultKind::Unavailable
+            }
+            Self::NoMajority { .. } => FaultKind::Unavailable,
+            Self::UnknownRequest { .. } => FaultKind::NotImplemented,
+            Self::UnknownReply { .. } | Self::Malformed { .. } => FaultKind::Internal,
         }
     }
 
@@ -77,6 +207,13 @@ impl Fault for ControlError {
             Self::Store(store) => store.id(),
             Self::OutOfSequence => Some(FaultId("SH-MGR-002")),
             Self::Removed { .. } => Some(FaultId("SH-MGR-007")),
+            Self::Remote(fault) => fault.id(),
+            Self::NoMajority { .. } => Some(FaultId("SH-MGR-012")),
+            Self::NotLeading => Some(FaultId(NOT_LEADING)),
+            Self::PassOn { .. } | Self::Late { .. } => Some(FaultId("SH-MGR-009")),
+            Self::Stopping => Some(FaultId(STOPPING)),
+            Self::UnknownRequest { .. } => Some(FaultId("SH-MGR-001")),
+            Self::UnknownReply { .. } | Self::Malformed { .. } => Some(FaultId("SH-MGR-011")),
             _ => None,
         }
     }
@@ -86,6 +223,20 @@ impl Fault for ControlError {
             Self::Identity(identity) => identity.remedy(),
             Self::Store(store) => store.remedy(),
             Self::Spec(spec) => spec.remedy(),
+            Self::Remote(fault) => fault.remedy(),
+            Self::NoMajority { .. } => Some(
+                "start the missing managers, or check TCP 2377 between them; what runs goes on \
+                 meanwhile"
+                    .to_owned(),
+            ),
+            Self::NotLeading => Some("try again; another manager leads or will soon".to_owned()),
+            Self::PassOn { .. } | Self::Late { .. } => Some(
+                "check with 'docker node ls' that a majority of the managers is reachable"
+                    .to_owned(),
+            ),
+            Self::UnknownRequest { .. } => Some("upgrade the leader".to_owned()),
+            Self::UnknownReply { .. } => Some("upgrade this manager".to_owned()),
+            Self::Malformed { .. } => Some("run one version of shoal on all managers".to_owned()),
             Self::Removed { .. } => {
                 Some("leave with 'docker swarm leave' and join again with a token".to_owned())
             }
@@ -97,45 +248,33 @@ impl Fault for ControlError {
 /// Why a manager did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum ManagerError {
-    /// The store holds no cluster.
-    #[error("read the cluster from the store: there is none")]
-    NoCluster,
     /// This node's certificate cannot be used.
     #[error("use this node's certificate")]
     Identity(#[source] IdentityError),
     /// The listening address cannot be had.
     #[error(transparent)]
     Wire(#[from] WireError),
-    /// The store did not take the manager's own entry.
-    #[error("write this manager's own entry")]
-    Own(#[source] ControlError),
 }
 
 impl Fault for ManagerError {
     fn kind(&self) -> FaultKind {
         match self {
-            Self::NoCluster => FaultKind::Internal,
             Self::Identity(identity) => identity.kind(),
             Self::Wire(wire) => wire.kind(),
-            Self::Own(control) => control.kind(),
         }
     }
 
     fn id(&self) -> Option<FaultId> {
         match self {
-            Self::NoCluster => None,
             Self::Identity(identity) => identity.id(),
             Self::Wire(wire) => wire.id(),
-            Self::Own(control) => control.id(),
         }
     }
 
     fn remedy(&self) -> Option<String> {
         match self {
-            Self::NoCluster => None,
             Self::Identity(identity) => identity.remedy(),
             Self::Wire(wire) => wire.remedy(),
-            Self::Own(control) => control.remedy(),
         }
     }
 }

@@ -16,7 +16,7 @@ use shoal_wire::message::{CloseLogs, LogChunk, LogEnd, LogSource, ManagerMessage
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::shared::Shared;
+use crate::tenure::Tenure;
 
 /// Chunks of one gathering that may wait for its reader.
 const CHUNKS_MAX: usize = 256;
@@ -116,7 +116,7 @@ struct Source {
 
 /// One gathered log on its way to its reader.
 pub(crate) struct Gathering {
-    shared: Arc<Shared>,
+    tenure: Arc<Tenure>,
     selector: LogsOf,
     query: LogSelection,
     out: mpsc::Sender<TaskLog>,
@@ -132,14 +132,14 @@ struct Gone;
 
 impl Gathering {
     pub fn new(
-        shared: Arc<Shared>,
+        tenure: Arc<Tenure>,
         selector: LogsOf,
         query: LogSelection,
         out: mpsc::Sender<TaskLog>,
     ) -> Self {
         let (to, arrivals) = mpsc::channel(CHUNKS_MAX);
         Self {
-            shared,
+            tenure,
             selector,
             query,
             out,
@@ -156,8 +156,8 @@ impl Gathering {
         // Ignored because: both ways it is over.
         let _ = self.gather().await;
         for (stream, source) in std::mem::take(&mut self.sources) {
-            self.shared.logs.close(stream);
-            if let Some(sender) = self.shared.sessions.sender(&source.node) {
+            self.tenure.logs.close(stream);
+            if let Some(sender) = self.tenure.sessions.sender(&source.node) {
                 // Ignored because: without a session the node sends nothing anyway.
                 let _ = sender.send(ManagerMessage::CloseLogs(CloseLogs { stream })).await;
             }
@@ -165,7 +165,7 @@ impl Gathering {
     }
 
     async fn gather(&mut self) -> Result<(), Gone> {
-        let mut revision = self.shared.store.watch();
+        let mut revision = self.tenure.shared.store.watch();
         self.open_all(true).await?;
         loop {
             if self.sources.is_empty() && self.is_over() {
@@ -195,7 +195,7 @@ impl Gathering {
         if !self.query.follow {
             return true;
         }
-        let state = self.shared.state();
+        let state = self.tenure.shared.state();
         match &self.selector {
             LogsOf::Service(id) => !state.services.contains_key(id),
             LogsOf::Task(id) => {
@@ -207,7 +207,7 @@ impl Gathering {
 
     /// Asks for the logs of every task that can have one and was not asked for yet.
     async fn open_all(&mut self, first: bool) -> Result<(), Gone> {
-        let state = self.shared.state();
+        let state = self.tenure.shared.state();
         for task in selected(&state, &self.selector) {
             let ready = task.status.container.is_some() || task.status.state >= TaskState::Starting;
             if self.seen.contains(&task.id) || !ready {
@@ -215,17 +215,17 @@ impl Gathering {
             }
             let Some(node) = task.node_id.clone() else { continue };
             self.seen.insert(task.id.clone());
-            let Some(sender) = self.shared.sessions.sender(&node) else {
+            let Some(sender) = self.tenure.sessions.sender(&node) else {
                 self.warn_of_node(&state, &node).await?;
                 continue;
             };
-            let stream = self.shared.logs.open(&node, &self.to);
+            let stream = self.tenure.logs.open(&node, &self.to);
             // A task that begins while we follow is shown from its first line.
             let tail = self.query.tail.filter(|_| first);
             let options = LogSelection { tail, ..self.query.clone() };
             let open = OpenLogs { stream, task_id: task.id.clone(), options };
             if sender.send(ManagerMessage::OpenLogs(open)).await.is_err() {
-                self.shared.logs.close(stream);
+                self.tenure.logs.close(stream);
                 self.warn_of_node(&state, &node).await?;
                 continue;
             }
@@ -287,13 +287,13 @@ impl Gathering {
         let mut lost = Vec::new();
         for (stream, source) in &self.sources {
             let silent = !source.spoke && !self.query.follow && now > source.opened + FIRST_WORD;
-            let cut = !self.shared.logs.is_open(*stream) && self.arrivals.is_empty();
+            let cut = !self.tenure.logs.is_open(*stream) && self.arrivals.is_empty();
             if silent || cut {
                 lost.push((*stream, if silent { "its node does not answer" } else { "cut off" }));
             }
         }
         for (stream, why) in lost {
-            self.shared.logs.close(stream);
+            self.tenure.logs.close(stream);
             if let Some(source) = self.sources.remove(&stream) {
                 let name = source.task.name();
                 let text = format!("the log of task '{name}' is incomplete: {why}");

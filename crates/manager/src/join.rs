@@ -14,9 +14,10 @@ use shoal_model::cluster_state::ClusterState;
 use shoal_model::fault::FaultKind;
 use shoal_model::id::NodeId;
 use shoal_model::net::NodeIndex;
-use shoal_model::object::{Cluster, Meta, Node, NodeState, NodeStatus};
+use shoal_model::object::{Cluster, ManagerStatus, Meta, Node, NodeState, NodeStatus};
 use shoal_model::spec::node::{NodeRole, NodeSpec};
 use shoal_model::time::{Nanos, Timestamp};
+use shoal_plan::roles::MANAGERS_MAX;
 use shoal_plan::validate::SpecError;
 use shoal_wire::fault::RemoteFault;
 use shoal_wire::message::{
@@ -24,19 +25,23 @@ use shoal_wire::message::{
 };
 use shoal_wire::server::JoinHandler;
 
+use crate::control::Control;
 use crate::error::ControlError;
 use crate::membership::{SILENT, give_up};
+use crate::requests::{ControlReply, ControlRequest};
 use crate::shared::{RandomIds, Shared, cluster, managers};
 
-/// Answers joining and renewing nodes. A join that has begun is done to its end: a node that was
-/// entered is watched, whether or not it is still there.
+/// Where managers listen unless they say otherwise: Docker's port.
+const MANAGER_PORT: u16 = 2377;
+
+/// Answers joining and renewing nodes, with what the manager that leads says.
 #[derive(Clone)]
-pub(crate) struct Doorkeeper(pub Arc<Shared>);
+pub(crate) struct Doorkeeper(pub Control);
 
 #[async_trait]
 impl JoinHandler for Doorkeeper {
     async fn root_ca(&self) -> Result<RootCaReply, RemoteFault> {
-        let state = self.0.state();
+        let state = self.0.shared.state();
         let cluster = cluster(&state).map_err(|e| RemoteFault::of(&e))?;
         let root_pem = cluster.root_ca.cert_pem.clone();
         Ok(RootCaReply { version: PROTOCOL_VERSION, root_pem })
@@ -48,9 +53,8 @@ impl JoinHandler for Doorkeeper {
         request: IssueCertificate,
     ) -> Result<CertificateReply, RemoteFault> {
         check_version(request.version)?;
-        let this = self.clone();
-        let joined = self.0.see_through(async move { this.join(remote, request).await }).await;
-        joined.map_err(|e| RemoteFault::of(&e))
+        let (id, request) = (NodeId::generate(&mut RandomIds), Box::new(request));
+        self.issue(ControlRequest::Join { id, request, remote }).await
     }
 
     async fn renew_certificate(
@@ -59,7 +63,7 @@ impl JoinHandler for Doorkeeper {
         request: RenewCertificate,
     ) -> Result<CertificateReply, RemoteFault> {
         check_version(request.version)?;
-        self.renew(peer, request).await.map_err(|e| RemoteFault::of(&e))
+        self.issue(ControlRequest::Renew { id: peer.node_id, request }).await
     }
 }
 
@@ -74,45 +78,60 @@ fn check_version(version: u32) -> Result<(), RemoteFault> {
 }
 
 impl Doorkeeper {
-    async fn join(
-        &self,
-        remote: SocketAddr,
+    async fn issue(&self, request: ControlRequest) -> Result<CertificateReply, RemoteFault> {
+        let issued = self.0.ask(request).await.and_then(ControlReply::certificate);
+        issued.map_err(|e| RemoteFault::of(&e))
+    }
+}
+
+impl Shared {
+    /// Enters a node, unless it is there from an earlier try, and gives it a certificate.
+    pub(crate) async fn join(
+        self: &Arc<Self>,
+        node_id: NodeId,
         request: IssueCertificate,
+        remote: SocketAddr,
     ) -> Result<CertificateReply, ControlError> {
-        let state = self.0.state();
+        let tenure = self.leading().await?;
+        let state = self.state();
         let known = cluster(&state)?;
         let role = JoinToken::parse(&request.token)?.role_in(&known.join_tokens)?;
-        if role == NodeRole::Manager {
-            return Err(SpecError::not_implemented("more than one manager").into());
-        }
-        let node_id = NodeId::generate(&mut RandomIds);
         let reply = self.certify(known, &node_id, role, request.csr_pem).await?;
         let facts = request.facts;
         let addr = facts.advertise_addr.unwrap_or_else(|| remote.ip());
         let id = node_id.clone();
-        self.0
+        let raft_id = self
             .writer
             .write(move |state, now| {
-                let node = new_node(state, &id, &facts, addr, now)?;
+                if let Some(node) = state.nodes.get(&id) {
+                    return Ok((Vec::new(), node.manager.as_ref().map(|m| m.raft_id)));
+                }
+                let mut node = new_node(state, &id, &facts, addr, now)?;
+                if role == NodeRole::Manager {
+                    node.spec.role = role;
+                    node.manager = Some(new_manager(state, &facts, addr)?);
+                }
+                let raft_id = node.manager.as_ref().map(|m| m.raft_id);
                 let object = Object::Node(Box::new(node));
-                Ok((vec![Change::Put { object, expect: Expect::Absent }], ()))
+                Ok((vec![Change::Put { object, expect: Expect::Absent }], raft_id))
             })
             .await?;
-        tracing::info!(node = %node_id, %addr, "a node joined");
-        give_up(&self.0, &node_id, self.0.welcome_patience(), SILENT);
-        Ok(reply)
+        tracing::info!(node = %node_id, %addr, role = role.as_str(), "a node joined");
+        give_up(&tenure, &node_id, self.welcome_patience(), SILENT);
+        Ok(CertificateReply { raft_id, ..reply })
     }
 
-    async fn renew(
+    /// Gives a member its next certificate.
+    pub(crate) async fn renew(
         &self,
-        peer: PeerIdentity,
+        node_id: &NodeId,
         request: RenewCertificate,
     ) -> Result<CertificateReply, ControlError> {
-        let state = self.0.state();
+        let state = self.state();
         let known = cluster(&state)?;
-        let gone = || ControlError::Removed { node: peer.node_id.clone() };
-        let node = state.nodes.get(&peer.node_id).ok_or_else(gone)?;
-        self.certify(known, &peer.node_id, role_of(node), request.csr_pem).await
+        let gone = || ControlError::Removed { node: node_id.clone() };
+        let node = state.nodes.get(node_id).ok_or_else(gone)?;
+        self.certify(known, node_id, role_of(node), request.csr_pem).await
     }
 
     async fn certify(
@@ -122,7 +141,7 @@ impl Doorkeeper {
         role: NodeRole,
         csr_pem: String,
     ) -> Result<CertificateReply, ControlError> {
-        let now = (self.0.wall)();
+        let now = (self.wall)();
         let expiry = cluster.spec.ca_config.node_cert_expiry.map(Nanos::duration);
         let validity: Duration = expiry.filter(|e| !e.is_zero()).unwrap_or(NODE_VALIDITY);
         let (of, id) = (Arc::clone(cluster), node_id.clone());
@@ -137,7 +156,8 @@ impl Doorkeeper {
             role,
             cluster_id: cluster.id.clone(),
             cert_pem,
-            managers: managers(&self.0.state()),
+            managers: managers(&self.state()),
+            raft_id: None,
         })
     }
 }
@@ -173,6 +193,26 @@ fn new_node(
         data_path_addr: Some(facts.data_path_addr.unwrap_or(addr)),
         manager: None,
     })
+}
+
+/// What a node gets that joins as a manager. Its number is the revision in which it is written, or
+/// an earlier one that nobody had: none is ever given twice.
+fn new_manager(
+    state: &ClusterState,
+    facts: &NodeFacts,
+    seen: IpAddr,
+) -> Result<ManagerStatus, ControlError> {
+    let known = state.nodes.values().filter(|node| node.manager.is_some()).count();
+    if known >= MANAGERS_MAX {
+        return Err(SpecError::conflict(format!(
+            "the swarm has {known} managers; more than {MANAGERS_MAX} would make it slower and no \
+             safer: join as a worker"
+        ))
+        .into());
+    }
+    let addr = facts.manager_addr.unwrap_or_else(|| SocketAddr::new(seen, MANAGER_PORT));
+    let raft_id = state.revision.0 + 1;
+    Ok(ManagerStatus { raft_id, addr: addr.to_string(), reachable: false, leader: false })
 }
 
 /// The index behind the highest one; once those are used up, the lowest free one. (A number that

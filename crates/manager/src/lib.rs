@@ -8,8 +8,8 @@
 //! node; all times in the state are this manager's clock, never a node's; nobody waits for a slow
 //! node.
 //!
-//! Begin reading at [`manager`] (what runs), [`control`] (what the API calls) and `writer` (how
-//! anything is written).
+//! Begin reading at [`manager`] (what runs), [`control`] (what the API calls), [`forward`] (who
+//! carries it out) and `writer` (how anything is written).
 
 #![forbid(unsafe_code)]
 
@@ -20,14 +20,22 @@ pub mod control;
 mod dispatcher;
 pub mod error;
 mod events;
+pub mod forward;
 mod gather;
 mod join;
 pub mod manager;
+mod members;
 mod membership;
 mod payloads;
+pub mod peers;
 mod planner;
+mod relay;
+pub mod requests;
 mod services;
 mod sessions;
+mod settings;
 mod shared;
+mod standing;
 mod statuses;
+mod tenure;
 mod writer;

@@ -4,34 +4,32 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use shoal_identity::node_identity::NodeIdentity;
-use shoal_model::change::{Change, Expect, Object};
-use shoal_model::id::NodeId;
-use shoal_model::object::{ManagerStatus, NodeState};
 use shoal_model::time::Clock;
 use shoal_store::Store;
 use shoal_wire::server::{Handlers, Server, listen, serve};
-use tokio::sync::{Notify, broadcast, watch};
+use tokio::sync::{broadcast, watch};
 use tokio::task::JoinSet;
 
-use crate::clock::{latest, steady};
+use crate::clock::{SteadyClock, latest};
 use crate::control::Control;
 use crate::dispatcher::Dispatcher;
-use crate::error::{ControlError, ManagerError};
-use crate::gather::Router;
+use crate::error::ManagerError;
 use crate::join::Doorkeeper;
-use crate::membership::{SILENT, give_up};
-use crate::sessions::Sessions;
+use crate::peers::{ManagerDoor, OtherManagers};
 use crate::shared::Shared;
 use crate::writer::Writer;
-use crate::{assigner, events, planner, statuses};
+
+use crate::{events, peers, tenure};
 
 /// What a manager needs.
 #[derive(Clone)]
 pub struct ManagerConfig {
-    /// The cluster's state; open, with a cluster in it.
+    /// The cluster's state, open.
     pub store: Store,
     /// This node's identity, a manager's.
     pub identity: NodeIdentity,
+    /// The other managers.
+    pub others: OtherManagers,
     /// Where to listen (TCP).
     pub listen: SocketAddr,
     /// Where other nodes reach this manager.
@@ -55,15 +53,14 @@ pub struct Manager {
 }
 
 impl Manager {
-    /// Listens, serves nodes, and runs the control loops while this manager leads.
+    /// Listens, serves nodes and other managers, and runs the control loops while this manager
+    /// leads. The store may still be empty: a manager that joins learns.
     ///
     /// # Errors
     /// [`ManagerError::Wire`] when the address cannot be had.
     pub async fn start(config: ManagerConfig) -> Result<Self, ManagerError> {
-        let ManagerConfig { store, identity, listen: addr, advertise, clock: wall } = config;
-        if store.state().cluster.is_none() {
-            return Err(ManagerError::NoCluster);
-        }
+        let ManagerConfig { store, identity, others, listen: addr, advertise, clock: wall } =
+            config;
         let tls = identity.server_config().map_err(ManagerError::Identity)?;
         let listener = listen(addr).await?;
         let latest = latest(&store.state());
@@ -71,7 +68,8 @@ impl Manager {
             let seconds = latest.since(wall()).as_secs();
             tracing::warn!(seconds, "this manager's clock is behind the cluster's time");
         }
-        let clock = steady(Arc::clone(&wall), latest);
+        let clock = Arc::new(SteadyClock::new(Arc::clone(&wall)));
+        clock.not_before(latest);
         let mut loops = JoinSet::new();
         let (writer, write) = Writer::new(store.clone(), Arc::clone(&clock));
         loops.spawn(write);
@@ -81,28 +79,29 @@ impl Manager {
             clock,
             wall,
             own: identity.node_id.clone(),
-            sessions: Sessions::new(),
-            logs: Router::default(),
+            others: others.clone(),
+            advertise,
             events: broadcast::channel(events::BACKLOG).0,
-            reports: statuses::Reports::default(),
+            managers: watch::channel(Vec::new()).0,
+            leads: watch::channel(false).0,
+            tenure: watch::channel(None).0,
             stopping: watch::channel(false).0,
             helpers: Mutex::default(),
         });
         // From the first change on, so that no event of the start is lost.
         loops.spawn(events::run(Arc::clone(&shared), shared.store.changes()));
-        begin(&shared, advertise).await.map_err(ManagerError::Own)?;
-        let wanted = Arc::new(Notify::new());
-        loops.spawn(planner::run(Arc::clone(&shared)));
-        loops.spawn(assigner::run(Arc::clone(&shared), Arc::clone(&wanted)));
-        loops.spawn(statuses::run(Arc::clone(&shared)));
+        loops.spawn(peers::follow(Arc::clone(&shared)));
+        loops.spawn(tenure::run(Arc::clone(&shared)));
         let handlers = Handlers {
-            join: Arc::new(Doorkeeper(Arc::clone(&shared))),
-            sessions: Arc::new(Dispatcher { shared: Arc::clone(&shared), wanted }),
+            join: Arc::new(Doorkeeper(Control::new(Arc::clone(&shared)))),
+            sessions: Arc::new(Dispatcher(Arc::clone(&shared))),
+            managers: Arc::new(ManagerDoor(Control::new(Arc::clone(&shared)))),
         };
         let (newest, current) = watch::channel(tls);
         let server = serve(listener, current, handlers)?;
         let renew = move |identity: &NodeIdentity| {
             newest.send_replace(identity.server_config().map_err(ManagerError::Identity)?);
+            others.set_identity(identity.clone());
             Ok(())
         };
         let local_addr = server.local_addr();
@@ -142,11 +141,15 @@ impl Manager {
     fn end_helpers(&self) {
         self.shared.stopping.send_replace(true);
         self.shared.helpers.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
+        if let Some(tenure) = self.shared.tenure.send_replace(None) {
+            tenure.end();
+        }
     }
 }
 
 impl Drop for Manager {
     fn drop(&mut self) {
+        self.loops.abort_all();
         self.end_helpers();
     }
 }
@@ -155,50 +158,4 @@ impl std::fmt::Debug for Manager {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Manager").field("local_addr", &self.local_addr).finish_non_exhaustive()
     }
-}
-
-/// Writes what a manager that begins knows: its own entry, and that it has heard of no node yet.
-async fn begin(shared: &Arc<Shared>, advertise: SocketAddr) -> Result<(), ControlError> {
-    let own = shared.own.clone();
-    let unheard: Vec<NodeId> = shared
-        .writer
-        .write(move |state, now| {
-            let mut changes = Vec::new();
-            let mut unheard = Vec::new();
-            for known in state.nodes.values() {
-                let mut node = (**known).clone();
-                let up = matches!(node.status.state, NodeState::Ready | NodeState::Unknown);
-                if up {
-                    unheard.push(node.id.clone());
-                }
-                // This node is alive, or nobody would write this; its agent comes in a moment.
-                if up && node.id != own {
-                    node.status.state = NodeState::Unknown;
-                    node.status.message = "its session with a new leader is awaited".to_owned();
-                    if known.status.state != NodeState::Unknown {
-                        node.status.since = now;
-                    }
-                }
-                if node.id == own {
-                    let raft_id = node.manager.as_ref().map_or(1, |m| m.raft_id);
-                    node.manager = Some(ManagerStatus {
-                        raft_id,
-                        addr: advertise.to_string(),
-                        reachable: true,
-                        leader: true,
-                    });
-                }
-                if node != **known {
-                    let expect = Expect::Version(known.meta.version);
-                    changes.push(Change::Put { object: Object::Node(Box::new(node)), expect });
-                }
-            }
-            changes.truncate(shoal_model::change::CHANGES_MAX);
-            Ok((changes, unheard))
-        })
-        .await?;
-    for node in unheard {
-        give_up(shared, &node, shared.welcome_patience(), SILENT);
-    }
-    Ok(())
 }

@@ -11,7 +11,7 @@ use shoal_wire::message::Hello;
 
 use crate::attach;
 use crate::error::ControlError;
-use crate::shared::Shared;
+use crate::tenure::Tenure;
 
 /// What `node inspect` says of a node that was lost.
 pub(crate) const SILENT: &str = "heartbeat failure: the node has been silent for three heartbeats";
@@ -24,18 +24,18 @@ pub(crate) const AWAY: &str = "the node's daemon stopped for a moment and did no
 
 /// Marks a node as down after `patience`, unless it has had a session since: when that ends, it is
 /// waited for anew.
-pub(crate) fn give_up(shared: &Arc<Shared>, node: &NodeId, patience: Duration, why: &'static str) {
-    let (of, node) = (Arc::downgrade(shared), node.clone());
-    let sessions = shared.sessions.count(&node);
-    shared.help(async move {
+pub(crate) fn give_up(tenure: &Arc<Tenure>, node: &NodeId, patience: Duration, why: &'static str) {
+    let (of, node) = (Arc::downgrade(tenure), node.clone());
+    let sessions = tenure.sessions.count(&node);
+    tenure.help(async move {
         tokio::time::sleep(patience).await;
-        if let Some(shared) = of.upgrade().filter(|s| s.sessions.count(&node) == sessions) {
-            shared.mark_down(&node, why).await;
+        if let Some(tenure) = of.upgrade().filter(|t| t.sessions.count(&node) == sessions) {
+            tenure.mark_down(&node, why).await;
         }
     });
 }
 
-impl Shared {
+impl Tenure {
     /// Notes that a node has a session, and what it says about itself.
     pub(crate) async fn mark_ready(
         &self,
@@ -44,7 +44,8 @@ impl Shared {
         remote: &str,
     ) -> Result<(), ControlError> {
         let (node, remote) = (node.clone(), remote.to_owned());
-        self.writer
+        self.shared
+            .writer
             .write(move |state, now| {
                 let gone = || ControlError::Removed { node: node.clone() };
                 let known = state.nodes.get(&node).ok_or_else(gone)?;
@@ -87,12 +88,13 @@ impl Shared {
         self.move_to(node, NodeState::Down, why, self.has_no_session()).await;
     }
 
-    /// Whether a node has no session, which says nothing once the manager stops.
+    /// Whether a node has no session, which says nothing once this leadership ends.
     fn has_no_session(self: &Arc<Self>) -> impl Fn(&NodeId) -> bool + Send + 'static {
-        let shared = Arc::downgrade(self);
+        let tenure = Arc::downgrade(self);
         move |node| {
-            shared.upgrade().is_some_and(|shared| {
-                !*shared.stopping.borrow() && !shared.sessions.is_connected(node)
+            tenure.upgrade().is_some_and(|tenure| {
+                let ends = *tenure.over.borrow() || *tenure.shared.stopping.borrow();
+                !ends && !tenure.sessions.is_connected(node)
             })
         }
     }
@@ -106,6 +108,7 @@ impl Shared {
     ) {
         let (id, message) = (node.clone(), why.to_owned());
         let write = self
+            .shared
             .writer
             .write(move |state, now| {
                 let Some(known) = state.nodes.get(&id) else { return Ok((Vec::new(), ())) };
@@ -132,6 +135,7 @@ impl Shared {
     pub(crate) async fn describe(&self, node: &NodeId, description: NodeDescription) {
         let id = node.clone();
         let write = self
+            .shared
             .writer
             .write(move |state, _| {
                 let Some(known) = state.nodes.get(&id) else { return Ok((Vec::new(), ())) };

@@ -1,128 +1,26 @@
 //! Secrets and configs: create, change labels, remove. Both are the same but for their names.
 
-use std::fmt::Display;
-use std::sync::Arc;
-
 use shoal_model::change::{Change, Expect, Object, ObjectKey};
 use shoal_model::cluster_state::ClusterState;
 use shoal_model::id::{ConfigId, Revision, SecretId};
 use shoal_model::object::{Config, Meta, Secret};
 use shoal_model::spec::payload::PayloadSpec;
-use shoal_plan::validate::{self, SpecError};
+use shoal_plan::validate;
 
 use crate::control::{Control, in_sequence, missing};
 use crate::error::ControlError;
+use crate::requests::{ControlRequest, Outcome, PayloadId, done};
 use crate::shared::RandomIds;
 
-/// A secret or a config.
-trait Kept: Clone + Send + 'static {
-    type Id: Clone + Display + Send + 'static;
-    const KIND: &'static str;
-
-    fn fresh_id() -> Self::Id;
-    fn new(id: Self::Id, spec: PayloadSpec) -> Self;
-    fn find<'s>(state: &'s ClusterState, id: &Self::Id) -> Option<&'s Arc<Self>>;
-    fn key(id: Self::Id) -> ObjectKey;
-    fn meta(&self) -> Meta;
-    fn spec(&mut self) -> &mut PayloadSpec;
-    fn into_object(self) -> Object;
-    fn check_new(state: &ClusterState, spec: &PayloadSpec) -> Result<(), SpecError>;
-    fn check_removable(&self, state: &ClusterState) -> Result<(), SpecError>;
-}
-
-macro_rules! kept {
-    ($kept:ident, $id:ident, $kind:literal, $table:ident, $check_new:ident, $removable:ident) => {
-        impl Kept for $kept {
-            type Id = $id;
-            const KIND: &'static str = $kind;
-
-            fn fresh_id() -> $id {
-                $id::generate(&mut RandomIds)
-            }
-            fn new(id: $id, spec: PayloadSpec) -> Self {
-                Self { id, meta: Meta::default(), spec }
-            }
-            fn find<'s>(state: &'s ClusterState, id: &$id) -> Option<&'s Arc<Self>> {
-                state.$table.get(id)
-            }
-            fn key(id: $id) -> ObjectKey {
-                ObjectKey::$kept(id)
-            }
-            fn meta(&self) -> Meta {
-                self.meta
-            }
-            fn spec(&mut self) -> &mut PayloadSpec {
-                &mut self.spec
-            }
-            fn into_object(self) -> Object {
-                Object::$kept(Box::new(self))
-            }
-            fn check_new(state: &ClusterState, spec: &PayloadSpec) -> Result<(), SpecError> {
-                validate::$check_new(state, spec)
-            }
-            fn check_removable(&self, state: &ClusterState) -> Result<(), SpecError> {
-                validate::$removable(state, self)
-            }
-        }
-    };
-}
-
-kept!(Secret, SecretId, "secret", secrets, new_secret, removable_secret);
-kept!(Config, ConfigId, "config", configs, new_config, removable_config);
-
 impl Control {
-    async fn create<K: Kept>(&self, spec: PayloadSpec) -> Result<K::Id, ControlError> {
-        let id = K::fresh_id();
-        self.shared
-            .writer
-            .write(move |state, _| {
-                K::check_new(state, &spec)?;
-                let object = K::new(id.clone(), spec.clone()).into_object();
-                Ok((vec![Change::Put { object, expect: Expect::Absent }], id.clone()))
-            })
-            .await
-    }
-
-    async fn update<K: Kept>(
-        &self,
-        id: &K::Id,
-        version: Revision,
-        spec: PayloadSpec,
-    ) -> Result<(), ControlError> {
-        let id = id.clone();
-        self.shared
-            .writer
-            .write(move |state, _| {
-                let known = K::find(state, &id).ok_or_else(|| missing(K::KIND, &id))?;
-                in_sequence(known.meta(), version)?;
-                let mut next = (**known).clone();
-                validate::changed_payload(next.spec(), &spec)?;
-                next.spec().labels.clone_from(&spec.labels);
-                let expect = Expect::Version(known.meta().version);
-                Ok((vec![Change::Put { object: next.into_object(), expect }], ()))
-            })
-            .await
-    }
-
-    async fn remove<K: Kept>(&self, id: &K::Id) -> Result<(), ControlError> {
-        let id = id.clone();
-        self.shared
-            .writer
-            .write(move |state, _| {
-                let known = K::find(state, &id).ok_or_else(|| missing(K::KIND, &id))?;
-                known.check_removable(state)?;
-                let expect = Expect::Version(known.meta().version);
-                Ok((vec![Change::Delete { key: K::key(id.clone()), expect }], ()))
-            })
-            .await
-    }
-
     /// Stores a new secret.
     ///
     /// # Errors
     /// [`ControlError::Spec`] in Docker's words.
     pub async fn create_secret(&self, spec: PayloadSpec) -> Result<SecretId, ControlError> {
-        self.create::<Secret>(spec).await
+        let id = SecretId::generate(&mut RandomIds);
+        self.create_payload(PayloadId::Secret(id.clone()), spec).await?;
+        Ok(id)
     }
 
     /// Changes the labels of a secret, which the caller saw at `version`.
@@ -136,7 +34,7 @@ impl Control {
         version: Revision,
         spec: PayloadSpec,
     ) -> Result<(), ControlError> {
-        self.update::<Secret>(id, version, spec).await
+        self.update_payload(PayloadId::Secret(id.clone()), version, spec).await
     }
 
     /// Removes a secret that no service refers to.
@@ -144,7 +42,7 @@ impl Control {
     /// # Errors
     /// [`ControlError::Spec`] names the services that do.
     pub async fn remove_secret(&self, id: &SecretId) -> Result<(), ControlError> {
-        self.remove::<Secret>(id).await
+        self.remove_payload(PayloadId::Secret(id.clone())).await
     }
 
     /// Stores a new config.
@@ -152,7 +50,9 @@ impl Control {
     /// # Errors
     /// [`ControlError::Spec`] in Docker's words.
     pub async fn create_config(&self, spec: PayloadSpec) -> Result<ConfigId, ControlError> {
-        self.create::<Config>(spec).await
+        let id = ConfigId::generate(&mut RandomIds);
+        self.create_payload(PayloadId::Config(id.clone()), spec).await?;
+        Ok(id)
     }
 
     /// Changes the labels of a config, which the caller saw at `version`.
@@ -165,7 +65,7 @@ impl Control {
         version: Revision,
         spec: PayloadSpec,
     ) -> Result<(), ControlError> {
-        self.update::<Config>(id, version, spec).await
+        self.update_payload(PayloadId::Config(id.clone()), version, spec).await
     }
 
     /// Removes a config that no service refers to.
@@ -173,6 +73,93 @@ impl Control {
     /// # Errors
     /// [`ControlError::Spec`] names the services that do.
     pub async fn remove_config(&self, id: &ConfigId) -> Result<(), ControlError> {
-        self.remove::<Config>(id).await
+        self.remove_payload(PayloadId::Config(id.clone())).await
     }
+
+    async fn create_payload(&self, id: PayloadId, spec: PayloadSpec) -> Result<(), ControlError> {
+        self.ask(ControlRequest::CreatePayload { id, spec }).await.map(drop)
+    }
+
+    async fn update_payload(
+        &self,
+        id: PayloadId,
+        version: Revision,
+        spec: PayloadSpec,
+    ) -> Result<(), ControlError> {
+        self.ask(ControlRequest::UpdatePayload { id, version, spec }).await.map(drop)
+    }
+
+    async fn remove_payload(&self, id: PayloadId) -> Result<(), ControlError> {
+        self.ask(ControlRequest::RemovePayload { id }).await.map(drop)
+    }
+}
+
+impl PayloadId {
+    fn key(&self) -> ObjectKey {
+        match self {
+            Self::Secret(id) => ObjectKey::Secret(id.clone()),
+            Self::Config(id) => ObjectKey::Config(id.clone()),
+        }
+    }
+
+    fn object(&self, meta: Meta, spec: PayloadSpec) -> Object {
+        match self {
+            Self::Secret(id) => Object::Secret(Box::new(Secret { id: id.clone(), meta, spec })),
+            Self::Config(id) => Object::Config(Box::new(Config { id: id.clone(), meta, spec })),
+        }
+    }
+
+    fn find<'s>(&self, state: &'s ClusterState) -> Option<(Meta, &'s PayloadSpec)> {
+        match self {
+            Self::Secret(id) => state.secrets.get(id).map(|known| (known.meta, &known.spec)),
+            Self::Config(id) => state.configs.get(id).map(|known| (known.meta, &known.spec)),
+        }
+    }
+
+    fn known<'s>(&self, state: &'s ClusterState) -> Result<(Meta, &'s PayloadSpec), ControlError> {
+        self.find(state).ok_or_else(|| match self {
+            Self::Secret(id) => missing("secret", id),
+            Self::Config(id) => missing("config", id),
+        })
+    }
+}
+
+pub(crate) fn create(state: &ClusterState, id: &PayloadId, spec: &PayloadSpec) -> Outcome {
+    if id.find(state).is_some() {
+        return done(Vec::new());
+    }
+    match id {
+        PayloadId::Secret(_) => validate::new_secret(state, spec)?,
+        PayloadId::Config(_) => validate::new_config(state, spec)?,
+    }
+    let object = id.object(Meta::default(), spec.clone());
+    done(vec![Change::Put { object, expect: Expect::Absent }])
+}
+
+pub(crate) fn update(
+    state: &ClusterState,
+    id: &PayloadId,
+    version: Revision,
+    spec: &PayloadSpec,
+) -> Outcome {
+    let (meta, known) = id.known(state)?;
+    in_sequence(meta, version)?;
+    validate::changed_payload(known, spec)?;
+    let mut next = known.clone();
+    next.labels.clone_from(&spec.labels);
+    let expect = Expect::Version(meta.version);
+    done(vec![Change::Put { object: id.object(meta, next), expect }])
+}
+
+pub(crate) fn remove(state: &ClusterState, id: &PayloadId) -> Outcome {
+    let (meta, _) = id.known(state)?;
+    match id {
+        PayloadId::Secret(id) => {
+            state.secrets.get(id).map_or(Ok(()), |s| validate::removable_secret(state, s))?;
+        }
+        PayloadId::Config(id) => {
+            state.configs.get(id).map_or(Ok(()), |c| validate::removable_config(state, c))?;
+        }
+    }
+    done(vec![Change::Delete { key: id.key(), expect: Expect::Version(meta.version) }])
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use shoal_model::change::CHANGES_MAX;
 use shoal_model::fault::report;
 use shoal_model::time::Timestamp;
-use shoal_store::StoreError;
+use shoal_store::{Lead, StoreError};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::error::ControlError;
@@ -24,9 +24,13 @@ const PASSES_MAX: usize = 100;
 /// Plans after every change of the state and whenever time alone asks for it.
 pub(crate) async fn run(shared: Arc<Shared>) {
     let mut revision = shared.store.watch();
-    let mut leads = shared.store.leader_changes();
+    let mut leads = shared.store.lead();
     loop {
-        if leads.wait_for(|lead| *lead).await.is_err() {
+        if leads
+            .wait_for(|lead| matches!(lead, Lead::Leading { .. } | Lead::Closed))
+            .await
+            .is_ok_and(|lead| *lead == Lead::Closed)
+        {
             return;
         }
         revision.mark_unchanged();

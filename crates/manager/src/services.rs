@@ -12,6 +12,7 @@ use shoal_plan::validate;
 
 use crate::control::{Control, ServiceCreated, ServiceUpdate, in_sequence, missing};
 use crate::error::ControlError;
+use crate::requests::{ControlReply, ControlRequest, Outcome, done};
 use crate::shared::RandomIds;
 
 impl Control {
@@ -21,33 +22,13 @@ impl Control {
     /// [`ControlError::Spec`] in Docker's words.
     pub async fn create_service(
         &self,
-        mut spec: ServiceSpec,
+        spec: ServiceSpec,
         registry_auth: Option<String>,
     ) -> Result<ServiceCreated, ControlError> {
-        set_auth(&mut spec, registry_auth);
         let id = ServiceId::generate(&mut RandomIds);
-        self.shared
-            .writer
-            .write(move |state, _| {
-                validate::new_service(state, &spec)?;
-                let mut spec = spec.clone();
-                resolve_networks(state, &mut spec);
-                let warnings = warnings(state, &spec);
-                let service = Service {
-                    id: id.clone(),
-                    meta: Meta::default(),
-                    spec: Arc::new(spec),
-                    spec_version: 1,
-                    previous_spec: None,
-                    endpoint: Endpoint::default(),
-                    update_status: None,
-                    allocation_error: None,
-                };
-                let object = Object::Service(Box::new(service));
-                let created = ServiceCreated { id: id.clone(), warnings };
-                Ok((vec![Change::Put { object, expect: Expect::Absent }], created))
-            })
-            .await
+        let (of, spec) = (id.clone(), Box::new(spec));
+        let request = ControlRequest::CreateService { id: of, spec, registry_auth };
+        Ok(ServiceCreated { id, warnings: self.ask(request).await?.warnings() })
     }
 
     /// Changes the service `id`, which the caller saw at `version`. Returns warnings.
@@ -62,25 +43,8 @@ impl Control {
         registry_auth: Option<String>,
     ) -> Result<Vec<String>, ControlError> {
         let id = id.clone();
-        self.shared
-            .writer
-            .write(move |state, now| {
-                let known = state.services.get(&id).ok_or_else(|| missing("service", &id))?;
-                in_sequence(known.meta, version)?;
-                let next = match &update {
-                    ServiceUpdate::Spec(spec) => {
-                        changed(state, known, (**spec).clone(), registry_auth.clone())?
-                    }
-                    ServiceUpdate::Rollback => rolled_back(state, known, now)?,
-                };
-                let warnings = warnings(state, &next.spec);
-                let expect = Expect::Version(known.meta.version);
-                Ok((
-                    vec![Change::Put { object: Object::Service(Box::new(next)), expect }],
-                    warnings,
-                ))
-            })
-            .await
+        let request = ControlRequest::UpdateService { id, version, update, registry_auth };
+        Ok(self.ask(request).await?.warnings())
     }
 
     /// Removes a service; its tasks end and go.
@@ -88,17 +52,64 @@ impl Control {
     /// # Errors
     /// [`ControlError::NotFound`].
     pub async fn remove_service(&self, id: &ServiceId) -> Result<(), ControlError> {
-        let id = id.clone();
-        self.shared
-            .writer
-            .write(move |state, _| {
-                let service = state.services.get(&id).ok_or_else(|| missing("service", &id))?;
-                let key = ObjectKey::Service(id.clone());
-                let expect = Expect::Version(service.meta.version);
-                Ok((vec![Change::Delete { key, expect }], ()))
-            })
-            .await
+        self.ask(ControlRequest::RemoveService { id: id.clone() }).await.map(drop)
     }
+}
+
+pub(crate) fn create(
+    state: &ClusterState,
+    id: &ServiceId,
+    spec: &ServiceSpec,
+    registry_auth: Option<&String>,
+) -> Outcome {
+    let mut spec = spec.clone();
+    set_auth(&mut spec, registry_auth.cloned());
+    if let Some(known) = state.services.get(id) {
+        return Ok((Vec::new(), warned(state, &known.spec)));
+    }
+    validate::new_service(state, &spec)?;
+    resolve_networks(state, &mut spec);
+    let reply = warned(state, &spec);
+    let service = Service {
+        id: id.clone(),
+        meta: Meta::default(),
+        spec: Arc::new(spec),
+        spec_version: 1,
+        previous_spec: None,
+        endpoint: Endpoint::default(),
+        update_status: None,
+        allocation_error: None,
+        job_status: None,
+    };
+    let object = Object::Service(Box::new(service));
+    Ok((vec![Change::Put { object, expect: Expect::Absent }], reply))
+}
+
+/// Changes the service that the caller saw at a version.
+pub(crate) fn update(
+    state: &ClusterState,
+    now: Timestamp,
+    (id, version): (&ServiceId, Revision),
+    update: &ServiceUpdate,
+    registry_auth: Option<&String>,
+) -> Outcome {
+    let known = state.services.get(id).ok_or_else(|| missing("service", id))?;
+    in_sequence(known.meta, version)?;
+    let next = match update {
+        ServiceUpdate::Spec(spec) => {
+            changed(state, known, (**spec).clone(), registry_auth.cloned())?
+        }
+        ServiceUpdate::Rollback => rolled_back(state, known, now)?,
+    };
+    let reply = warned(state, &next.spec);
+    let expect = Expect::Version(known.meta.version);
+    Ok((vec![Change::Put { object: Object::Service(Box::new(next)), expect }], reply))
+}
+
+pub(crate) fn remove(state: &ClusterState, id: &ServiceId) -> Outcome {
+    let service = state.services.get(id).ok_or_else(|| missing("service", id))?;
+    let expect = Expect::Version(service.meta.version);
+    done(vec![Change::Delete { key: ObjectKey::Service(id.clone()), expect }])
 }
 
 fn changed(
@@ -173,12 +184,13 @@ fn auth_of(spec: &ServiceSpec) -> Option<String> {
 }
 
 /// What the user should know although the request is right.
-fn warnings(state: &ClusterState, spec: &ServiceSpec) -> Vec<String> {
+fn warned(state: &ClusterState, spec: &ServiceSpec) -> ControlReply {
     let placement = spec.task_template.placement.as_ref();
     let suits =
         |n: &Arc<shoal_model::object::Node>| shoal_plan::constraint::constraints_hold(n, placement);
-    if state.nodes.values().any(suits) {
-        return Vec::new();
+    let mut warnings = Vec::new();
+    if !state.nodes.values().any(suits) {
+        warnings.push("no node satisfies the placement constraints of this service".to_owned());
     }
-    vec!["no node satisfies the placement constraints of this service".to_owned()]
+    ControlReply::Warnings { warnings }
 }

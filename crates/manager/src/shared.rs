@@ -1,5 +1,6 @@
 //! What the manager's tasks share.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -13,10 +14,10 @@ use shoal_wire::message::ManagerAddr;
 use tokio::sync::{broadcast, oneshot, watch};
 use tokio::task::JoinSet;
 
+use crate::clock::SteadyClock;
 use crate::error::ControlError;
-use crate::gather::Router;
-use crate::sessions::Sessions;
-use crate::statuses::Reports;
+use crate::peers::OtherManagers;
+use crate::tenure::Tenure;
 use crate::writer::Writer;
 
 /// Time between heartbeats, if the cluster's settings do not say.
@@ -40,16 +41,22 @@ pub(crate) struct Shared {
     pub store: Store,
     pub writer: Writer,
     /// The cluster's time, which never steps back.
-    pub clock: Clock,
+    pub clock: Arc<SteadyClock>,
     /// The machine's own: what certificates are dated by, and looked at with.
     pub wall: Clock,
     /// This manager's own node.
     pub own: NodeId,
-    pub sessions: Sessions,
-    pub logs: Router,
+    /// The other managers.
+    pub others: OtherManagers,
+    /// Where other nodes reach this manager.
+    pub advertise: SocketAddr,
     pub events: broadcast::Sender<Event>,
-    /// Statuses on their way to the store.
-    pub reports: Reports,
+    /// Every manager that nodes may connect to, as the state has it.
+    pub managers: watch::Sender<Vec<ManagerAddr>>,
+    /// Whether this manager leads.
+    pub leads: watch::Sender<bool>,
+    /// What there is only while this manager leads.
+    pub tenure: watch::Sender<Option<Arc<Tenure>>>,
     /// True from the moment the manager stops: sessions that end then mean nothing.
     pub stopping: watch::Sender<bool>,
     /// Short-lived tasks; all of them end with the manager.
@@ -63,7 +70,7 @@ impl Shared {
     }
 
     pub fn now(&self) -> Timestamp {
-        (self.clock)()
+        self.clock.now()
     }
 
     /// Runs a short-lived task that ends with the manager.

@@ -21,7 +21,7 @@ use tokio::sync::Notify;
 use tokio::time::sleep;
 
 use crate::error::ControlError;
-use crate::shared::Shared;
+use crate::tenure::Tenure;
 
 /// Statuses are gathered this long.
 const COALESCE: Duration = Duration::from_millis(20);
@@ -97,19 +97,19 @@ impl Reports {
     }
 }
 
-/// Writes statuses for as long as the manager runs.
-pub(crate) async fn run(shared: Arc<Shared>) {
+/// Writes statuses for as long as this manager leads.
+pub(crate) async fn run(tenure: Arc<Tenure>) {
     loop {
-        shared.reports.said.notified().await;
+        tenure.reports.said.notified().await;
         sleep(COALESCE).await;
         let mut most = BATCH_MAX;
         let mut pause = RETRY.0;
         loop {
-            let batch = shared.reports.take(most);
+            let batch = tenure.reports.take(most);
             if batch.is_empty() {
                 break;
             }
-            match write(&shared, &batch).await {
+            match write(&tenure, &batch).await {
                 Ok(()) => {
                     most = (most * 2).min(BATCH_MAX);
                     pause = RETRY.0;
@@ -118,12 +118,12 @@ pub(crate) async fn run(shared: Arc<Shared>) {
                 // Together they are too large, or one of them is wrong: fewer at a time.
                 Err(error) if is_final(&error) && batch.len() > 1 => {
                     most = batch.len() / 2;
-                    shared.reports.put_back(batch);
+                    tenure.reports.put_back(batch);
                 }
-                Err(error) if is_final(&error) => give_up(&shared, batch, &error).await,
+                Err(error) if is_final(&error) => give_up(&tenure, batch, &error).await,
                 Err(error) => {
                     tracing::warn!(cause = report(&error), "statuses of tasks are not written yet");
-                    shared.reports.put_back(batch);
+                    tenure.reports.put_back(batch);
                     sleep(pause).await;
                     pause = (pause * 2).min(RETRY.1);
                 }
@@ -132,9 +132,9 @@ pub(crate) async fn run(shared: Arc<Shared>) {
     }
 }
 
-async fn write(shared: &Shared, batch: &[Reported]) -> Result<(), ControlError> {
+async fn write(tenure: &Tenure, batch: &[Reported]) -> Result<(), ControlError> {
     let these = batch.to_vec();
-    shared.writer.write(move |state, now| Ok((changes(state, now, &these), ()))).await
+    tenure.shared.writer.write(move |state, now| Ok((changes(state, now, &these), ()))).await
 }
 
 /// Whether the same write fails again, whenever it is tried.
@@ -144,6 +144,7 @@ fn is_final(error: &ControlError) -> bool {
         ControlError::Store(
             StoreError::NotLeader { .. }
                 | StoreError::NoQuorum { .. }
+                | StoreError::NoLeader { .. }
                 | StoreError::Busy { .. }
                 | StoreError::Stopped { .. }
                 | StoreError::Full { .. }
@@ -155,7 +156,7 @@ fn is_final(error: &ControlError) -> bool {
 }
 
 /// What the store will never take is written without the node's own words, and that is said.
-async fn give_up(shared: &Shared, batch: Vec<Reported>, error: &ControlError) {
+async fn give_up(tenure: &Tenure, batch: Vec<Reported>, error: &ControlError) {
     for mut reported in batch {
         let cause = report(error);
         tracing::error!(
@@ -172,14 +173,14 @@ async fn give_up(shared: &Shared, batch: Vec<Reported>, error: &ControlError) {
             container: reported.status.container,
             ..status
         };
-        match write(shared, std::slice::from_ref(&reported)).await {
+        match write(tenure, std::slice::from_ref(&reported)).await {
             Ok(()) => {}
             Err(error) if is_final(&error) => {
                 let cause = report(&error);
                 tracing::error!(task = %reported.task, cause, "a status of a task is lost");
             }
             // It is tried again like any other.
-            Err(_) => shared.reports.put_back(vec![reported]),
+            Err(_) => tenure.reports.put_back(vec![reported]),
         }
     }
 }

@@ -16,6 +16,7 @@ pub(crate) enum Claim {
     ConfigName(String),
     Vni(u32),
     NodeIndex(u16),
+    RaftId(u64),
     IngressPort(Port),
     Address(NetworkId, IpAddr),
 }
@@ -31,6 +32,7 @@ pub(crate) fn refusal(claim: Claim, holder: ObjectKey) -> ApplyError {
         }
         Claim::Vni(vni) => format!("VXLAN number {vni}"),
         Claim::NodeIndex(index) => format!("node index {index}"),
+        Claim::RaftId(id) => format!("manager number {id}"),
         Claim::IngressPort(port) => format!("published port {port}"),
         Claim::Address(network, address) => format!("address {address} on network '{network}'"),
     };
@@ -41,7 +43,10 @@ pub(crate) fn refusal(claim: Claim, holder: ObjectKey) -> ApplyError {
 pub(crate) fn claims_of(object: &Object) -> Vec<Claim> {
     match object {
         Object::Cluster(_) => Vec::new(),
-        Object::Node(node) => vec![Claim::NodeIndex(node.index.0)],
+        Object::Node(node) => {
+            let raft_id = node.manager.iter().map(|m| Claim::RaftId(m.raft_id));
+            std::iter::once(Claim::NodeIndex(node.index.0)).chain(raft_id).collect()
+        }
         Object::Network(network) => {
             let gateways = network.subnets.iter().map(|s| s.gateway);
             [Claim::NetworkName(network.spec.name.clone()), Claim::Vni(network.vni.0)]

@@ -316,7 +316,7 @@ mod tests {
 
     use super::*;
     use crate::net::NodeIndex;
-    use crate::object::{NodeDescription, NodeState, NodeStatus};
+    use crate::object::{ManagerStatus, NodeDescription, NodeState, NodeStatus};
     use crate::spec::node::NodeSpec;
     use crate::time::Timestamp;
 
@@ -362,6 +362,25 @@ mod tests {
         apply(&mut state, 4, vec![put("b", 2, Expect::Version(Revision(3)))]).unwrap();
         apply(&mut state, 5, vec![put("c", 1, Expect::Absent)]).unwrap();
         assert_eq!(state.nodes.len(), 2);
+    }
+
+    #[test]
+    fn a_manager_number_belongs_to_one_node() {
+        let manager = |id: &str, index: u16, raft_id: u64| {
+            let mut object = node(id, index);
+            if let Object::Node(node) = &mut object {
+                let addr = format!("{id}:2377");
+                node.manager =
+                    Some(ManagerStatus { raft_id, addr, reachable: true, leader: false });
+            }
+            Change::Put { object, expect: Expect::Any }
+        };
+        let mut state = ClusterState::default();
+        apply(&mut state, 1, vec![manager("a", 1, 1)]).unwrap();
+        let taken = apply(&mut state, 2, vec![manager("b", 2, 1)]).unwrap_err();
+        assert!(matches!(taken, ApplyError::NotUnique { .. }), "{taken}");
+        apply(&mut state, 3, vec![manager("b", 2, 3)]).unwrap();
+        apply(&mut state, 4, vec![put("a", 1, Expect::Any), manager("b", 2, 3)]).unwrap();
     }
 
     /// Every pair and triple of a few changes: whatever is refused leaves no trace, whatever is

@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 pub mod assignment;
+pub mod bytes_text;
 pub mod change;
 pub mod check;
 mod claim;

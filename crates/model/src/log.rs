@@ -30,7 +30,8 @@ impl Default for LogSelection {
 }
 
 /// Whose logs.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum LogsOf {
     /// Every task of a service, ended ones too.
     Service(ServiceId),
@@ -39,7 +40,8 @@ pub enum LogsOf {
 }
 
 /// One item of gathered logs.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum TaskLog {
     /// A line of a task.
     Line(TaskLogLine),
@@ -49,7 +51,7 @@ pub enum TaskLog {
 }
 
 /// A line of a task's log.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TaskLogLine {
     /// The task.
     pub task_id: TaskId,
@@ -62,5 +64,6 @@ pub struct TaskLogLine {
     /// Whether it was written to standard error.
     pub stderr: bool,
     /// The bytes, with the line feed if there is one.
+    #[serde(with = "crate::bytes_text")]
     pub line: Vec<u8>,
 }

@@ -13,6 +13,7 @@ use crate::id::{
 use crate::net::{NodeIndex, Port, Vni};
 use crate::spec::StringMap;
 use crate::spec::cluster::ClusterSpec;
+use crate::spec::generic::GenericResource;
 use crate::spec::network::NetworkSpec;
 use crate::spec::node::NodeSpec;
 use crate::spec::payload::PayloadSpec;
@@ -201,6 +202,36 @@ pub struct Service {
     pub update_status: Option<UpdateStatus>,
     /// Why it cannot be carried out right now (no address left, port taken…); shown on its tasks.
     pub allocation_error: Option<String>,
+    /// Of jobs: which iteration runs, or was the last to run. Written by the plan.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job_status: Option<JobStatus>,
+}
+
+impl Service {
+    /// The `spec_version` of a service that was never updated.
+    pub const FIRST_SPEC_VERSION: u64 = 1;
+
+    /// Which iteration a job is in; each change of its tasks begins the next. `None` for services
+    /// that are no jobs.
+    #[must_use]
+    pub fn job_status(&self) -> Option<JobStatus> {
+        if !self.spec.is_job() {
+            return None;
+        }
+        let iteration = self.spec_version.saturating_sub(Self::FIRST_SPEC_VERSION);
+        // Until the plan has noted it, the iteration is as old as the change that began it.
+        let fresh = JobStatus { iteration, last_execution: self.meta.updated_at };
+        Some(self.job_status.filter(|known| known.iteration == iteration).unwrap_or(fresh))
+    }
+}
+
+/// How often a job was begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobStatus {
+    /// Counts from 0.
+    pub iteration: u64,
+    /// When this iteration began.
+    pub last_execution: Timestamp,
 }
 
 /// Ports and virtual addresses of a service.
@@ -255,7 +286,8 @@ pub enum UpdateState {
 /// One attempt at running one instance of a service (or a hand-made container's place on a
 /// network).
 ///
-/// Everything but `status`, `desired_state` and `node_id` is fixed when the task is made.
+/// Everything but `status`, `desired_state`, `node_id` and what comes with the node is fixed when
+/// the task is made.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Task {
     /// Its id.
@@ -266,7 +298,8 @@ pub struct Task {
     pub service_id: Option<ServiceId>,
     /// The service's name when the task was made; the first part of the task's name.
     pub service_name: String,
-    /// From 1; 0 for tasks of global services and attachments.
+    /// From 1; 0 for tasks of global services and attachments. Clients see
+    /// [`Task::shown_slot`].
     pub slot: u32,
     /// Chosen once; global tasks and attachments have it from birth.
     pub node_id: Option<NodeId>,
@@ -285,18 +318,39 @@ pub struct Task {
     pub desired_state: TaskState,
     /// A replacement must not start before this time (restart delay).
     pub not_before: Option<Timestamp>,
+    /// Of jobs: the iteration that it was made for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job_iteration: Option<u64>,
+    /// What it has of its node's generic resources; chosen with the node.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub assigned_generic_resources: Vec<GenericResource>,
 }
 
 impl Task {
+    /// The slot as clients see it: those of jobs count from 0, as in Docker.
+    #[must_use]
+    pub fn shown_slot(&self) -> u32 {
+        match self.job_iteration {
+            Some(_) => self.slot.saturating_sub(1),
+            None => self.slot,
+        }
+    }
+
+    /// Whether it is a job's and has ended well: its place is done, for this iteration.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        self.job_iteration.is_some() && self.status.state == TaskState::Complete
+    }
+
     /// `service.slot.id` or `service.node.id`, as `docker ps` shows it.
     #[must_use]
     pub fn name(&self) -> String {
         if self.service_id.is_none() {
             return self.id.to_string();
         }
-        match (&self.node_id, self.slot) {
+        match (&self.node_id, self.shown_slot()) {
             (Some(node), 0) => format!("{}.{}.{}", self.service_name, node, self.id),
-            _ => format!("{}.{}.{}", self.service_name, self.slot, self.id),
+            (_, slot) => format!("{}.{}.{}", self.service_name, slot, self.id),
         }
     }
 

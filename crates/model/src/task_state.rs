@@ -39,6 +39,24 @@ pub enum TaskState {
 }
 
 impl TaskState {
+    /// Every state, in order.
+    pub const ALL: [Self; 14] = [
+        Self::New,
+        Self::Pending,
+        Self::Assigned,
+        Self::Accepted,
+        Self::Preparing,
+        Self::Ready,
+        Self::Starting,
+        Self::Running,
+        Self::Complete,
+        Self::Shutdown,
+        Self::Failed,
+        Self::Rejected,
+        Self::Remove,
+        Self::Orphaned,
+    ];
+
     /// Whether nothing of the task runs any more, and never will.
     #[must_use]
     pub fn is_terminal(self) -> bool {

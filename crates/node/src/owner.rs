@@ -104,6 +104,7 @@ impl Owner {
     pub(crate) async fn run(mut self, opened: oneshot::Sender<()>) {
         let mut opened = Some(opened);
         let mut inbox = Inbox::Open;
+        let mut managers = self.agent.follow_managers();
         loop {
             if self.life.is_settled()
                 && let Some(opened) = opened.take()
@@ -128,6 +129,10 @@ impl Owner {
                         Err(error) => self.broke_off(&error),
                     };
                     self.follow(event);
+                }
+                Ok(()) = managers.changed() => {
+                    let known = managers.borrow_and_update().clone();
+                    self.keep_managers(known).await;
                 }
                 Some(ended) = self.renewal.join_next() => match ended {
                     Ok(identity) => self.renewed(identity).await,
@@ -262,6 +267,24 @@ impl Owner {
             identity: member.identity.clone(),
         };
         self.renewal.spawn(renewal.next(begin));
+    }
+
+    /// Keeps where managers are: those of the day on which this node joined may be gone by its next
+    /// start.
+    async fn keep_managers(&mut self, known: Vec<String>) {
+        let Some(member) = self.member.as_mut().filter(|_| self.life.stage() == Stage::In) else {
+            return;
+        };
+        // A manager's own agent begins with itself; that is no news.
+        if known.is_empty() || known == member.record.managers || member.manager.is_some() {
+            return;
+        }
+        member.record.managers = known;
+        let (folder, record) = (self.folder.clone(), member.record.clone());
+        let kept = tokio::task::spawn_blocking(move || folder.write(&record)).await;
+        if let Ok(Err(error)) = kept {
+            tracing::warn!(cause = report(&error), "where managers are could not be kept");
+        }
     }
 
     /// Takes a renewed certificate into use. Connections that are open stay.

@@ -1,5 +1,7 @@
 //! How a manager begins: a new cluster, or one that is on disk.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use shoal_agent::agent::Membership;
@@ -7,6 +9,7 @@ use shoal_identity::authority::{KeyAndCsr, NODE_VALIDITY, RootAuthority};
 use shoal_identity::node_identity::NodeIdentity;
 use shoal_identity::token::generate_tokens;
 use shoal_manager::manager::{Manager, ManagerConfig};
+use shoal_manager::peers::OtherManagers;
 use shoal_model::change::{Change, Expect, Object, Transaction};
 use shoal_model::id::{ClusterId, IdSource, NodeId};
 use shoal_model::net::NodeIndex;
@@ -26,6 +29,8 @@ use crate::record::{Folder, Record};
 
 /// The first manager's number in the consensus group.
 const FIRST_RAFT_ID: u64 = 1;
+/// How long a join waits for its manager's vote. Docker's client waits 20 s.
+const VOTE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The system's random source.
 pub(crate) struct RandomIds;
@@ -78,11 +83,11 @@ pub(crate) async fn init(
     let node = first_node(node_id, spec, description, &record, now);
     let first =
         Transaction { changes: vec![put(Object::Cluster(Box::new(cluster))), put(node)], at: now };
-    let store_config = StoreConfig { dir: folder.store(), raft_id: FIRST_RAFT_ID };
-    let store = Store::bootstrap(store_config, first)
+    let others = OtherManagers::new(identity.clone());
+    let store = Store::bootstrap(store_config(folder, &identity, &others), first)
         .await
         .map_err(|source| NodeError::Store { action: "create", source })?;
-    let manager = match begin(config, &store, &identity, &record).await {
+    let manager = match begin(config, &store, &identity, others, &record).await {
         Ok(manager) => manager,
         Err(error) => {
             store.shutdown().await;
@@ -107,12 +112,15 @@ pub(crate) async fn reopen(
     identity: &mut NodeIdentity,
     record: &Record,
 ) -> Result<(Manager, Store), NodeError> {
-    let store_config = StoreConfig { dir: folder.store(), raft_id: FIRST_RAFT_ID };
-    let store = Store::open(store_config)
+    let others = OtherManagers::new(identity.clone());
+    let store = Store::open(store_config(folder, identity, &others))
         .await
         .map_err(|source| NodeError::Store { action: "open", source })?;
     let begun = match self_issue(config, folder, &store, identity) {
-        Ok(()) => begin(config, &store, identity, record).await,
+        Ok(()) => {
+            others.set_identity(identity.clone());
+            begin(config, &store, identity, others, record).await
+        }
         Err(error) => Err(error),
     };
     match begun {
@@ -121,6 +129,52 @@ pub(crate) async fn reopen(
             store.shutdown().await;
             Err(error)
         }
+    }
+}
+
+/// Begins as one manager of several: an empty store that learns. It votes once it has learned
+/// enough and the leader has let it.
+pub(crate) async fn join_group(
+    config: &NodeConfig,
+    folder: &Folder,
+    identity: &NodeIdentity,
+    record: &Record,
+    raft_id: u64,
+    known: BTreeMap<NodeId, Vec<String>>,
+) -> Result<(Manager, Store), NodeError> {
+    let others = OtherManagers::new(identity.clone());
+    others.set_directory(known);
+    let store = Store::join(store_config(folder, identity, &others), raft_id)
+        .await
+        .map_err(|source| NodeError::Store { action: "create", source })?;
+    // Before anybody can reach it: whoever votes must be a member after a crash too.
+    let kept = folder.write(record);
+    let begun = match kept {
+        Ok(()) => begin(config, &store, identity, others, record).await,
+        Err(error) => Err(error),
+    };
+    match begun {
+        Ok(manager) => Ok((manager, store)),
+        Err(error) => {
+            store.shutdown().await;
+            Err(error)
+        }
+    }
+}
+
+/// Waits until this manager votes; whether it does.
+pub(crate) async fn votes(store: &Store) -> bool {
+    let own = store.raft_id();
+    let mut group = store.group();
+    let votes = group.wait_for(|group| group.voters.iter().any(|m| m.raft_id == own));
+    matches!(tokio::time::timeout(VOTE_PATIENCE, votes).await, Ok(Ok(_)))
+}
+
+fn store_config(folder: &Folder, identity: &NodeIdentity, others: &OtherManagers) -> StoreConfig {
+    StoreConfig {
+        dir: folder.store(),
+        node: identity.node_id.clone(),
+        peers: Arc::new(others.clone()),
     }
 }
 
@@ -180,14 +234,16 @@ async fn begin(
     config: &NodeConfig,
     store: &Store,
     identity: &NodeIdentity,
+    others: OtherManagers,
     record: &Record,
 ) -> Result<Manager, NodeError> {
     let manager = ManagerConfig {
         store: store.clone(),
         identity: identity.clone(),
+        others,
         listen: record.listen,
         advertise: record.advertise,
-        clock: std::sync::Arc::clone(&config.clock),
+        clock: Arc::clone(&config.clock),
     };
     Manager::start(manager).await.map_err(NodeError::Manager)
 }
@@ -195,12 +251,13 @@ async fn begin(
 /// What the agent must know.
 pub(crate) fn membership(member: &Member) -> Membership {
     let record = &member.record;
-    // A manager's own agent talks to it where it certainly listens.
+    // A manager's own agent talks to it where it certainly listens; it says who leads.
     let mut managers = record.managers.clone();
     if member.manager.is_some() {
         let own =
             if record.listen.ip().is_unspecified() { record.advertise } else { record.listen };
-        managers = vec![own.to_string()];
+        let others = managers.into_iter().filter(|addr| *addr != record.advertise.to_string());
+        managers = std::iter::once(own.to_string()).chain(others).collect();
     }
     Membership {
         identity: member.identity.clone(),

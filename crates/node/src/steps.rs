@@ -69,6 +69,7 @@ pub(crate) async fn join(
     let facts = NodeFacts {
         description,
         advertise_addr: Some(advertise.ip()),
+        manager_addr: Some(advertise),
         data_path_addr: Some(data_path),
         availability: options.availability,
         ..NodeFacts::default()
@@ -77,13 +78,31 @@ pub(crate) async fn join(
     let identity = NodeIdentity::new(joined.reply.cert_pem, key.key_pem, joined.root_pem)
         .map_err(failed("use the certificate that the manager issued"))?;
     identity.save(&folder.identity()).map_err(failed("keep the certificate"))?;
-    let mut managers: Vec<String> = joined.reply.managers.into_iter().map(|m| m.addr).collect();
+    let known = joined.reply.managers;
+    let mut managers: Vec<String> = known.iter().map(|m| m.addr.clone()).collect();
     if managers.is_empty() {
         managers = with_port(&options.remote_addrs);
     }
     let record = Record::new(identity.role, listen, advertise, data_path, managers);
-    folder.write(&record)?;
-    Ok(Member { identity, record, manager: None })
+    let manager = match (identity.role, joined.reply.raft_id) {
+        (NodeRole::Worker, _) => None,
+        (NodeRole::Manager, None) => {
+            let what = "several managers, by the manager that let this node in".to_owned();
+            return Err(NodeError::NotImplemented { what });
+        }
+        (NodeRole::Manager, Some(raft_id)) => {
+            let known = known.into_iter().map(|m| (m.node_id, vec![m.addr])).collect();
+            Some(start::join_group(config, folder, &identity, &record, raft_id, known).await?)
+        }
+    };
+    match &manager {
+        None => folder.write(&record)?,
+        Some((_, store)) if !start::votes(store).await => {
+            tracing::warn!("this manager does not vote yet; the leader goes on trying to reach it");
+        }
+        Some(_) => {}
+    }
+    Ok(Member { identity, record, manager })
 }
 
 /// Waits for the tasks to end.

@@ -81,6 +81,8 @@ pub fn attach(
         status: TaskStatus::new(now, TaskState::Assigned, "attached to the network"),
         desired_state: TaskState::Running,
         not_before: None,
+        job_iteration: None,
+        assigned_generic_resources: Vec::new(),
     })
 }
 

@@ -9,8 +9,8 @@ use shoal_model::spec::node::Availability;
 use shoal_model::spec::service::{PortConfig, PublishMode};
 use shoal_model::spec::task::Resources;
 
-use crate::constraint;
 use crate::schedule::Load;
+use crate::{constraint, generic};
 
 /// Why a node was passed over, in the order in which the filters run: a later one means that the
 /// node came nearer to being suitable, so it tells the reader more.
@@ -23,6 +23,8 @@ pub(crate) enum Refusal {
     HostPort(Port),
     Cpu,
     Memory,
+    /// Which kind of generic resource.
+    Generic(String),
     /// A failed check: its name, and the whole line about it.
     Missing {
         what: String,
@@ -80,7 +82,7 @@ fn enough(node: &Node, load: &Load, task: &Task) -> Result<(), Refusal> {
     if short(memory, load.memory, has.memory_bytes) {
         return Err(Refusal::Memory);
     }
-    Ok(())
+    generic::choose(node, &load.generic, task).map(drop).map_err(Refusal::Generic)
 }
 
 fn checks_pass(node: &Node, task: &Task) -> Result<(), Refusal> {
@@ -103,7 +105,8 @@ fn checks_pass(node: &Node, task: &Task) -> Result<(), Refusal> {
 }
 
 /// What `service ps` shows for a task that no node can take: the most telling cause in the first
-/// characters (clients cut the text), then all of them.
+/// characters (clients cut the text), then how many nodes each filter passed over, in Docker's
+/// words and order. Every node is counted once.
 pub(crate) fn explain(refusals: &[Refusal]) -> String {
     let mut groups: BTreeMap<Refusal, (usize, Option<&str>)> = BTreeMap::new();
     for refusal in refusals {
@@ -121,7 +124,21 @@ pub(crate) fn explain(refusals: &[Refusal]) -> String {
         return "no node: the cluster has no node that could run this task".to_owned();
     };
     let head = phrase(main, *count);
-    let all: Vec<String> = groups.iter().rev().map(|(g, (n, _))| phrase(g, *n)).collect();
+    let mut filters: Vec<(&str, usize)> = Vec::new();
+    for (group, (count, _)) in groups.iter().rev() {
+        let words = filter_words(group);
+        match filters.iter_mut().find(|(known, _)| *known == words) {
+            Some((_, sum)) => *sum += count,
+            None => filters.push((words, *count)),
+        }
+    }
+    // Most nodes first; of as many, the nearer cause.
+    filters.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    let counted = |(words, count): &(&str, usize)| match *words {
+        UNAVAILABLE => phrase(&Refusal::NotAvailable, *count),
+        words => format!("{words} on {count} node{}", plural(*count)),
+    };
+    let all: Vec<String> = filters.iter().map(counted).collect();
     let mut text = format!("{head}: no suitable node ({})", all.join("; "));
     for line in groups.values().rev().filter_map(|(_, line)| *line) {
         text.push_str("; ");
@@ -130,8 +147,27 @@ pub(crate) fn explain(refusals: &[Refusal]) -> String {
     text
 }
 
+const UNAVAILABLE: &str = "not available for new tasks";
+
+/// What Docker says of the filter that refused.
+fn filter_words(refusal: &Refusal) -> &str {
+    match refusal {
+        Refusal::NotAvailable => UNAVAILABLE,
+        Refusal::Constraints => "scheduling constraints not satisfied",
+        Refusal::Platform => "unsupported platform",
+        Refusal::MaxReplicas => "max replicas per node limit exceed",
+        Refusal::HostPort(_) => "host-mode port already in use",
+        Refusal::Cpu | Refusal::Memory | Refusal::Generic(_) => "insufficient resources",
+        Refusal::Missing { what, .. } => what,
+    }
+}
+
+fn plural(count: usize) -> &'static str {
+    if count == 1 { "" } else { "s" }
+}
+
 fn phrase(refusal: &Refusal, count: usize) -> String {
-    let s = if count == 1 { "" } else { "s" };
+    let s = plural(count);
     match refusal {
         Refusal::NotAvailable => format!("{count} node{s} not available for new tasks"),
         Refusal::Constraints => format!("constraints not satisfied on {count} node{s}"),
@@ -140,6 +176,7 @@ fn phrase(refusal: &Refusal, count: usize) -> String {
         Refusal::HostPort(port) => format!("port {port} in use on {count} node{s} (host mode)"),
         Refusal::Cpu => format!("insufficient CPU on {count} node{s}"),
         Refusal::Memory => format!("insufficient memory on {count} node{s}"),
+        Refusal::Generic(kind) => format!("insufficient {kind} on {count} node{s}"),
         Refusal::Missing { what, .. } => format!("{what} on {count} node{s}"),
     }
 }
@@ -153,9 +190,25 @@ mod tests {
         let text = explain(&[Refusal::NotAvailable, Refusal::Memory, Refusal::Memory]);
         assert_eq!(
             text,
-            "insufficient memory on 2 nodes: no suitable node (insufficient memory on 2 nodes; \
+            "insufficient memory on 2 nodes: no suitable node (insufficient resources on 2 nodes; \
              1 node not available for new tasks)"
         );
+    }
+
+    #[test]
+    fn nodes_are_counted_by_reason_in_dockers_words_and_order() {
+        let (away, labels) = (Refusal::NotAvailable, Refusal::Constraints);
+        let text = explain(&[away.clone(), labels.clone(), away.clone()]);
+        let (head, all) = text.split_once(": ").unwrap_or_default();
+        assert_eq!(head, "constraints not satisfied on 1 node");
+        assert_eq!(
+            all,
+            "no suitable node (2 nodes not available for new tasks; scheduling constraints not \
+             satisfied on 1 node)"
+        );
+        let text = explain(&[Refusal::Cpu, away, labels, Refusal::Memory]);
+        let all = text.split_once('(').unwrap_or_default().1;
+        assert!(all.starts_with("insufficient resources on 2 nodes; scheduling"), "{text}");
     }
 
     #[test]

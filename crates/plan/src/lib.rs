@@ -6,7 +6,7 @@
 //! repeats it until it returns no change, and again after every change of the state and at
 //! `wake_at`. [`assignment`] computes what one node must know; [`validate`] says whether a spec can
 //! be right; [`network`] gives a new network its subnets and VXLAN number; [`attachment`] gives
-//! hand-made containers their places.
+//! hand-made containers their places; [`roles`] says how the group of managers changes.
 //!
 //! **Invariants**: no I/O, no clock, no randomness (time and ids come in as arguments); the same
 //! snapshot, time and ids give the same plan; desired states only grow; a plan never has more than
@@ -22,16 +22,21 @@ pub mod assignment;
 pub mod attachment;
 pub mod constraint;
 mod filter;
+mod generic;
+mod jobs;
 pub mod network;
 mod nodes;
 mod orchestrate;
 mod reap;
+pub mod rebalance;
 pub mod reconcile;
 mod restart;
+pub mod roles;
 pub mod schedule;
 mod slots;
 mod surplus;
 mod update;
+mod vacate;
 pub mod validate;
 mod work;
 

@@ -15,8 +15,10 @@ pub const ORPHAN_AFTER: Duration = Duration::from_secs(24 * 3600);
 /// stops them when it comes back) and ends those of nodes that are no members any more.
 pub(crate) fn lost(work: &mut Work<'_>) {
     let concerned = |t: &&Arc<Task>| {
-        let placed = t.status.state >= TaskState::Assigned && !t.status.state.is_terminal();
-        t.node_id.is_some() && (placed || t.desired_state <= TaskState::Running)
+        let placed = t.status.state >= TaskState::Assigned;
+        t.node_id.is_some()
+            && !t.status.state.is_terminal()
+            && (placed || t.desired_state <= TaskState::Running)
     };
     let concerned = work.tasks.values().filter(concerned);
     let tasks: Vec<Arc<Task>> = concerned.filter(|t| work.node_is_lost(t)).cloned().collect();
@@ -26,9 +28,6 @@ pub(crate) fn lost(work: &mut Work<'_>) {
         }
         if task.service_id.is_some() {
             work.want(&task.id, TaskState::Shutdown);
-        }
-        if task.status.state.is_terminal() {
-            continue;
         }
         let node = task.node_id.as_ref().and_then(|id| work.node(id));
         match node.map(|n| n.status.since.plus(ORPHAN_AFTER)) {

@@ -12,13 +12,10 @@ use shoal_model::task_state::TaskState;
 use shoal_model::time::Timestamp;
 
 use crate::constraint;
-use crate::restart::{self, Condition, Verdict};
-use crate::slots::{Slot, SlotKey, age, collect, ended_by_itself};
+use crate::restart::{self, Verdict};
+use crate::slots::{Slot, SlotKey, collect};
 use crate::work::Work;
-use crate::{surplus, update};
-
-/// Failed replacements after which a task that should leave its node stops all the same.
-const VACATE_ATTEMPTS: usize = 3;
+use crate::{jobs, surplus, update, vacate};
 
 /// How long a replacement waits for the end of a task that was told to stop, beyond that task's
 /// grace period. Then it starts anyway: its node may hang.
@@ -37,17 +34,22 @@ pub(crate) fn services(work: &mut Work<'_>) {
 
 fn one_service(work: &mut Work<'_>, id: &ServiceId) {
     let Some(service) = work.services.get(id).cloned() else { return };
+    if service.spec.is_job() {
+        jobs::run(work, &service);
+        return;
+    }
     let mut slots = collect(work, &service);
     let wanted = if service.spec.is_global() {
         global_slots(work, &service, &slots)
     } else {
         replicated_slots(work, &service, &slots)
     };
+    let mut turns = vacate::turns(work, &service, &slots);
     for key in &wanted {
         if !work.has_room() {
             return;
         }
-        settle(work, &service, key, slots.remove(key).unwrap_or_default());
+        settle(work, &service, key, slots.remove(key).unwrap_or_default(), &mut turns);
     }
     update::supervise(work, id, &wanted);
 }
@@ -85,22 +87,8 @@ fn global_slots(
     service: &Service,
     slots: &BTreeMap<SlotKey, Slot>,
 ) -> Vec<SlotKey> {
-    let mut wanted = Vec::new();
-    for node in work.base().nodes.values() {
-        let key = SlotKey::Node(node.id.clone());
-        let running = slots.get(&key).is_some_and(|slot| slot.live().next().is_some());
-        let suits = constraint::node_suits(node, service.spec.task_template.placement.as_ref());
-        let open = match (node.status.state, node.spec.availability) {
-            (NodeState::Ready, Availability::Active) => true,
-            (NodeState::Ready | NodeState::Unknown, Availability::Active | Availability::Pause) => {
-                running
-            }
-            _ => false,
-        };
-        if suits && open {
-            wanted.push(key);
-        }
-    }
+    let runs = |key: &SlotKey| slots.get(key).is_some_and(|slot| slot.live().next().is_some());
+    let wanted = open_nodes(work, service, runs);
     for (_, slot) in slots.iter().filter(|(key, _)| !wanted.contains(key)) {
         for task in slot.tasks.iter().filter(|t| t.desired_state <= TaskState::Running) {
             work.want(&task.id, TaskState::Shutdown);
@@ -109,14 +97,45 @@ fn global_slots(
     wanted
 }
 
+/// The nodes on which a service has a place: those that it suits and that take tasks, or that keep
+/// the one they have.
+pub(crate) fn open_nodes(
+    work: &Work<'_>,
+    service: &Service,
+    runs: impl Fn(&SlotKey) -> bool,
+) -> Vec<SlotKey> {
+    let placement = service.spec.task_template.placement.as_ref();
+    let mut open = Vec::new();
+    for node in work.base().nodes.values() {
+        let key = SlotKey::Node(node.id.clone());
+        let takes = match (node.status.state, node.spec.availability) {
+            (NodeState::Ready, Availability::Active) => true,
+            (NodeState::Ready | NodeState::Unknown, Availability::Active | Availability::Pause) => {
+                runs(&key)
+            }
+            _ => false,
+        };
+        if takes && constraint::node_suits(node, placement) {
+            open.push(key);
+        }
+    }
+    open
+}
+
 /// Everything that happens within one place, except updates.
-fn settle(work: &mut Work<'_>, service: &Service, key: &SlotKey, mut slot: Slot) {
+fn settle(
+    work: &mut Work<'_>,
+    service: &Service,
+    key: &SlotKey,
+    mut slot: Slot,
+    turns: &mut usize,
+) {
     for task in &slot.tasks {
         if task.status.state.is_terminal() {
             work.want(&task.id, TaskState::Shutdown);
         }
     }
-    vacate(work, service, key, &mut slot);
+    vacate::place(work, service, key, &mut slot, turns);
     slot.refresh(work);
     if slot.live().next().is_none() {
         refill(work, service, key, &slot);
@@ -151,52 +170,6 @@ fn refill(work: &mut Work<'_>, service: &Service, key: &SlotKey, slot: &Slot) {
     create(work, service, key, spec, start);
 }
 
-/// Moves tasks off nodes that they must leave: the replacement first, where that is possible.
-fn vacate(work: &mut Work<'_>, service: &Service, key: &SlotKey, slot: &mut Slot) {
-    // By the task's own constraints: a service's new ones come with its update.
-    let leaves = |work: &Work<'_>, task: &Task| {
-        let node = task.node_id.as_ref().and_then(|id| work.node(id));
-        node.is_some_and(|n| {
-            n.spec.availability == Availability::Drain
-                || !constraint::constraints_hold(n, task.spec.placement.as_ref())
-        })
-    };
-    let (leaving, staying): (Vec<_>, Vec<_>) =
-        slot.live().cloned().partition(|task| leaves(work, task));
-    for task in leaving {
-        let serves = task.status.state == TaskState::Running;
-        let never = restart::condition(task.spec.restart_policy.as_ref()) == Condition::None;
-        if !serves || never || matches!(key, SlotKey::Node(_)) {
-            work.want(&task.id, TaskState::Shutdown);
-            continue;
-        }
-        if let Some(next) = staying.last() {
-            let arrived = next.status.state == TaskState::Running;
-            let nowhere = next.status.state == TaskState::Pending && !next.status.err.is_empty();
-            if arrived || nowhere {
-                work.want(&task.id, TaskState::Shutdown);
-            }
-            continue;
-        }
-        let newer = slot.tasks.iter().filter(|t| age(t) > age(&task));
-        let failed: Vec<_> = newer.filter(|t| ended_by_itself(t)).collect();
-        if failed.len() >= VACATE_ATTEMPTS {
-            work.want(&task.id, TaskState::Shutdown);
-            continue;
-        }
-        let start = match failed.last() {
-            Some(last) => {
-                let delay = restart::delay(last.spec.restart_policy.as_ref());
-                Start::NotBefore(last.status.timestamp.plus(delay))
-            }
-            None => Start::Now,
-        };
-        let spec = restart::spec_for(work, service, Some(&task));
-        slot.tasks.push(create(work, service, key, spec, start));
-        return;
-    }
-}
-
 /// Stops the older tasks of a place once the newest one runs.
 fn retire_older(work: &mut Work<'_>, slot: &Slot) {
     let Some(primary) = slot.primary() else { return };
@@ -209,7 +182,7 @@ fn retire_older(work: &mut Work<'_>, slot: &Slot) {
 }
 
 /// Lets a prepared task start when its time has come and its place is free.
-fn release_hold(work: &mut Work<'_>, slot: &Slot) {
+pub(crate) fn release_hold(work: &mut Work<'_>, slot: &Slot) {
     let held: Vec<_> = slot.live().filter(|t| t.desired_state < TaskState::Running).collect();
     for task in held {
         if task.not_before.is_some_and(|at| !work.due(at)) {
@@ -222,7 +195,7 @@ fn release_hold(work: &mut Work<'_>, slot: &Slot) {
 }
 
 /// Whether a task of the place that was told to stop may still be running.
-fn waits_for_predecessor(work: &mut Work<'_>, slot: &Slot) -> bool {
+pub(crate) fn waits_for_predecessor(work: &mut Work<'_>, slot: &Slot) -> bool {
     let mut waits = false;
     for old in &slot.tasks {
         let stopping = old.desired_state > TaskState::Running && !old.status.state.is_terminal();
@@ -290,6 +263,8 @@ pub(crate) fn create(
         status: TaskStatus::new(now, TaskState::New, "created"),
         desired_state,
         not_before,
+        job_iteration: service.job_status().map(|status| status.iteration),
+        assigned_generic_resources: Vec::new(),
     };
     work.add_task(task)
 }

@@ -6,7 +6,7 @@ use shoal_model::id::IdSource;
 use shoal_model::time::Timestamp;
 
 use crate::work::Work;
-use crate::{allocation, nodes, orchestrate, reap, schedule};
+use crate::{allocation, nodes, orchestrate, reap, rebalance, schedule};
 
 /// What to do now, and when to look again.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -28,6 +28,7 @@ pub fn reconcile(state: &ClusterState, now: Timestamp, ids: &mut dyn IdSource) -
     reap::disowned(&mut work);
     allocation::services(&mut work);
     orchestrate::services(&mut work);
+    rebalance::services(&mut work);
     allocation::tasks(&mut work);
     schedule::tasks(&mut work);
     reap::finished(&mut work);

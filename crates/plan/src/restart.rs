@@ -64,7 +64,7 @@ pub(crate) fn judge(slot: &Slot, ended: &Task, now: Timestamp) -> Verdict {
     let wanted = match condition(policy) {
         Condition::None => false,
         Condition::OnFailure => ended.status.state != TaskState::Complete,
-        Condition::Any => true,
+        Condition::Any => !ended.is_done(),
     };
     if !wanted {
         return Verdict::Leave;

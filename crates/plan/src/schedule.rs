@@ -16,6 +16,7 @@ use shoal_model::time::Timestamp;
 
 use crate::constraint;
 use crate::filter::{Refusal, explain, fits, host_ports, reserved};
+use crate::generic::{self, Taken};
 use crate::slots::{SlotKey, slot_of};
 use crate::work::Work;
 
@@ -31,6 +32,7 @@ pub const FAULT_MEMORY: Duration = Duration::from_secs(300);
 pub(crate) struct Load {
     pub cpu: i64,
     pub memory: i64,
+    pub generic: Taken,
     tasks: u64,
     by_service: BTreeMap<ServiceId, BTreeMap<SlotKey, u64>>,
     faults: BTreeMap<ServiceId, u64>,
@@ -58,8 +60,18 @@ impl Load {
         self.ports.get(&port).is_some_and(|holders| holders.iter().any(|h| *h != own))
     }
 
+    /// How many tasks are here, of whichever service.
+    pub fn tasks(&self) -> u64 {
+        self.tasks
+    }
+
+    /// How often the service failed here lately.
+    pub fn faults_of(&self, service: Option<&ServiceId>) -> u64 {
+        service.and_then(|id| self.faults.get(id)).copied().unwrap_or(0)
+    }
+
     fn faulty(&self, service: Option<&ServiceId>) -> bool {
-        service.and_then(|id| self.faults.get(id)).is_some_and(|n| *n >= FAULTY_AFTER)
+        self.faults_of(service) >= FAULTY_AFTER
     }
 
     fn add(&mut self, task: &Task, now: Timestamp) {
@@ -71,6 +83,7 @@ impl Load {
             self.tasks += 1;
         }
         if !ended {
+            self.generic.add(task);
             for port in host_ports(task) {
                 let holder = (task.service_id.clone(), slot_of(task));
                 self.ports.entry(port).or_default().push(holder);
@@ -91,7 +104,8 @@ impl Load {
     }
 }
 
-type Loads = BTreeMap<NodeId, Load>;
+/// What each node carries.
+pub(crate) type Loads = BTreeMap<NodeId, Load>;
 
 /// Gives nodes to the tasks that wait, and says why to those that get none.
 pub(crate) fn tasks(work: &mut Work<'_>) {
@@ -118,6 +132,10 @@ pub(crate) fn tasks(work: &mut Work<'_>) {
         }
         match choose(work, &loads, &task) {
             Ok(node) => assign(work, &mut loads, &task.id, &node),
+            // A move to a node that cannot take it after all: its place has a task that serves.
+            Err(_) if task.node_id.is_some() && task.slot != 0 => {
+                work.want(&task.id, TaskState::Shutdown);
+            }
             Err(refusals) => {
                 let why = explain(&refusals);
                 work.explain(&task.id, WAITING, &why);
@@ -134,7 +152,8 @@ pub(crate) fn tasks(work: &mut Work<'_>) {
 
 const WAITING: &str = "pending task scheduling";
 
-fn gather(work: &Work<'_>) -> Loads {
+/// What each node carries now.
+pub(crate) fn gather(work: &Work<'_>) -> Loads {
     let mut loads: Loads =
         work.base().nodes.keys().map(|id| (id.clone(), Load::default())).collect();
     for task in work.tasks.values() {
@@ -151,8 +170,15 @@ fn gather(work: &Work<'_>) -> Loads {
 
 fn assign(work: &mut Work<'_>, loads: &mut Loads, id: &TaskId, node: &NodeId) {
     work.observe(id, TaskState::Assigned, "scheduler assigned task to node");
+    let task = work.tasks.get(id).cloned();
+    let given = match (&task, work.node(node), loads.get(node)) {
+        // It was found to fit.
+        (Some(task), Some(node), Some(load)) => generic::choose(node, &load.generic, task),
+        _ => Ok(Vec::new()),
+    };
     work.edit_task(id, |task| {
         task.node_id = Some(node.clone());
+        task.assigned_generic_resources = given.unwrap_or_default();
         task.status.err.clear();
     });
     let now = work.now;
@@ -187,7 +213,7 @@ fn choose(work: &Work<'_>, loads: &Loads, task: &Task) -> Result<NodeId, Vec<Ref
 }
 
 /// The node's values of the labels that the service wants to spread over, outermost first.
-fn preference_path(node: &Node, task: &Task) -> Vec<String> {
+pub(crate) fn preference_path(node: &Node, task: &Task) -> Vec<String> {
     let placement = task.spec.placement.as_ref();
     let preferences = placement.and_then(|p| p.preferences.as_deref()).unwrap_or(&[]);
     let descriptor = |value: &serde_json::Value| {

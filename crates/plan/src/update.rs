@@ -22,9 +22,6 @@ use crate::slots::{Slot, SlotKey, collect, ended_by_itself};
 use crate::validate::check_existence;
 use crate::work::Work;
 
-/// The version of a service's spec that was never updated.
-const FIRST_SPEC_VERSION: u64 = 1;
-
 /// How long a new task is watched, if the spec does not say.
 pub const MONITOR_DEFAULT: Duration = Duration::from_secs(5);
 
@@ -38,9 +35,11 @@ enum FailureAction {
 
 /// An [`UpdateConfig`] with defaults filled in.
 #[derive(Clone, Copy, Debug)]
-struct Settings {
-    parallelism: usize,
-    delay: Duration,
+pub(crate) struct Settings {
+    /// Places at a time.
+    pub parallelism: usize,
+    /// How long a new task runs before the next place's turn.
+    pub delay: Duration,
     monitor: Duration,
     action: FailureAction,
     max_failure_ratio: f64,
@@ -48,7 +47,7 @@ struct Settings {
 }
 
 impl Settings {
-    fn of(config: Option<&UpdateConfig>) -> Self {
+    pub fn of(config: Option<&UpdateConfig>) -> Self {
         let parallelism = config.map_or(1, |c| c.parallelism);
         let action = match config.and_then(|c| c.failure_action.as_deref()) {
             Some("continue") => FailureAction::Continue,
@@ -84,7 +83,7 @@ pub(crate) fn supervise(work: &mut Work<'_>, id: &ServiceId, wanted: &[SlotKey])
         Some(UpdateState::Paused | UpdateState::RollbackPaused) => {}
         None | Some(UpdateState::Completed | UpdateState::RollbackCompleted) => {
             // Also one that came before the first task has begun, and is to end.
-            let unseen = state.is_none() && service.spec_version > FIRST_SPEC_VERSION;
+            let unseen = state.is_none() && service.spec_version > Service::FIRST_SPEC_VERSION;
             if unseen || places.slots.values().any(|slot| slot.is_dirty(&service)) {
                 set_state(work, id, UpdateState::Updating, "update in progress");
                 advance(work, &service, &places, false);

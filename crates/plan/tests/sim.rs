@@ -6,12 +6,14 @@
 
 mod cluster;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use cluster::{Chance, FakeCluster, global_spec, set_image, set_replicas, spec};
+use cluster::{
+    Chance, FakeCluster, global_job_spec, global_spec, job_spec, set_image, set_replicas, spec,
+};
 use shoal_model::change::ObjectKey;
 use shoal_model::id::{NodeId, ServiceId};
-use shoal_model::object::{NodeState, UpdateState};
+use shoal_model::object::{NodeState, Service, UpdateState};
 use shoal_model::spec::node::Availability;
 use shoal_model::spec::service::{EndpointSpec, PortConfig, UpdateConfig};
 use shoal_model::spec::task::{Placement, RestartPolicy};
@@ -111,8 +113,10 @@ fn run_seed(seed: u64) {
 
 impl Run {
     fn event(&mut self) {
-        match self.chance.below(10) {
+        match self.chance.below(12) {
             0..=2 => self.new_service(),
+            10 => self.new_job(),
+            11 => self.force(),
             3 => self.scale(),
             4 | 5 => self.change_image(),
             6 => self.remove_service(),
@@ -156,6 +160,9 @@ impl Run {
             wanted.endpoint_spec =
                 Some(EndpointSpec { ports: Some(ports), ..EndpointSpec::default() });
         }
+        if self.chance.one_in(4) {
+            wanted.labels.insert("shoal.rebalance".into(), "60".into());
+        }
         if self.chance.one_in(5) {
             let placement = Placement {
                 constraints: Some(vec!["node.hostname != host-1".into()]),
@@ -168,10 +175,29 @@ impl Run {
         self.services.push(self.cluster.add_service(wanted));
     }
 
+    fn new_job(&mut self) {
+        self.made += 1;
+        let name = format!("j{}", self.made);
+        let mut wanted = match self.chance.below(3) {
+            0 => global_job_spec(&name),
+            _ => job_spec(&name, self.chance.below(4), self.chance.below(9)),
+        };
+        wanted.task_template.restart_policy =
+            Some(RestartPolicy { delay: Some(Nanos::from_secs(1)), ..RestartPolicy::default() });
+        shoal_plan::validate::new_service(&self.cluster.state, &wanted).unwrap();
+        self.services.push(self.cluster.add_service(wanted));
+    }
+
+    fn force(&mut self) {
+        let Some(id) = self.pick() else { return };
+        let number = self.chance.below(1000);
+        self.cluster.update_service(&id, |spec| spec.task_template.force_update = Some(number));
+    }
+
     fn scale(&mut self) {
         let Some(id) = self.pick() else { return };
         let replicas = self.chance.below(10);
-        if !self.cluster.service(&id).spec.is_global() {
+        if self.cluster.service(&id).spec.replicas().is_some() {
             self.cluster.update_service(&id, |spec| set_replicas(spec, replicas));
         }
     }
@@ -239,12 +265,54 @@ impl Run {
                 assert!(!task.status.err.is_empty(), "{} does not say why it waits", task.id);
             }
         }
-        for service in state.services.values().filter(|s| !s.spec.is_global()) {
+        for service in state.services.values().filter(|s| s.spec.is_job()) {
+            self.check_job(service);
+        }
+        for service in state.services.values().filter(|s| s.spec.replicas().is_some()) {
             let live = self.cluster.live(&service.id);
             let mut slots: Vec<u32> = live.iter().map(|t| t.slot).collect();
             slots.dedup();
             assert!(slots.len() as u64 <= service.spec.replicas().unwrap(), "too many places");
         }
+    }
+
+    /// No more of a job's tasks run than may, and no place is completed twice.
+    fn check_job(&self, service: &Service) {
+        let tasks = self.cluster.tasks(&service.id);
+        if let Some(job) = service.spec.replicated_job() {
+            let live = tasks.iter().filter(|t| t.is_live()).count() as u64;
+            assert!(live <= job.max_concurrent(), "{live} tasks of a job at a time");
+        }
+        let done: Vec<_> = tasks
+            .iter()
+            .filter(|t| t.is_done() && t.spec_version == service.spec_version)
+            .map(|t| (t.slot, t.node_id.clone().filter(|_| t.slot == 0)))
+            .collect();
+        let places: BTreeSet<_> = done.iter().collect();
+        assert_eq!(places.len(), done.len(), "a place of a job was completed twice");
+    }
+
+    /// Whether a service that asks for it lies as evenly as it can.
+    fn is_even(&self, service: &Service) -> bool {
+        let placed = service.spec.task_template.placement.is_some();
+        if placed || !service.spec.labels.contains_key("shoal.rebalance") {
+            return true;
+        }
+        let spread = self.cluster.spread(&service.id);
+        let counts = || self.cluster.state.nodes.keys().map(|id| spread.get(id).unwrap_or(&0));
+        counts().max().unwrap_or(&0) - counts().min().unwrap_or(&0) < 2
+    }
+
+    /// Whether every place of a job is done.
+    fn is_complete(&self, service: &Service) -> bool {
+        let tasks = self.cluster.tasks(&service.id);
+        let done = tasks.iter().filter(|t| t.is_done() && t.spec_version == service.spec_version);
+        let wanted = match service.spec.replicated_job() {
+            Some(job) if job.max_concurrent() == 0 => 0,
+            Some(job) => job.total_completions() as usize,
+            None => self.cluster.state.nodes.len(),
+        };
+        done.count() == wanted
     }
 
     /// Ends the trouble and waits for everything to be as it should.
@@ -255,11 +323,20 @@ impl Run {
             self.cluster.edit_node(&id, |node| node.spec.availability = Availability::Active);
         }
         self.cluster.plan();
-        for _ in 0..REST_STEPS {
+        let mut rested = false;
+        for _ in 0..2 * REST_STEPS {
             self.cluster.run(&mut self.chance, 1, 0);
-            if self.is_at_rest() {
-                self.check();
+            if !self.is_at_rest() {
+                continue;
+            }
+            self.check();
+            if self.cluster.state.services.values().all(|service| self.is_even(service)) {
                 return;
+            }
+            if !std::mem::replace(&mut rested, true) {
+                // Where a service failed lately, nothing is moved to.
+                let memory = shoal_plan::schedule::FAULT_MEMORY;
+                self.cluster.now = self.cluster.now.plus(memory);
             }
         }
         let state = &self.cluster.state;
@@ -270,7 +347,7 @@ impl Run {
             .values()
             .map(|t| (t.name(), t.spec_version, t.status.state, t.desired_state, &t.status.err))
             .collect();
-        panic!("no rest after {REST_STEPS} steps: {services:#?} {tasks:#?}");
+        panic!("no rest: {services:#?} {tasks:#?}");
     }
 
     fn is_at_rest(&self) -> bool {
@@ -281,6 +358,9 @@ impl Run {
         };
         state.tasks.values().all(|t| owned(t) && (t.is_live() || t.status.state.is_terminal()))
             && state.services.values().all(|service| {
+                if service.spec.is_job() {
+                    return self.is_complete(service);
+                }
                 let live = self.cluster.live(&service.id);
                 let allowed = |n: &&std::sync::Arc<shoal_model::object::Node>| {
                     let placement = service.spec.task_template.placement.as_ref();

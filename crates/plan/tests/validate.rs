@@ -58,6 +58,8 @@ fn good_services_pass() {
     for patch in [
         json!({}),
         json!({ "Mode": { "Global": {} } }),
+        json!({ "Mode": { "GlobalJob": {} } }),
+        json!({ "Mode": { "ReplicatedJob": { "MaxConcurrent": 2, "TotalCompletions": 9 } } }),
         container(json!({ "Image": digest })),
         container(json!({ "Mounts": [{
             "Type": "bind", "Source": "/srv", "Target": "/usr/share/nginx/html", "ReadOnly": true,
@@ -146,10 +148,29 @@ fn bad_services_are_refused_in_dockers_words() {
 }
 
 #[test]
+fn jobs_are_refused_in_dockers_words() {
+    let cases = [
+        (
+            json!({ "Mode": { "Global": {}, "GlobalJob": {} } }),
+            "must specify only one service mode",
+        ),
+        (
+            json!({ "Mode": { "GlobalJob": {} }, "UpdateConfig": { "Parallelism": 1 } }),
+            "Jobs may not have an update config",
+        ),
+        (
+            json!({ "Mode": { "ReplicatedJob": {} }, "RollbackConfig": { "Parallelism": 1 } }),
+            "update and rollback configuration is not supported for jobs",
+        ),
+    ];
+    for (patch, text) in cases {
+        refused(patch, FaultKind::Invalid, text);
+    }
+}
+
+#[test]
 fn what_is_missing_is_named() {
     let cases = [
-        (json!({ "Mode": { "ReplicatedJob": {} } }), "service mode 'replicated-job'"),
-        (json!({ "Mode": { "GlobalJob": {} } }), "service mode 'global-job'"),
         (template(json!({ "Runtime": "plugin" })), "task runtime 'plugin'"),
         (
             container(json!({ "Configs": [{
@@ -194,8 +215,10 @@ fn changes_keep_name_mode_and_others_ports() {
     };
     assert_eq!(change(&service(ports(false))), Ok(()), "its own port is no conflict");
     assert_eq!(change(&other), Err("renaming services is not supported".into()));
-    let global = service(json!({ "Mode": { "Global": {} } }));
-    assert_eq!(change(&global), Err("service mode change is not allowed".into()));
+    for mode in ["Global", "GlobalJob", "ReplicatedJob"] {
+        let other = service(json!({ "Mode": { mode: {} } }));
+        assert_eq!(change(&other), Err("service mode change is not allowed".into()), "{mode}");
+    }
 }
 
 #[test]
@@ -348,6 +371,10 @@ fn specs_are_bounded() {
         (container(json!({ "Mounts": mounts })), "10001 mounts, at most 10000"),
         (container(json!({ "Hosts": hosts })), "10001 host entries, at most 10000"),
         (json!({ "Mode": { "Replicated": { "Replicas": 10_001 } } }), "10001 is more than 10000"),
+        (
+            json!({ "Mode": { "ReplicatedJob": { "TotalCompletions": 10_001 } } }),
+            "total completions: 10001 is more than 10000",
+        ),
         (json!({ "Labels": { "": "x" } }), "invalid label name"),
     ] {
         let cluster = FakeCluster::new(1);
@@ -364,5 +391,5 @@ fn specs_are_bounded() {
     let node = cluster.state.nodes.get(&node).unwrap();
     let mut spec = node.spec.clone();
     spec.labels.insert("a".into(), "x".repeat(validate::SPEC_BYTES_MAX));
-    validate::changed_node(node, &spec).unwrap_err();
+    validate::changed_node(&cluster.state, node, &spec).unwrap_err();
 }

@@ -70,6 +70,10 @@ pub struct DaemonArgs {
     /// A label of this engine, key=value. May be given several times.
     #[arg(long = "label", value_name = "KEY=VALUE")]
     pub labels: Vec<String>,
+    /// What tasks can reserve of this node: KIND=NAME for each one that has a name, or KIND=NUMBER.
+    /// May be given several times.
+    #[arg(long = "node-generic-resource", value_name = "KIND=VALUE")]
+    pub node_generic_resources: Vec<String>,
     /// Settings in JSON, as in dockerd's daemon.json. Flags win over the file.
     #[arg(long, value_name = "FILE")]
     pub config_file: Option<PathBuf>,

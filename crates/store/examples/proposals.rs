@@ -4,16 +4,21 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use shoal_model::change::{Change, Expect, Object, Transaction};
-use shoal_model::id::TaskId;
+use shoal_model::id::{NodeId, TaskId};
 use shoal_model::object::{Meta, Task, TaskStatus};
 use shoal_model::task_state::TaskState;
 use shoal_model::time::Timestamp;
-use shoal_store::{Store, StoreConfig};
+use shoal_store::{NoPeers, PROPOSE_DEADLINE, Store, StoreConfig};
 
 const SPAN: Duration = Duration::from_secs(5);
+
+fn soon() -> tokio::time::Instant {
+    tokio::time::Instant::now() + PROPOSE_DEADLINE
+}
 
 fn put(number: usize) -> Transaction {
     let task = Task {
@@ -30,6 +35,8 @@ fn put(number: usize) -> Transaction {
         status: TaskStatus::new(Timestamp::ZERO, TaskState::New, "created"),
         desired_state: TaskState::Running,
         not_before: None,
+        job_iteration: None,
+        assigned_generic_resources: Vec::new(),
     };
     let object = Object::Task(Box::new(task));
     Transaction { changes: vec![Change::Put { object, expect: Expect::Any }], at: Timestamp(1) }
@@ -45,7 +52,7 @@ async fn measure(store: &Store, writers: usize, objects: usize) {
             let mut number = writer;
             while begin.elapsed() < SPAN {
                 let start = Instant::now();
-                store.propose(put(number % objects)).await.unwrap();
+                store.propose(put(number % objects), soon()).await.unwrap();
                 latencies.push(start.elapsed());
                 number += writers;
             }
@@ -69,7 +76,8 @@ async fn measure(store: &Store, writers: usize, objects: usize) {
 async fn main() {
     let parent = std::env::args_os().nth(1).map_or_else(std::env::temp_dir, PathBuf::from);
     let dir = parent.join(format!("shoal-proposals-{}", std::process::id()));
-    let config = StoreConfig { dir: dir.clone(), raft_id: 1 };
+    let config =
+        StoreConfig { dir: dir.clone(), node: NodeId::new("node"), peers: Arc::new(NoPeers) };
     let store = Store::bootstrap(config.clone(), put(0)).await.unwrap();
     for objects in [100, 10_000] {
         let mut fill = tokio::task::JoinSet::new();
@@ -77,7 +85,7 @@ async fn main() {
             let store = store.clone();
             fill.spawn(async move {
                 for number in (writer..objects).step_by(64) {
-                    store.propose(put(number)).await.unwrap();
+                    store.propose(put(number), soon()).await.unwrap();
                 }
             });
         }

@@ -5,54 +5,73 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use openraft::{BasicNode, Config, ServerState, SnapshotPolicy};
+use openraft::{Config, ServerState, SnapshotPolicy};
 
-use crate::consensus::{NoPeers, Raft};
-use crate::disk::Disk;
+use crate::consensus::{Metrics, Raft};
+use crate::disk::{Disk, Op};
 use crate::error::StoreError;
+use crate::links::Links;
 use crate::log_store::LogStore;
+use crate::network::Network;
+use crate::peer::{Member, MemberNode};
 use crate::state_machine::{Published, StateMachine};
 use crate::store::StoreConfig;
 
 /// Log entries between snapshots. Replaying this many takes well under a second at start, and the
 /// log stays within tens of megabytes.
 const SNAPSHOT_EVERY: u64 = 5_000;
-/// Log entries that stay after a snapshot. They are for members that are only a little behind, of
-/// which there are none yet; large ones would keep hundreds of megabytes.
+/// Log entries that stay after a snapshot, for members that are only a little behind; large ones
+/// would keep hundreds of megabytes.
 const LOG_KEPT: u64 = 16;
-/// Time between the leader's heartbeats, milliseconds.
+/// Time between the leader's heartbeats, milliseconds. Also the library's deadline for one append:
+/// what takes longer goes on, see [`crate::network`].
 const HEARTBEAT_MS: u64 = 150;
-/// Silence after which a member stands for election, milliseconds: three heartbeats at least, and
-/// spread so that two seldom stand at once. A new leader within a second is the aim.
-const ELECTION_MS: (u64, u64) = (500, 900);
+/// Silence after which a member stands for election, milliseconds: more than two heartbeats, and
+/// spread so that two seldom stand at once. A new leader within two seconds is the aim.
+const ELECTION_MS: (u64, u64) = (400, 800);
 /// How long opening may go without applying anything before it fails. The log is bounded, see
 /// [`SNAPSHOT_EVERY`]; a machine that needs longer for one batch has another trouble.
 const OPEN_PROGRESS: Duration = Duration::from_secs(20);
 /// How long the library may take to stop.
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
+/// A record that shows whether the disk takes anything, and its size: more than the file has free
+/// by chance.
+const TRIAL_RECORD: (&str, usize) = ("trial", 64 << 10);
 
 /// Consensus and the file beneath it. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Core {
     pub(crate) raft: Raft,
     pub(crate) raft_id: u64,
+    pub(crate) links: Arc<Links>,
     disk: Disk,
+    /// The last entry in the log when it was opened, and the term then.
     last_index: u64,
+    first_term: u64,
 }
 
 impl Core {
-    /// Opens the file and starts consensus on it; what it knows is published.
+    /// Opens the file, which must be that of member `expected` if one is given, and starts
+    /// consensus on it; what it knows is published.
     pub(crate) async fn start(
         config: &StoreConfig,
+        expected: Option<u64>,
         published: &Arc<Published>,
     ) -> Result<Self, StoreError> {
-        let (dir, raft_id) = (config.dir.clone(), config.raft_id);
+        let dir = config.dir.clone();
         let publish = Arc::clone(published);
         let (disk, log, machine, last_index) = blocking(config, move || {
-            let disk = Disk::open(&dir, raft_id)?;
+            let disk = Disk::open(&dir)?;
+            let found = disk.member().raft_id;
+            if let Some(expected) = expected
+                && found != expected
+            {
+                let path = disk.path().to_owned();
+                return Err(StoreError::OtherMember { path, found, expected });
+            }
             let log = LogStore::new(disk.clone());
             let machine = StateMachine::load(disk.clone(), publish)?;
-            let last_index = log.last_index()?;
+            let last_index = log.last_index();
             Ok((disk, log, machine, last_index))
         })
         .await?;
@@ -66,9 +85,22 @@ impl Core {
             ..Config::default()
         };
         let settings = settings.validate().map_err(|e| stopped(&e))?;
-        let raft = Raft::new(raft_id, Arc::new(settings), NoPeers, log, machine).await;
-        match raft {
-            Ok(raft) => Ok(Self { raft, raft_id, disk, last_index }),
+        let raft_id = disk.member().raft_id;
+        let own = Member { node: config.node.to_string(), raft_id };
+        let links = Arc::new(Links::new(own, Arc::clone(&config.peers)));
+        let network = Network::new(Arc::clone(&links));
+        let started = Raft::new(raft_id, Arc::new(settings), network, log, machine).await;
+        let started = match started {
+            Ok(raft) => {
+                let term = raft.with_raft_state(|state| state.vote_ref().leader_id.term).await;
+                term.map(|term| (raft, term))
+            }
+            Err(error) => Err(error),
+        };
+        match started {
+            Ok((raft, first_term)) => {
+                Ok(Self { raft, raft_id, links, disk, last_index, first_term })
+            }
             Err(error) => {
                 let why = disk.failure().unwrap_or_else(|| stopped(&error));
                 disk.close().await;
@@ -80,7 +112,8 @@ impl Core {
     /// Makes this member the only one of a new group, if there is none yet.
     pub(crate) async fn initialize(&self) -> Result<(), StoreError> {
         if !self.is_initialized().await? {
-            let members = BTreeMap::from([(self.raft_id, BasicNode::default())]);
+            let node = MemberNode { node: self.links.own.node.clone() };
+            let members = BTreeMap::from([(self.raft_id, node)]);
             self.raft.initialize(members).await.map_err(|e| self.why(&e))?;
         }
         Ok(())
@@ -89,6 +122,26 @@ impl Core {
     /// Whether there is a group.
     pub(crate) async fn is_initialized(&self) -> Result<bool, StoreError> {
         self.raft.is_initialized().await.map_err(|e| self.why(&e))
+    }
+
+    /// Whether this member is the only voter: then whatever is in its log is confirmed.
+    pub(crate) async fn is_alone(&self) -> Result<bool, StoreError> {
+        let own = self.raft_id;
+        let alone = self.raft.with_raft_state(move |state| {
+            let group = state.membership_state.effective();
+            group.membership().voter_ids().all(|id| id == own)
+                && group.membership().voter_ids().next().is_some()
+        });
+        alone.await.map_err(|e| self.why(&e))
+    }
+
+    /// Whether a leader by `metrics` has applied everything of earlier terms, and of this one what
+    /// its log held when it was opened.
+    pub(crate) fn has_applied(&self, metrics: &Metrics) -> bool {
+        metrics.last_applied.is_some_and(|at| {
+            at.leader_id.term == metrics.current_term
+                && (metrics.current_term > self.first_term || at.index >= self.last_index)
+        })
     }
 
     /// Waits until this member leads and has applied what its log held. Only true for a group of
@@ -122,13 +175,14 @@ impl Core {
         }
     }
 
-    /// Whether this member leads.
-    pub(crate) fn leads(&self) -> bool {
-        let metrics = self.raft.metrics();
-        let now = metrics.borrow();
-        now.running_state.is_ok()
-            && now.state == ServerState::Leader
-            && now.current_leader == Some(self.raft_id)
+    /// Waits until everything can be read that is known to be confirmed, and the disk takes writes.
+    pub(crate) async fn wait_usable(&self) -> Result<(), StoreError> {
+        if self.is_alone().await? {
+            return self.wait_ready().await;
+        }
+        let (name, bytes) = TRIAL_RECORD;
+        self.disk.write(vec![Op::PutMeta(name, vec![0; bytes])]).await?;
+        self.disk.write(vec![Op::PutMeta(name, Vec::new())]).await
     }
 
     /// Returns once it has failed, and why.

@@ -8,16 +8,22 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use redb::{Builder, Database, DatabaseError, ReadableDatabase, TableDefinition};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::commit::{Held, commit};
 use crate::error::StoreError;
 use crate::failure::{DiskFailure, io_failure};
+use crate::first_format;
+use crate::log_store::encode;
+use crate::peer::Member;
+use crate::record::{EntryRecord, HeadRecord, LogIdRecord, MemberRecord, RECORD_VERSION};
 use crate::seal::Sealer;
 
 /// The version of everything in the file.
-pub(crate) const FORMAT_VERSION: u32 = 1;
+pub(crate) const FORMAT_VERSION: u32 = 2;
 /// The file's name.
 const FILE: &str = "store.redb";
 /// The key file's name.
@@ -26,16 +32,26 @@ const KEY_FILE: &str = "store.key";
 const CACHE_BYTES: usize = 16 << 20;
 /// Writes that may wait for the thread. Consensus has at most a handful under way.
 const JOBS_MAX: usize = 64;
+/// How long dropping a part of the log may wait for the snapshot that holds it: far longer than
+/// writing one takes.
+const SNAPSHOT_WAIT: Duration = Duration::from_secs(30);
 
 /// Small records by name. `format` is in clear, everything else is sealed.
-const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
+pub(crate) const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 /// Log entries by index.
-const LOG: TableDefinition<u64, &[u8]> = TableDefinition::new("log");
+pub(crate) const LOG: TableDefinition<u64, &[u8]> = TableDefinition::new("log");
 /// The last snapshot in pieces, by number.
-const SNAPSHOT: TableDefinition<u32, &[u8]> = TableDefinition::new("snapshot");
+pub(crate) const SNAPSHOT: TableDefinition<u32, &[u8]> = TableDefinition::new("snapshot");
 
-const FORMAT_RECORD: &str = "format";
-const MEMBER_RECORD: &str = "member";
+pub(crate) const FORMAT_RECORD: &str = "format";
+pub(crate) const MEMBER_RECORD: &str = "member";
+pub(crate) const VOTE_RECORD: &str = "vote";
+/// Up to where the log was dropped.
+pub(crate) const PURGED_RECORD: &str = "purged";
+/// Where the log ends: a log that lost its end is not taken for a whole one.
+pub(crate) const TAIL_RECORD: &str = "tail";
+/// Up to where entries are known to be confirmed.
+pub(crate) const COMMITTED_RECORD: &str = "committed";
 /// The snapshot's description.
 pub(crate) const SNAPSHOT_RECORD: &str = "snapshot";
 
@@ -44,11 +60,11 @@ pub(crate) enum Op {
     /// A record by name.
     PutMeta(&'static str, Vec<u8>),
     /// A log entry.
-    PutLog(u64, Vec<u8>),
+    PutLog(LogIdRecord, Vec<u8>),
     /// Removes log entries of these indices.
     RemoveLog(std::ops::RangeInclusive<u64>),
-    /// Replaces the snapshot's pieces.
-    PutSnapshot(Vec<Vec<u8>>),
+    /// Replaces the snapshot by one that ends with the entry `last`, if that is newer.
+    PutSnapshot { last: Option<LogIdRecord>, description: Vec<u8>, pieces: Vec<Vec<u8>> },
 }
 
 enum Job {
@@ -68,6 +84,7 @@ pub(crate) struct Disk(Arc<Inner>);
 
 struct Inner {
     path: PathBuf,
+    member: Member,
     sealer: Sealer,
     /// `None` once closed.
     database: RwLock<Option<Database>>,
@@ -75,6 +92,16 @@ struct Inner {
     thread: Mutex<Option<JoinHandle<()>>>,
     /// The first failure since it was opened: what consensus makes of it is only a text.
     failure: Mutex<Option<StoreError>>,
+    /// What consensus said to be confirmed. On disk with the next commit.
+    committed: Mutex<Option<LogIdRecord>>,
+    known: watch::Sender<Known>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Known {
+    held: Held,
+    /// The file has failed or is closed: nothing more comes.
+    ended: bool,
 }
 
 /// Whether `dir` holds a store.
@@ -83,8 +110,8 @@ pub(crate) fn exists(dir: &Path) -> bool {
 }
 
 impl Disk {
-    /// Makes a new file in `dir` for member `raft_id`. Either it is there whole afterwards, or not.
-    pub(crate) fn create(dir: &Path, raft_id: u64) -> Result<(), StoreError> {
+    /// Makes a new file in `dir` for `member`. Either it is there whole afterwards, or not.
+    pub(crate) fn create(dir: &Path, member: &Member) -> Result<(), StoreError> {
         let path = dir.join(FILE);
         let failed = |e: &std::io::Error| io_failure("create", e);
         shoal_durable::make_private_dir(dir).map_err(|e| failed(&e))?;
@@ -92,14 +119,16 @@ impl Disk {
         let next = path.with_extension("next");
         remove(&next).map_err(|e| failed(&e))?;
         let database = Builder::new().create(&next).map_err(|e| e.at("create", &next))?;
+        let record = MemberRecord { v: RECORD_VERSION, member: member.clone() };
+        let member = sealer.seal(&meta_record(MEMBER_RECORD), &encode("member", &record)?)?;
+        let tail = sealer.seal(&meta_record(TAIL_RECORD), b"null")?;
         let write = || -> Result<(), redb::Error> {
             let txn = database.begin_write()?;
             {
                 let mut meta = txn.open_table(META)?;
                 meta.insert(FORMAT_RECORD, FORMAT_VERSION.to_le_bytes().as_slice())?;
-                let sealed = sealer.seal("meta:member", &raft_id.to_le_bytes());
-                let member = sealed.map_err(|e| redb::Error::Corrupted(e.to_string()))?;
                 meta.insert(MEMBER_RECORD, member.as_slice())?;
+                meta.insert(TAIL_RECORD, tail.as_slice())?;
                 txn.open_table(LOG)?;
                 txn.open_table(SNAPSHOT)?;
             }
@@ -110,8 +139,8 @@ impl Disk {
         fs::rename(&next, &path).and_then(|()| shoal_durable::sync_dir(dir)).map_err(|e| failed(&e))
     }
 
-    /// Opens the file in `dir`, which must be member `raft_id`'s.
-    pub(crate) fn open(dir: &Path, raft_id: u64) -> Result<Self, StoreError> {
+    /// Opens the file in `dir`. One of an earlier format is written anew.
+    pub(crate) fn open(dir: &Path) -> Result<Self, StoreError> {
         let path = dir.join(FILE);
         if !path.exists() {
             return Err(StoreError::Missing { path });
@@ -130,31 +159,30 @@ impl Disk {
             .as_deref()
             .and_then(|bytes| <[u8; 4]>::try_from(bytes).ok())
             .map_or(0, u32::from_le_bytes);
-        if found != FORMAT_VERSION {
+        if found != FORMAT_VERSION && found != first_format::VERSION {
             return Err(StoreError::Version { path, found, known: FORMAT_VERSION });
         }
         let sealer = Sealer::load(&dir.join(KEY_FILE))?;
+        if found == first_format::VERSION {
+            first_format::rewrite(&database, &sealer, &path)?;
+            tracing::info!(path = %path.display(), "the store was written anew in format 2");
+        }
+        let member = read_member(&database, &sealer, &path)?;
         let (jobs, queue) = mpsc::channel(JOBS_MAX);
         let inner = Inner {
             path,
+            member,
             sealer,
             database: RwLock::new(Some(database)),
             jobs,
             thread: Mutex::new(None),
             failure: Mutex::new(None),
+            committed: Mutex::new(None),
+            known: watch::Sender::default(),
         };
         let this = Self(Arc::new(inner));
-        // The first sealed record: what does not open here has another key.
-        let member = this.0.read("open", |database| read_raw(database, MEMBER_RECORD))?;
-        let member = member.map(|sealed| this.0.sealer.open("meta:member", &sealed)).transpose()?;
-        let found = member
-            .as_deref()
-            .and_then(|bytes| <[u8; 8]>::try_from(bytes).ok())
-            .map_or(0, u64::from_le_bytes);
-        if found != raft_id {
-            let path = this.0.path.clone();
-            return Err(StoreError::OtherMember { path, found, expected: raft_id });
-        }
+        let held = this.take_stock()?;
+        this.0.known.send_modify(|known| known.held = held);
         let writer = Arc::downgrade(&this.0);
         let thread = std::thread::Builder::new()
             .name("store-writer".into())
@@ -162,6 +190,81 @@ impl Disk {
             .map_err(|e| io_failure("start the writer of", &e))?;
         *this.0.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
         Ok(this)
+    }
+
+    /// What the file holds, if it is whole.
+    fn take_stock(&self) -> Result<Held, StoreError> {
+        let none = || self.damaged("open", format!("there is no record '{TAIL_RECORD}'"));
+        let tail = self.meta(TAIL_RECORD)?.ok_or_else(none)?;
+        let tail: Option<LogIdRecord> = self.decode(TAIL_RECORD, &tail)?;
+        let place = |name| -> Result<Option<LogIdRecord>, StoreError> {
+            let Some(bytes) = self.meta(name)? else { return Ok(None) };
+            self.decode(name, &bytes)
+        };
+        let last = match self.last_log()? {
+            Some(bytes) => Some(self.decode::<EntryRecord>("last log entry", &bytes)?.at),
+            None => place(PURGED_RECORD)?,
+        };
+        if last != tail {
+            let (found, expected) = (said(last), said(tail));
+            let problem = format!("its log ends with {found}, but was written up to {expected}");
+            return Err(self.damaged("open", problem));
+        }
+        let head = self.meta(SNAPSHOT_RECORD)?;
+        let head = head.map(|bytes| self.decode::<HeadRecord>("snapshot's description", &bytes));
+        let snapshot = head.transpose()?.and_then(|head| head.last);
+        let committed = place(COMMITTED_RECORD)?;
+        if committed > tail.max(snapshot) {
+            let (found, expected) = (said(tail.max(snapshot)), said(committed));
+            let problem = format!("it ends with {found}, but {expected} was confirmed");
+            return Err(self.damaged("open", problem));
+        }
+        Ok(Held { tail, snapshot, committed })
+    }
+
+    /// What is durable.
+    pub(crate) fn held(&self) -> Held {
+        self.0.known.borrow().held
+    }
+
+    /// Remembers what is confirmed; it becomes durable with the next commit.
+    pub(crate) fn confirm(&self, at: LogIdRecord) {
+        let mut committed = self.0.committed.lock().unwrap_or_else(PoisonError::into_inner);
+        *committed = (*committed).max(Some(at));
+    }
+
+    /// What is known to be confirmed, if that is not on disk.
+    pub(crate) fn unwritten(&self) -> Option<LogIdRecord> {
+        self.0.unwritten()
+    }
+
+    /// Returns when a snapshot that has the entry `at` is durable.
+    pub(crate) async fn snapshot_holds(&self, at: LogIdRecord) -> Result<(), StoreError> {
+        let mut known = self.0.known.subscribe();
+        let enough = known.wait_for(|known| known.ended || known.held.snapshot >= Some(at));
+        let stopped = || StoreError::Stopped { reason: "its file is closed".into() };
+        match tokio::time::timeout(SNAPSHOT_WAIT, enough).await {
+            Ok(Ok(known)) if known.held.snapshot >= Some(at) => Ok(()),
+            Ok(_) => Err(self.failure().unwrap_or_else(stopped)),
+            Err(_) => Err(StoreError::Disk {
+                action: "drop a part of the log of",
+                problem: format!(
+                    "no snapshot with {} was written within {} s",
+                    said(Some(at)),
+                    SNAPSHOT_WAIT.as_secs()
+                ),
+            }),
+        }
+    }
+
+    /// Whose file it is.
+    pub(crate) fn member(&self) -> &Member {
+        &self.0.member
+    }
+
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.0.path
     }
 
     /// Writes `ops` and returns when they are durable.
@@ -175,19 +278,26 @@ impl Disk {
     /// The record `name`.
     pub(crate) fn meta(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
         let raw = self.0.read("read", |database| read_raw(database, name))?;
-        raw.map(|sealed| self.0.unseal(&format!("meta:{name}"), &sealed)).transpose()
+        raw.map(|sealed| self.0.unseal(&meta_record(name), &sealed)).transpose()
     }
 
-    /// The log entries with these indices that are there, in order.
-    pub(crate) fn log(&self, range: Range<u64>) -> Result<Vec<Vec<u8>>, StoreError> {
+    /// The log entries with these indices that are there, in order: the first one, and as many
+    /// more as make `bytes`.
+    pub(crate) fn log(&self, range: Range<u64>, bytes: usize) -> Result<Vec<Vec<u8>>, StoreError> {
         let sealed: Vec<(u64, Vec<u8>)> = self.0.read("read the log of", |database| {
             let table = database.begin_read()?.open_table(LOG)?;
-            let own = |item: Result<_, redb::StorageError>| {
-                let (index, sealed): (redb::AccessGuard<'_, u64>, redb::AccessGuard<'_, &[u8]>) =
-                    item?;
-                Ok((index.value(), sealed.value().to_vec()))
-            };
-            table.range(range)?.map(own).collect()
+            let mut found = Vec::new();
+            let mut total = 0usize;
+            for item in table.range(range)? {
+                let (index, sealed) = item?;
+                let (index, sealed) = (index.value(), sealed.value().to_vec());
+                total = total.saturating_add(sealed.len());
+                if total > bytes && !found.is_empty() {
+                    break;
+                }
+                found.push((index, sealed));
+            }
+            Ok(found)
         })?;
         sealed.iter().map(|(index, sealed)| self.0.unseal(&log_record(*index), sealed)).collect()
     }
@@ -217,7 +327,7 @@ impl Disk {
             Ok(Some((description.value().to_vec(), pieces)))
         })?;
         let Some((description, pieces)) = stored else { return Ok(None) };
-        let description = self.0.unseal(&format!("meta:{SNAPSHOT_RECORD}"), &description)?;
+        let description = self.0.unseal(&meta_record(SNAPSHOT_RECORD), &description)?;
         let mut content = Vec::new();
         for (number, sealed) in pieces {
             content.extend(self.0.unseal(&piece_record(number), &sealed)?);
@@ -239,6 +349,7 @@ impl Disk {
     pub(crate) async fn close(&self) {
         // Ignored because: the thread is gone already, which is what closing asks for.
         let _ = self.0.jobs.send(Job::Close).await;
+        self.0.known.send_modify(|known| known.ended = true);
         let inner = Arc::clone(&self.0);
         let closing = tokio::task::spawn_blocking(move || {
             let thread = inner.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -270,6 +381,8 @@ impl Inner {
     fn note(&self, error: StoreError) -> StoreError {
         let mut first = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
         first.get_or_insert_with(|| error.clone());
+        drop(first);
+        self.known.send_modify(|known| known.ended = true);
         error
     }
 
@@ -285,41 +398,20 @@ impl Inner {
         })
     }
 
-    /// One commit for all of `jobs`.
+    /// One commit for all of `ops`.
     fn commit<'a>(&self, ops: impl Iterator<Item = &'a Op>) -> Result<(), StoreError> {
-        let seal = |record: &str, value: &[u8]| {
-            self.sealer.seal(record, value).map_err(|e| redb::Error::Corrupted(e.to_string()))
-        };
-        self.read("write to", |database| {
-            let txn = database.begin_write()?;
-            {
-                let mut meta = txn.open_table(META)?;
-                let mut log = txn.open_table(LOG)?;
-                let mut snapshot = txn.open_table(SNAPSHOT)?;
-                for op in ops {
-                    match op {
-                        Op::PutMeta(name, value) => {
-                            let sealed = seal(&format!("meta:{name}"), value)?;
-                            meta.insert(*name, sealed.as_slice())?;
-                        }
-                        Op::PutLog(index, value) => {
-                            let sealed = seal(&log_record(*index), value)?;
-                            log.insert(*index, sealed.as_slice())?;
-                        }
-                        Op::RemoveLog(range) => log.retain_in(range.clone(), |_, _| false)?,
-                        Op::PutSnapshot(pieces) => {
-                            snapshot.retain(|_, _| false)?;
-                            for (number, piece) in (0u32..).zip(pieces) {
-                                let sealed = seal(&piece_record(number), piece)?;
-                                snapshot.insert(number, sealed.as_slice())?;
-                            }
-                        }
-                    }
-                }
-            }
-            // The default durability: on disk when `commit` returns.
-            Ok(txn.commit()?)
-        })
+        let held = self.known.borrow().held;
+        let committed = *self.committed.lock().unwrap_or_else(PoisonError::into_inner);
+        let held =
+            self.read("write to", |database| commit(database, &self.sealer, held, committed, ops))?;
+        self.known.send_modify(|known| known.held = held);
+        Ok(())
+    }
+
+    /// What is known to be confirmed, if that is not on disk.
+    fn unwritten(&self) -> Option<LogIdRecord> {
+        let committed = *self.committed.lock().unwrap_or_else(PoisonError::into_inner);
+        committed.filter(|_| committed > self.known.borrow().held.committed)
     }
 }
 
@@ -339,7 +431,7 @@ fn write_loop(disk: &std::sync::Weak<Inner>, mut queue: mpsc::Receiver<Job>) {
             next = queue.try_recv().ok();
         }
         let Some(inner) = disk.upgrade() else { return };
-        if !waiting.is_empty() {
+        if !waiting.is_empty() || (close && inner.unwritten().is_some()) {
             let result = inner.commit(waiting.iter().flat_map(|(ops, _)| ops));
             for (_, done) in waiting {
                 // Ignored because: who does not wait any more does not want the answer.
@@ -350,6 +442,27 @@ fn write_loop(disk: &std::sync::Weak<Inner>, mut queue: mpsc::Receiver<Job>) {
             return;
         }
     }
+}
+
+/// A place in the log, in words.
+fn said(at: Option<LogIdRecord>) -> String {
+    let entry = |LogIdRecord { term, index }| format!("entry {index} of term {term}");
+    at.map_or_else(|| "nothing".to_owned(), entry)
+}
+
+/// The first sealed record: what does not open here has another key.
+fn read_member(database: &Database, sealer: &Sealer, path: &Path) -> Result<Member, StoreError> {
+    let damaged = |problem: String| StoreError::Damaged {
+        action: "open",
+        path: path.to_owned(),
+        problem: format!("the record 'meta:{MEMBER_RECORD}': {problem}"),
+    };
+    let sealed = read_raw(database, MEMBER_RECORD).map_err(|e| e.at("open", path))?;
+    let sealed = sealed.ok_or_else(|| damaged("there is none".to_owned()))?;
+    let bytes = sealer.open(&meta_record(MEMBER_RECORD), &sealed)?;
+    let record: MemberRecord =
+        serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))?;
+    Ok(record.member)
 }
 
 fn read_raw(database: &Database, name: &str) -> Result<Option<Vec<u8>>, redb::Error> {
@@ -371,10 +484,14 @@ fn remove(path: &Path) -> std::io::Result<()> {
     }
 }
 
-fn log_record(index: u64) -> String {
+pub(crate) fn meta_record(name: &str) -> String {
+    format!("meta:{name}")
+}
+
+pub(crate) fn log_record(index: u64) -> String {
     format!("log:{index}")
 }
 
-fn piece_record(number: u32) -> String {
+pub(crate) fn piece_record(number: u32) -> String {
     format!("snapshot:{number}")
 }

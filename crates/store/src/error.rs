@@ -6,6 +6,8 @@ use std::time::Duration;
 use shoal_model::change::ApplyError;
 use shoal_model::fault::{Fault, FaultId, FaultKind};
 
+use crate::peer::Member;
+
 /// Why the store could not do something.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum StoreError {
@@ -23,17 +25,57 @@ pub enum StoreError {
     /// This node does not lead the managers.
     #[error("write to the store: this manager is not the leader{}", known(.leader))]
     NotLeader {
-        /// Consensus number of the leader, if known.
-        leader: Option<u64>,
+        /// The leader, if known.
+        leader: Option<Member>,
     },
     /// No answer in time. The transaction may still be applied later.
     #[error(
-        "write to the store: not confirmed by a majority of the managers within {} ms; it may \
-         still happen", after.as_millis()
+        "write to the store: not confirmed by a majority of the managers within {} ms{}; it may \
+         still happen", after.as_millis(), unheard(.missing)
     )]
     NoQuorum {
         /// How long we waited.
         after: Duration,
+        /// Managers that were not heard lately, as far as this one knows.
+        missing: Vec<Member>,
+    },
+    /// Nobody leads: there is no majority. Nothing was written.
+    #[error(
+        "write to the store: no manager leads since {} ms or more, so there is no majority{}; \
+         nothing was written", after.as_millis(), unheard(.missing)
+    )]
+    NoLeader {
+        /// How long nobody led, at least.
+        after: Duration,
+        /// Managers that were not heard lately.
+        missing: Vec<Member>,
+    },
+    /// What the leader had confirmed is not applied here yet.
+    #[error(
+        "read the store: this manager did not catch up with the others within {} ms (entry \
+         {wanted} is wanted, {applied} is applied)", after.as_millis()
+    )]
+    Behind {
+        /// How long we waited.
+        after: Duration,
+        /// The entry that was waited for.
+        wanted: u64,
+        /// The last one that is applied here.
+        applied: u64,
+    },
+    /// The group of managers could not be changed.
+    #[error("change the group of managers: {problem}")]
+    Group {
+        /// Why not.
+        problem: String,
+    },
+    /// Another manager asked what this one cannot answer.
+    #[error("answer manager '{from}': {problem}")]
+    Question {
+        /// The node that asked.
+        from: String,
+        /// Why not.
+        problem: String,
     },
     /// Too many writes are waiting.
     #[error("write to the store: {waiting} writes are waiting already")]
@@ -135,8 +177,17 @@ pub enum StoreError {
     },
 }
 
-fn known(leader: &Option<u64>) -> String {
-    leader.map_or_else(|| ", and no leader is known".to_owned(), |id| format!(" (number {id} is)"))
+fn known(leader: &Option<Member>) -> String {
+    let is = |leader: &Member| format!(" ({leader} is)");
+    leader.as_ref().map_or_else(|| ", and no leader is known".to_owned(), is)
+}
+
+fn unheard(missing: &[Member]) -> String {
+    if missing.is_empty() {
+        return String::new();
+    }
+    let names: Vec<String> = missing.iter().map(ToString::to_string).collect();
+    format!(" (not heard: {})", names.join(", "))
 }
 
 impl Fault for StoreError {
@@ -148,12 +199,15 @@ impl Fault for StoreError {
                 | ApplyError::NotUnique { .. },
             )
             | Self::Exists { .. }
+            | Self::Group { .. }
             | Self::InUse { .. } => FaultKind::Conflict,
-            Self::Refused(ApplyError::TooLarge { .. }) | Self::TooLarge { .. } => {
-                FaultKind::Invalid
-            }
+            Self::Refused(ApplyError::TooLarge { .. })
+            | Self::TooLarge { .. }
+            | Self::Question { .. } => FaultKind::Invalid,
             Self::NotLeader { .. }
             | Self::NoQuorum { .. }
+            | Self::NoLeader { .. }
+            | Self::Behind { .. }
             | Self::Busy { .. }
             | Self::Full { .. }
             | Self::Failing { .. }
@@ -187,6 +241,10 @@ impl Fault for StoreError {
             Self::Full { .. } => "SH-STO-014",
             Self::Failing { .. } => "SH-STO-015",
             Self::Damaged { .. } => "SH-STO-016",
+            Self::NoLeader { .. } => "SH-STO-017",
+            Self::Behind { .. } => "SH-STO-018",
+            Self::Group { .. } => "SH-STO-019",
+            Self::Question { .. } => "SH-STO-020",
         }))
     }
 
@@ -195,9 +253,12 @@ impl Fault for StoreError {
             Self::Refused(_) => return None,
             Self::TooLarge { .. } => "split the change into smaller ones",
             Self::NotLeader { .. } => "try again; another manager leads or will soon",
-            Self::NoQuorum { .. } => {
+            Self::NoQuorum { .. } | Self::NoLeader { .. } => {
                 "check with 'docker node ls' that a majority of the managers is reachable"
             }
+            Self::Behind { .. } => "try again; check this manager's disk and network if it lasts",
+            Self::Group { .. } => "try again once 'docker node ls' shows the group as it should be",
+            Self::Question { .. } => "run the same version of shoal on all managers",
             Self::Busy { .. } => "try again in a moment; the disk of the leader is too slow",
             Self::Stopped { .. } => "try again; the daemon is stopping or leaves its cluster",
             Self::Full { .. } => "free space under --data-root; the store goes on by itself",

@@ -7,7 +7,10 @@
 //!
 //! A disk that fails or is full ends the consensus library, but not the store: its life (`life`)
 //! closes the file and opens it again until it can write. Meanwhile everything can be read, writes
-//! fail at once, and nobody leads.
+//! fail at once, and this member does not lead.
+//!
+//! Other members are asked by [`Peers`] and ask by [`Door`]; what carries the questions is somebody
+//! else's business. Who leads is [`Store::lead`], who is in the group [`Store::group`].
 //!
 //! **Invariants**: everything that is written goes through the log; one process at a time has the
 //! file open; every value on disk is encrypted and bound to its place; no call waits without bound;
@@ -17,18 +20,35 @@
 
 #![forbid(unsafe_code)]
 
+mod commit;
 mod consensus;
 mod core;
 mod disk;
+mod door;
 mod error;
 mod failure;
+mod first_format;
+mod group;
+mod lead;
 mod life;
+mod links;
 mod log_store;
+mod network;
+mod peer;
 mod proposer;
+mod question;
+mod read;
+mod record;
 mod seal;
 mod state_machine;
+#[cfg(test)]
+mod storage_tests;
 mod store;
 
+pub use door::Door;
 pub use error::StoreError;
+pub use group::{Group, GroupStep};
+pub use lead::Lead;
+pub use peer::{Lane, Member, NoPeers, PeerError, Peers};
 pub use proposer::{PROPOSE_DEADLINE, TRANSACTION_BYTES_MAX};
 pub use store::{ChangeEvent, Changes, Store, StoreConfig};

@@ -8,6 +8,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::core::Core;
 use crate::error::StoreError;
+use crate::lead::{self, Lead, Signs};
 use crate::proposer::{self, Proposal};
 use crate::state_machine::Published;
 use crate::store::StoreConfig;
@@ -23,7 +24,7 @@ pub(crate) struct Life {
     pub(crate) config: StoreConfig,
     pub(crate) published: Arc<Published>,
     pub(crate) proposals: mpsc::Receiver<Proposal>,
-    pub(crate) leads: watch::Sender<bool>,
+    pub(crate) signs: Signs,
     /// Why the store cannot write; `None` while it can.
     pub(crate) trouble: watch::Sender<Option<StoreError>>,
     /// The running consensus.
@@ -42,7 +43,7 @@ impl Life {
     pub(crate) async fn run(mut self, mut core: Core) {
         loop {
             let end = self.serve(&core).await;
-            self.leads.send_if_modified(|old| std::mem::replace(old, false));
+            self.signs.fail();
             if let End::Failed(cause) = &end {
                 tracing::error!(
                     dir = %self.config.dir.display(),
@@ -60,18 +61,21 @@ impl Life {
                 None => break,
             }
             *self.current.lock().unwrap_or_else(PoisonError::into_inner) = core.clone();
+            self.signs.begin();
             self.trouble.send_replace(None);
             tracing::info!(dir = %self.config.dir.display(), "the store is open again");
         }
+        self.signs.lead.send_replace(Lead::Closed);
         self.published.end();
     }
 
     async fn serve(&mut self, core: &Core) -> End {
         let stop = self.stop.clone();
-        let (leads, proposals) = (&self.leads, &mut self.proposals);
+        let (signs, proposals) = (&self.signs, &mut self.proposals);
+        let lead = signs.lead.subscribe();
         tokio::select! {
-            cause = proposer::run(core, proposals) => cause.map_or(End::Stopped, End::Failed),
-            () = tell_leader(core, leads) => End::Stopped,
+            cause = proposer::run(core, proposals, lead) => cause.map_or(End::Stopped, End::Failed),
+            () = lead::observe(core, signs) => End::Stopped,
             () = told(stop) => End::Stopped,
         }
     }
@@ -108,7 +112,7 @@ impl Life {
     }
 }
 
-/// One attempt at opening, after `pause`. It leads when this returns, so it can write.
+/// One attempt at opening, after `pause`. The disk takes writes when this returns.
 async fn attempt(
     config: &StoreConfig,
     published: &Arc<Published>,
@@ -119,9 +123,9 @@ async fn attempt(
         () = tokio::time::sleep(pause) => {}
         () = told(stop.clone()) => return Ok(None),
     }
-    let core = Core::start(config, published).await?;
+    let core = Core::start(config, None, published).await?;
     let ready = tokio::select! {
-        ready = core.wait_ready() => ready.map(|()| Some(core.clone())),
+        ready = core.wait_usable() => ready.map(|()| Some(core.clone())),
         () = told(stop) => Ok(None),
     };
     if !matches!(ready, Ok(Some(_))) {
@@ -134,19 +138,4 @@ async fn attempt(
 async fn told(mut stop: watch::Receiver<bool>) {
     // Ignored because: both mean the same.
     let _ = stop.wait_for(|stop| *stop).await;
-}
-
-/// Tells the leader's state to everybody who asks, as long as consensus runs.
-async fn tell_leader(core: &Core, leads: &watch::Sender<bool>) {
-    let mut metrics = core.raft.metrics();
-    loop {
-        metrics.mark_unchanged();
-        let now = core.leads();
-        leads.send_if_modified(|old| std::mem::replace(old, now) != now);
-        if metrics.changed().await.is_err() {
-            leads.send_if_modified(|old| std::mem::replace(old, false));
-            // The proposer learns of the failure and says why.
-            std::future::pending::<()>().await;
-        }
-    }
 }

@@ -12,12 +12,13 @@ use shoal_model::id::Revision;
 use tokio::sync::{broadcast, watch};
 
 use crate::consensus::{
-    Answer, Entry, LogId, SnapshotMeta, StorageError, StoredMembership, Types, read_failed,
-    write_failed,
+    Answer, Entry, LogId, SnapshotMeta, StorageError, StoredMembership, Types, apply_failed,
+    read_failed, write_failed,
 };
-use crate::disk::{Disk, Op, SNAPSHOT_RECORD};
+use crate::disk::{Disk, Op};
 use crate::error::StoreError;
 use crate::log_store::encode;
+use crate::record::HeadRecord;
 use crate::store::ChangeEvent;
 
 /// Bytes of one piece of a snapshot: values far below what the file format allows.
@@ -117,8 +118,7 @@ impl StateMachine {
         self.published.revision.send_replace(self.state.revision);
     }
 
-    fn apply_entry(&mut self, entry: Entry) -> (Answer, Vec<ChangeEvent>) {
-        self.applied = Some(entry.log_id);
+    fn apply_entry(&mut self, entry: Entry) -> Result<(Answer, Vec<ChangeEvent>), StoreError> {
         let mut events = Vec::new();
         let answer = match entry.payload {
             EntryPayload::Blank => Answer::new(),
@@ -126,10 +126,14 @@ impl StateMachine {
                 self.membership = StoredMembership::new(Some(entry.log_id), membership);
                 Answer::new()
             }
-            EntryPayload::Normal(command) => {
+            EntryPayload::Normal(payload) => {
                 let revision = Revision(entry.log_id.index);
+                let transactions = payload.decode().map_err(|e| {
+                    let problem = format!("the log entry {}: {e}", entry.log_id.index);
+                    self.disk.damaged("apply the log of", problem)
+                })?;
                 let apply = |transaction| self.state.apply(revision, transaction);
-                let answer: Answer = command.transactions.iter().map(apply).collect();
+                let answer: Answer = transactions.iter().map(apply).collect();
                 events.extend(answer.iter().flatten().map(|changes| ChangeEvent::Applied {
                     revision,
                     changes: Arc::new(changes.clone()),
@@ -137,20 +141,25 @@ impl StateMachine {
                 answer
             }
         };
-        (answer, events)
+        self.applied = Some(entry.log_id);
+        Ok((answer, events))
     }
 }
 
 fn stored_snapshot(disk: &Disk) -> Result<Option<(SnapshotMeta, Vec<u8>)>, StoreError> {
     let Some(stored) = disk.snapshot()? else { return Ok(None) };
-    let description = disk.decode("snapshot's description", &stored.description)?;
-    Ok(Some((description, stored.content)))
+    let head: HeadRecord = disk.decode("snapshot's description", &stored.description)?;
+    let meta = SnapshotMeta::try_from(head).map_err(|e| {
+        disk.damaged("read the snapshot of", format!("the snapshot's description: {e}"))
+    })?;
+    Ok(Some((meta, stored.content)))
 }
 
 async fn store_snapshot(disk: &Disk, meta: &SnapshotMeta, bytes: &[u8]) -> Result<(), StoreError> {
     let pieces = bytes.chunks(PIECE_BYTES).map(<[u8]>::to_vec).collect();
-    let description = encode("snapshot's description", meta)?;
-    disk.write(vec![Op::PutMeta(SNAPSHOT_RECORD, description), Op::PutSnapshot(pieces)]).await
+    let head = HeadRecord::from(meta);
+    let description = encode("snapshot's description", &head)?;
+    disk.write(vec![Op::PutSnapshot { last: head.last, description, pieces }]).await
 }
 
 /// Builds one snapshot of the state as it was when this was made.
@@ -198,7 +207,9 @@ impl RaftStateMachine<Types> for StateMachine {
         let mut events = Vec::new();
         let told = *self.published.revision.borrow();
         for entry in entries {
-            let (answer, mut more) = self.apply_entry(entry);
+            let at = entry.log_id;
+            let applied = self.apply_entry(entry);
+            let (answer, mut more) = applied.map_err(|e| apply_failed(at, &e))?;
             answers.push(answer);
             // Who follows has heard of what a store that was opened again goes through once more.
             if self.state.revision > told {

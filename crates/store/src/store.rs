@@ -6,29 +6,46 @@ use std::time::Duration;
 
 use shoal_model::change::{Changed, Transaction};
 use shoal_model::cluster_state::ClusterState;
-use shoal_model::id::Revision;
+use shoal_model::id::{NodeId, Revision};
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::core::{Core, blocking, stopped};
 use crate::disk::{self, Disk};
+use crate::door::{Coming, Door};
 use crate::error::StoreError;
+use crate::group::{Group, GroupStep};
+use crate::lead::{Lead, SILENCE, Signs};
 use crate::life::Life;
+use crate::peer::{Member, Peers};
 use crate::proposer::{self, PROPOSE_DEADLINE, Proposal};
+use crate::read::Reads;
 use crate::state_machine::Published;
 
 /// How long a snapshot that was asked for may take.
 const SNAPSHOT_DEADLINE: Duration = Duration::from_secs(30);
 /// Events that a slow reader may be behind before it is told to read the state again.
 const CHANGES_KEPT: usize = 1024;
+/// The first manager's number in the group.
+const FIRST_RAFT_ID: u64 = 1;
 
-/// Where a store lives and which member it is.
-#[derive(Clone, Debug)]
+/// Where a store lives, on which node, and how it reaches other members of its group.
+#[derive(Clone)]
 pub struct StoreConfig {
     /// The directory; made if it is not there (mode 0700).
     pub dir: PathBuf,
-    /// This manager's number in the consensus group; never used twice in a cluster.
-    pub raft_id: u64,
+    /// This node.
+    pub node: NodeId,
+    /// The way to the other managers.
+    pub peers: Arc<dyn Peers>,
+}
+
+impl std::fmt::Debug for StoreConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { dir, node, .. } = self;
+        f.debug_struct("StoreConfig").field("dir", dir).field("node", node).finish_non_exhaustive()
+    }
 }
 
 /// An applied transaction, or the notice that some were missed.
@@ -77,8 +94,13 @@ struct Inner {
     raft_id: u64,
     published: Arc<Published>,
     proposals: mpsc::Sender<Proposal>,
-    leads: watch::Receiver<bool>,
+    lead: watch::Receiver<Lead>,
+    group: watch::Receiver<Group>,
+    led: watch::Receiver<Instant>,
+    applied: watch::Receiver<u64>,
     trouble: watch::Receiver<Option<StoreError>>,
+    reads: Reads,
+    coming: Arc<Mutex<Option<Coming>>>,
     /// The running consensus; another one after each failure of the disk.
     current: Arc<Mutex<Core>>,
     stop: watch::Sender<bool>,
@@ -93,25 +115,27 @@ impl Store {
         disk::exists(dir)
     }
 
-    /// Makes a new store with this manager as its only member, and applies `first` to it. After a
-    /// crash in the middle it may be called again.
+    /// Makes a new store with this manager as its only member, and applies `first` to it. It leads
+    /// when this returns. After a crash in the middle it may be called again.
     ///
     /// # Errors
     /// [`StoreError::Exists`] if there is a store with content already.
     pub async fn bootstrap(config: StoreConfig, first: Transaction) -> Result<Self, StoreError> {
-        if !disk::exists(&config.dir) {
-            let StoreConfig { dir, raft_id } = config.clone();
-            blocking(&config, move || Disk::create(&dir, raft_id)).await?;
-        }
+        create(&config, FIRST_RAFT_ID).await?;
         let published = Arc::new(Published::new(CHANGES_KEPT));
-        let core = Core::start(&config, &published).await?;
+        let core = Core::start(&config, None, &published).await?;
+        let exists = || StoreError::Exists { path: config.dir.clone() };
         let begun = async {
-            core.initialize().await?;
-            core.wait_ready().await?;
-            if *published.revision.borrow() == Revision::default() {
-                return Ok(());
+            if core.raft_id != FIRST_RAFT_ID {
+                return Err(exists());
             }
-            Err(StoreError::Exists { path: config.dir.clone() })
+            core.initialize().await?;
+            if !core.is_alone().await? {
+                return Err(exists());
+            }
+            core.wait_ready().await?;
+            let empty = *published.revision.borrow() == Revision::default();
+            if empty { Ok(()) } else { Err(exists()) }
         };
         let store = match begun.await {
             Ok(()) => Self::live(config, core, published),
@@ -120,7 +144,7 @@ impl Store {
                 return Err(error);
             }
         };
-        match store.propose(first).await {
+        match store.propose(first, Instant::now() + PROPOSE_DEADLINE).await {
             Ok(_) => Ok(store),
             Err(error) => {
                 store.shutdown().await;
@@ -129,23 +153,43 @@ impl Store {
         }
     }
 
-    /// Opens the store and returns when everything that was ever confirmed is applied.
+    /// Makes a new, empty store for member `raft_id` of a group that exists, and waits for that
+    /// group's leader to add it: see [`Self::door`]. After a crash it may be called again.
+    ///
+    /// # Errors
+    /// [`StoreError::OtherMember`] if there is a store of another member.
+    pub async fn join(config: StoreConfig, raft_id: u64) -> Result<Self, StoreError> {
+        if raft_id <= FIRST_RAFT_ID {
+            let problem = format!("number {raft_id} is not one of a member that joins");
+            return Err(StoreError::Group { problem });
+        }
+        create(&config, raft_id).await?;
+        let published = Arc::new(Published::new(CHANGES_KEPT));
+        let core = Core::start(&config, Some(raft_id), &published).await?;
+        Ok(Self::live(config, core, published))
+    }
+
+    /// Opens the store and returns when it can be read: everything is applied that is known here to
+    /// be confirmed. Does not wait for a leader, so it needs nobody else.
     ///
     /// # Errors
     /// [`StoreError::Missing`], [`StoreError::InUse`], [`StoreError::Version`],
     /// [`StoreError::Damaged`], [`StoreError::Seal`]… name the file or the record.
     pub async fn open(config: StoreConfig) -> Result<Self, StoreError> {
         let published = Arc::new(Published::new(CHANGES_KEPT));
-        let core = Core::start(&config, &published).await?;
+        let core = Core::start(&config, None, &published).await?;
         let resumed = async {
             let missing = || StoreError::Missing { path: config.dir.clone() };
-            if !core.is_initialized().await? {
-                return Err(missing());
+            if core.is_alone().await? {
+                // It is its own majority: all that it holds is confirmed.
+                core.wait_ready().await?;
+                // A crash between making the store and its first transaction leaves an empty one.
+                let empty = *published.revision.borrow() == Revision::default();
+                return if empty { Err(missing()) } else { Ok(()) };
             }
-            core.wait_ready().await?;
-            // A crash between making the store and its first transaction leaves an empty one.
-            let empty = *published.revision.borrow() == Revision::default();
-            if empty { Err(missing()) } else { Ok(()) }
+            // One that joined may be empty still.
+            let known = core.raft_id != FIRST_RAFT_ID || core.is_initialized().await?;
+            if known { Ok(()) } else { Err(missing()) }
         };
         match resumed.await {
             Ok(()) => Ok(Self::live(config, core, published)),
@@ -156,19 +200,24 @@ impl Store {
         }
     }
 
-    /// The store over `core`, which leads.
+    /// The store over `core`.
     fn live(config: StoreConfig, core: Core, published: Arc<Published>) -> Self {
         let (proposals, queue) = mpsc::channel(proposer::WAITING_MAX);
-        let (lead, leads) = watch::channel(core.leads());
+        let signs = Signs::new();
         let (tell, trouble) = watch::channel(None);
         let (stop, stopping) = watch::channel(false);
         let current = Arc::new(Mutex::new(core.clone()));
         let inner = Inner {
-            raft_id: config.raft_id,
+            raft_id: core.raft_id,
             published: Arc::clone(&published),
             proposals,
-            leads,
+            lead: signs.lead.subscribe(),
+            group: signs.group.subscribe(),
+            led: signs.led.subscribe(),
+            applied: signs.applied.subscribe(),
             trouble,
+            reads: Reads::default(),
+            coming: Arc::default(),
             current: Arc::clone(&current),
             stop,
             life: Mutex::default(),
@@ -177,7 +226,7 @@ impl Store {
             config,
             published,
             proposals: queue,
-            leads: lead,
+            signs,
             trouble: tell,
             current,
             stop: stopping,
@@ -187,50 +236,160 @@ impl Store {
         Self(Arc::new(inner))
     }
 
+    /// This manager's number in the group.
+    #[must_use]
+    pub fn raft_id(&self) -> u64 {
+        self.0.raft_id
+    }
+
+    /// What answers other managers.
+    #[must_use]
+    pub fn door(&self) -> Door {
+        let (current, coming) = (Arc::clone(&self.0.current), Arc::clone(&self.0.coming));
+        Door::new(current, coming, self.0.trouble.clone())
+    }
+
+    /// Who leads; [`Lead::Closed`] at last.
+    #[must_use]
+    pub fn lead(&self) -> watch::Receiver<Lead> {
+        self.0.lead.clone()
+    }
+
+    /// Who is in the group.
+    #[must_use]
+    pub fn group(&self) -> watch::Receiver<Group> {
+        self.0.group.clone()
+    }
+
     /// The applied state. Taking it is cheap; it never changes under the reader.
     #[must_use]
     pub fn state(&self) -> Arc<ClusterState> {
         self.0.published.state.borrow().clone()
     }
 
-    /// Applies `transaction`, whole or not at all. When it returns `Ok`, the change is on disk,
-    /// applied and visible in [`Self::state`].
+    /// Applies `what`, whole or not at all. When it returns `Ok`, the change is confirmed by a
+    /// majority, on their disks, applied here and visible in [`Self::state`]. Answers until `by`;
+    /// at once when nobody has led for a second.
     ///
     /// # Errors
     /// [`StoreError::Refused`] says why the state refused it; everything else says why the store
     /// could not take it. Only [`StoreError::NoQuorum`], [`StoreError::Stopped`] and, when the disk
     /// failed during just this write, [`StoreError::Full`] and [`StoreError::Failing`] leave open
     /// whether it happens.
-    pub async fn propose(&self, transaction: Transaction) -> Result<Vec<Changed>, StoreError> {
-        self.health()?;
-        if !*self.0.leads.borrow() {
-            self.wait_to_lead().await?;
-        }
-        match proposer::propose(&self.0.proposals, transaction).await {
+    pub async fn propose(
+        &self,
+        what: Transaction,
+        by: Instant,
+    ) -> Result<Vec<Changed>, StoreError> {
+        self.lead_until(by).await?;
+        match proposer::propose(&self.0.proposals, what, by).await {
             // The writer is gone: with the disk, or for good.
             Err(StoreError::Stopped { reason }) => {
                 self.health()?;
                 Err(StoreError::Stopped { reason })
             }
+            Err(StoreError::NoQuorum { after, .. }) => {
+                Err(StoreError::NoQuorum { after, missing: self.missing() })
+            }
             answer => answer,
         }
     }
 
-    /// A member that has just become one learns of its lead a moment later than the library.
-    async fn wait_to_lead(&self) -> Result<(), StoreError> {
-        let (mut leads, mut trouble) = (self.0.leads.clone(), self.0.trouble.clone());
-        let wait = async {
-            tokio::select! {
-                leads = leads.wait_for(|leads| *leads) => leads.is_ok(),
-                _ = trouble.wait_for(Option::is_some) => true,
-            }
-        };
-        match tokio::time::timeout(PROPOSE_DEADLINE, wait).await {
-            Ok(true) => self.health(),
-            Ok(false) => Err(stopped(&"it was shut down")),
+    /// The last entry that was confirmed when this was called: a majority said just now that this
+    /// member leads. Who has applied that much ([`Self::applied`]) reads what everybody agrees on.
+    ///
+    /// # Errors
+    /// [`StoreError::NotLeader`] and [`StoreError::NoLeader`]; [`StoreError::NoQuorum`] if the
+    /// majority did not answer until `by`.
+    pub async fn read_index(&self, by: Instant) -> Result<Revision, StoreError> {
+        self.lead_until(by).await?;
+        let begun = Instant::now();
+        let core = self.core();
+        match timeout_at(by, self.0.reads.index(&core)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(self.late(begun)),
+        }
+    }
+
+    /// Waits until entry `at_least` is applied here.
+    ///
+    /// # Errors
+    /// [`StoreError::Behind`] if it is not until `by`.
+    pub async fn applied(&self, at_least: Revision, by: Instant) -> Result<(), StoreError> {
+        let begun = Instant::now();
+        let mut applied = self.0.applied.clone();
+        match timeout_at(by, applied.wait_for(|now| *now >= at_least.0)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(stopped(&"it was shut down")),
             Err(_) => {
-                let leader = self.core().raft.metrics().borrow().current_leader;
-                Err(StoreError::NotLeader { leader })
+                let now = *self.0.applied.borrow();
+                let after = begun.elapsed();
+                Err(StoreError::Behind { after, wanted: at_least.0, applied: now })
+            }
+        }
+    }
+
+    /// Does one step of a change of the group. It may be done already. A step whose time is over
+    /// may go on all the same: look at [`Self::group`].
+    ///
+    /// # Errors
+    /// [`StoreError::Group`] says why it does not fit; everything else why it could not be written.
+    pub async fn change_group(&self, step: GroupStep, by: Instant) -> Result<(), StoreError> {
+        self.lead_until(by).await?;
+        let begun = Instant::now();
+        let core = self.core();
+        match timeout_at(by, core.change_group(step)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(self.late(begun)),
+        }
+    }
+
+    fn late(&self, begun: Instant) -> StoreError {
+        StoreError::NoQuorum { after: begun.elapsed(), missing: self.missing() }
+    }
+
+    /// Voters that were not heard lately, as far as this member knows.
+    fn missing(&self) -> Vec<Member> {
+        if let Lead::Nobody { missing, .. } = &*self.0.lead.borrow() {
+            return missing.clone();
+        }
+        let group = self.0.group.borrow();
+        // Only a leader knows.
+        if group.heard.is_empty() && group.behind.is_empty() {
+            return Vec::new();
+        }
+        let silent = |member: &&Member| {
+            member.raft_id != self.0.raft_id && !group.heard.contains(&member.raft_id)
+        };
+        group.voters.iter().filter(silent).cloned().collect()
+    }
+
+    /// Returns when this member leads, waiting for an election that is due. Fails when another one
+    /// leads, and when nobody has led for too long.
+    async fn lead_until(&self, by: Instant) -> Result<(), StoreError> {
+        let (mut lead, mut trouble) = (self.0.lead.clone(), self.0.trouble.clone());
+        loop {
+            self.health()?;
+            let end = *self.0.led.borrow() + SILENCE;
+            let now = Instant::now();
+            match &*lead.borrow_and_update() {
+                Lead::Leading { .. } => return Ok(()),
+                Lead::Following { leader, .. } => {
+                    return Err(StoreError::NotLeader { leader: Some(leader.clone()) });
+                }
+                Lead::Nobody { missing, .. } if now >= end || now >= by => {
+                    let after = SILENCE.saturating_sub(end.saturating_duration_since(now));
+                    return Err(StoreError::NoLeader { after, missing: missing.clone() });
+                }
+                Lead::Nobody { .. } => {}
+                Lead::Closed => return Err(stopped(&"it was shut down")),
+            }
+            tokio::select! {
+                biased;
+                // Ignored because: the life says Closed before it drops these.
+                _ = lead.changed() => {}
+                _ = trouble.changed() => {}
+                () = sleep_until(end.min(by)) => {}
             }
         }
     }
@@ -258,18 +417,6 @@ impl Store {
     #[must_use]
     pub fn changes(&self) -> Changes {
         Changes(self.0.published.follow())
-    }
-
-    /// Whether this manager leads.
-    #[must_use]
-    pub fn is_leader(&self) -> bool {
-        *self.0.leads.borrow()
-    }
-
-    /// Follows [`Self::is_leader`]; ends when the store has stopped.
-    #[must_use]
-    pub fn leader_changes(&self) -> watch::Receiver<bool> {
-        self.0.leads.clone()
     }
 
     /// Writes a snapshot and drops the log behind it. Happens by itself every few thousand
@@ -303,4 +450,14 @@ impl Store {
             tracing::error!(cause = %error, "the store's own task ended early");
         }
     }
+}
+
+/// Makes the file for member `raft_id`, if there is none.
+async fn create(config: &StoreConfig, raft_id: u64) -> Result<(), StoreError> {
+    if disk::exists(&config.dir) {
+        return Ok(());
+    }
+    let dir = config.dir.clone();
+    let member = Member { node: config.node.to_string(), raft_id };
+    blocking(config, move || Disk::create(&dir, &member)).await
 }

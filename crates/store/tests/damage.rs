@@ -11,7 +11,7 @@ use std::time::Duration;
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 use shoal_model::fault::Fault as _;
 use shoal_store::{Store, StoreError};
-use support::{config, message, put};
+use support::{config, message, put, soon};
 
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 const LOG: TableDefinition<u64, &[u8]> = TableDefinition::new("log");
@@ -28,11 +28,11 @@ fn file(dir: &Path) -> PathBuf {
 async fn store(dir: &Path) {
     let store = Store::bootstrap(config(dir), put(1, "first")).await.unwrap();
     for number in 2..=20 {
-        store.propose(put(number, "some text to be found again")).await.unwrap();
+        store.propose(put(number, "some text to be found again"), soon()).await.unwrap();
     }
     store.snapshot().await.unwrap();
     for number in 2..=9 {
-        store.propose(put(number, "after the snapshot")).await.unwrap();
+        store.propose(put(number, "after the snapshot"), soon()).await.unwrap();
     }
     store.shutdown().await;
 }
@@ -111,7 +111,12 @@ async fn a_record_that_cannot_be_read_is_named() {
     }
     edit(&|txn| drop(txn.open_table(LOG).unwrap().remove(last - 3).unwrap()));
     says(&open(dir.path()).await.unwrap_err(), dir.path(), "are missing");
-    for record in ["vote", "snapshot"] {
+    edit(&|txn| drop(txn.open_table(LOG).unwrap().remove(last).unwrap()));
+    let end = format!("but was written up to entry {last} of term");
+    says(&open(dir.path()).await.unwrap_err(), dir.path(), &end);
+    edit(&|txn| drop(txn.open_table(META).unwrap().remove("tail").unwrap()));
+    says(&open(dir.path()).await.unwrap_err(), dir.path(), "'tail'");
+    for record in ["vote", "snapshot", "tail", "committed"] {
         edit(&|txn| {
             let mut table = txn.open_table(META).unwrap();
             table.insert(record, b"nonsense that is longer than a nonce".as_slice()).unwrap();

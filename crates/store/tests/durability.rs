@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use shoal_model::change::{ApplyError, Change, Expect, Transaction};
 use shoal_model::time::Timestamp;
-use shoal_store::{ChangeEvent, Store, StoreError};
-use support::{config, message, node, put};
+use shoal_store::{ChangeEvent, Lead, Store, StoreError};
+use support::{config, leads, message, node, put, soon};
 
 const CHILD_DIR: &str = "SHOAL_STORE_TEST_DIR";
 
@@ -23,11 +23,11 @@ async fn writes_are_there_after_closing_and_opening() {
     let missing = Store::open(config(dir.path())).await.unwrap_err();
     assert!(matches!(missing, StoreError::Missing { .. }), "{missing}");
     let store = Store::bootstrap(config(dir.path()), put(1, "first")).await.unwrap();
-    assert!(store.is_leader());
+    leads(&store).await;
     let revision = store.state().revision;
     let mut watch = store.watch();
     let mut changes = store.changes();
-    let changed = store.propose(put(2, "second")).await.unwrap();
+    let changed = store.propose(put(2, "second"), soon()).await.unwrap();
     assert_eq!(changed.len(), 1);
     assert!(store.state().revision > revision);
     assert!(watch.has_changed().unwrap());
@@ -37,9 +37,9 @@ async fn writes_are_there_after_closing_and_opening() {
     };
     assert_eq!(*seen, changed);
     store.shutdown().await;
-    assert!(matches!(store.propose(put(3, "x")).await, Err(StoreError::Stopped { .. })));
+    assert!(matches!(store.propose(put(3, "x"), soon()).await, Err(StoreError::Stopped { .. })));
     assert!(changes.next().await.is_none());
-    assert!(!store.is_leader());
+    assert_eq!(*store.lead().borrow(), Lead::Closed);
 
     let exists = Store::bootstrap(config(dir.path()), put(1, "again")).await.unwrap_err();
     assert!(matches!(exists, StoreError::Exists { .. }), "{exists}");
@@ -59,11 +59,11 @@ async fn a_refused_transaction_changes_nothing_and_says_why() {
         changes: vec![Change::Put { object, expect: Expect::Absent }],
         at: Timestamp::from_secs(2),
     };
-    let error = store.propose(stale).await.unwrap_err();
+    let error = store.propose(stale, soon()).await.unwrap_err();
     assert!(matches!(error, StoreError::Refused(ApplyError::OutOfSequence { .. })), "{error}");
     assert_eq!(store.state(), before);
     let huge = "x".repeat(shoal_store::TRANSACTION_BYTES_MAX);
-    let error = store.propose(put(1, &huge)).await.unwrap_err();
+    let error = store.propose(put(1, &huge), soon()).await.unwrap_err();
     assert!(matches!(error, StoreError::TooLarge { .. }), "{error}");
     store.shutdown().await;
 }
@@ -76,8 +76,7 @@ async fn only_one_process_opens_it_and_only_its_member() {
     assert!(matches!(error, StoreError::InUse { .. }), "{error}");
     assert!(error.to_string().contains(&*dir.path().to_string_lossy()), "{error}");
     store.shutdown().await;
-    let other = shoal_store::StoreConfig { raft_id: 2, ..config(dir.path()) };
-    let error = Store::open(other).await.unwrap_err();
+    let error = Store::join(config(dir.path()), 2).await.unwrap_err();
     assert!(matches!(error, StoreError::OtherMember { found: 1, expected: 2, .. }), "{error}");
 }
 
@@ -111,11 +110,11 @@ async fn snapshots_replace_the_log() {
     let store = Store::bootstrap(config(dir.path()), put(1, "first")).await.unwrap();
     for round in 0..4u16 {
         for number in 1..=40 {
-            store.propose(put(number, &format!("round {round}"))).await.unwrap();
+            store.propose(put(number, &format!("round {round}")), soon()).await.unwrap();
         }
         store.snapshot().await.unwrap();
     }
-    store.propose(put(1, "after the snapshot")).await.unwrap();
+    store.propose(put(1, "after the snapshot"), soon()).await.unwrap();
     let before = store.state();
     store.shutdown().await;
     let store = Store::open(config(dir.path())).await.unwrap();
@@ -135,7 +134,7 @@ async fn a_slow_follower_is_told_that_it_missed_changes() {
         let store = store.clone();
         writers.spawn(async move {
             for round in 0..20 {
-                store.propose(put(writer + 1, &round.to_string())).await.unwrap();
+                store.propose(put(writer + 1, &round.to_string()), soon()).await.unwrap();
             }
         });
     }
@@ -152,7 +151,7 @@ async fn a_damaged_file_is_refused_or_whole_but_never_wrong() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::bootstrap(config(dir.path()), put(1, "first")).await.unwrap();
     for number in 2..=20 {
-        store.propose(put(number, "some text to be found again")).await.unwrap();
+        store.propose(put(number, "some text to be found again"), soon()).await.unwrap();
     }
     let state = store.state();
     store.shutdown().await;
@@ -200,7 +199,7 @@ fn child_writes_until_killed() {
             writers.spawn(async move {
                 let start = message(&store, number).map_or(0, |m| m.parse::<u64>().unwrap());
                 for count in start + 1.. {
-                    store.propose(put(number, &count.to_string())).await.expect("propose");
+                    store.propose(put(number, &count.to_string()), soon()).await.expect("propose");
                     if count % 50 == 0 && number == 1 {
                         store.snapshot().await.expect("snapshot");
                     }

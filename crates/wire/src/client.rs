@@ -4,27 +4,31 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
+use serde_json::value::RawValue;
 use shoal_identity::authority::digest_of_pem;
 use shoal_identity::error::IdentityError;
 use shoal_identity::node_identity::NodeIdentity;
 use shoal_identity::tls::pinned_client_config;
 use shoal_identity::token::JoinToken;
 use shoal_model::fault::FaultKind;
+use shoal_model::id::NodeId;
 use tonic::transport::{Channel, Endpoint, Uri};
-use tonic::{Request, Status};
+use tonic::{Request, Response, Status};
 
 use crate::error::WireError;
 use crate::fault::RemoteFault;
 use crate::message::{
-    Bye, ByeReason, CertificateReply, GetRootCa, Hello, IssueCertificate, ManagerMessage,
-    NodeFacts, PROTOCOL_VERSION, RenewCertificate, Welcome,
+    Bye, ByeReason, CertificateReply, ControlCall, GetRootCa, Hello, IssueCertificate, Lane,
+    ManagerMessage, NodeFacts, PROTOCOL_VERSION, PeerReply, RaftCall, RenewCertificate, Welcome,
 };
+use crate::rpc::control_client::ControlClient;
 use crate::rpc::dispatcher_client::DispatcherClient;
 use crate::rpc::join_client::JoinClient;
+use crate::rpc::raft_client::RaftClient;
 use crate::session::{ClientSession, Opening};
 use crate::status::{self, within};
-use crate::transport::{RefusalSlot, connect_tcp, connect_tls};
-use crate::{JOIN_MESSAGE_MAX, SESSION_MESSAGE_MAX};
+use crate::transport::{ClientStream, Fate, connect_tcp, connect_tls, manager_at};
+use crate::{JOIN_MESSAGE_MAX, PEER_BODY_MAX, PEER_MESSAGE_MAX, SESSION_MESSAGE_MAX};
 
 /// Longest that a whole join may take. Docker's client waits 20 s.
 pub const JOIN_DEADLINE: Duration = Duration::from_secs(15);
@@ -37,6 +41,17 @@ const WELCOME_DEADLINE: Duration = Duration::from_secs(10);
 const PING_PERIOD: Duration = Duration::from_secs(5);
 /// Unanswered for this long, a ping ends the connection.
 const PING_DEADLINE: Duration = Duration::from_secs(5);
+/// The same between managers, who have no heartbeats on these connections: one that is dead must be
+/// opened anew soon after its peer is back.
+const MANAGER_PINGS: Pings =
+    Pings { every: Duration::from_secs(2), deadline: Duration::from_secs(4) };
+
+/// When a connection is asked whether it still is one, and how long it may take to answer.
+#[derive(Clone, Copy)]
+struct Pings {
+    every: Duration,
+    deadline: Duration,
+}
 
 /// What a successful join gives.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,15 +108,39 @@ pub async fn connect_with(
 ) -> Result<Client, WireError> {
     let stream = connect_tcp(addr).await?;
     let stream = connect_tls(addr, stream, config).await?;
-    let refusal = stream.watch.clone();
+    speak(addr, stream, Pings { every: PING_PERIOD, deadline: PING_DEADLINE }).await
+}
+
+/// Connects to the manager `expected` at `addr` as `identity`.
+///
+/// # Errors
+/// [`WireError::NotThatNode`] when another manager answers there; otherwise as [`connect`].
+pub async fn connect_to(
+    addr: &str,
+    identity: &NodeIdentity,
+    expected: &NodeId,
+) -> Result<Client, WireError> {
+    let config = identity.client_config().map_err(WireError::Identity)?;
+    let stream = connect_tcp(addr).await?;
+    let stream = connect_tls(addr, stream, config).await?;
+    let found = manager_at(addr, &stream)?;
+    if found != *expected {
+        let (addr, expected) = (addr.to_owned(), expected.clone());
+        return Err(WireError::NotThatNode { addr, expected, found });
+    }
+    speak(addr, stream, MANAGER_PINGS).await
+}
+
+async fn speak(addr: &str, stream: ClientStream, pings: Pings) -> Result<Client, WireError> {
+    let fate = stream.watch.fate();
     let closed = |error: tonic::transport::Error| WireError::Closed {
         addr: addr.to_owned(),
-        source: Some(Box::new(error)),
+        source: Some(Arc::new(error)),
     };
     // The name is only a label: the connection is there already.
     let endpoint = Endpoint::from_static("http://manager")
-        .http2_keep_alive_interval(PING_PERIOD)
-        .keep_alive_timeout(PING_DEADLINE)
+        .http2_keep_alive_interval(pings.every)
+        .keep_alive_timeout(pings.deadline)
         .keep_alive_while_idle(true);
     let mut once = Some(TokioIo::new(stream));
     let connector = tower::service_fn(move |_: Uri| {
@@ -110,7 +149,8 @@ pub async fn connect_with(
     });
     let handshake = async { endpoint.connect_with_connector(connector).await.map_err(closed) };
     let channel = within("HTTP/2 handshake", addr, WELCOME_DEADLINE, handshake).await?;
-    Ok(Client { channel, addr: addr.into(), refusal })
+    let silence = pings.every + pings.deadline;
+    Ok(Client { channel, addr: addr.into(), fate, silence })
 }
 
 /// A connection to a manager. Cheap to clone; does not reconnect by itself.
@@ -118,7 +158,9 @@ pub async fn connect_with(
 pub struct Client {
     channel: Channel,
     addr: Arc<str>,
-    refusal: RefusalSlot,
+    fate: Fate,
+    /// After how long without an answer to pings the connection ends.
+    silence: Duration,
 }
 
 impl Client {
@@ -173,8 +215,8 @@ impl Client {
     /// Opens the session of this node: says `hello`, waits for the welcome.
     ///
     /// # Errors
-    /// [`WireError::Remote`] when the manager refuses, [`WireError::Version`] when it speaks
-    /// another version.
+    /// [`WireError::Remote`] when the manager refuses, [`WireError::NotLeader`] when another one
+    /// leads, [`WireError::Version`] when it speaks another version.
     pub async fn session(&self, hello: Hello) -> Result<ClientSession, WireError> {
         let (opening, outgoing) = Opening::new(&self.addr, hello)?;
         let call = async {
@@ -196,6 +238,10 @@ impl Client {
             Some(ManagerMessage::Welcome(welcome)) => {
                 self.check_version(welcome.version)?;
                 Ok(welcome)
+            }
+            Some(ManagerMessage::Bye(bye)) if bye.reason == ByeReason::NotLeader => {
+                let Bye { leader, message, .. } = bye;
+                Err(WireError::NotLeader { addr: addr(), leader, message })
             }
             Some(ManagerMessage::Bye(bye)) => Err(WireError::Remote(fault_of(bye))),
             Some(_) => Err(WireError::Malformed {
@@ -222,13 +268,66 @@ impl Client {
 
     fn error(&self, status: Status) -> WireError {
         let error = status::to_error(status, &self.addr, SESSION_MESSAGE_MAX);
-        self.refusal.improve(error, &self.addr)
+        self.fate.improve(error, &self.addr, self.silence)
+    }
+
+    /// Whether the connection has ended.
+    pub(crate) fn is_over(&self) -> bool {
+        self.fate.is_over()
+    }
+
+    /// A message of consensus. Who calls bounds the wait.
+    pub(crate) async fn raft(
+        &self,
+        lane: Lane,
+        body: Box<RawValue>,
+    ) -> Result<Box<RawValue>, WireError> {
+        let call = RaftCall { v: PROTOCOL_VERSION, lane, body };
+        let mut client = RaftClient::new(self.channel.clone())
+            .max_encoding_message_size(PEER_MESSAGE_MAX)
+            .max_decoding_message_size(PEER_MESSAGE_MAX);
+        self.peer_reply(client.call(call).await)
+    }
+
+    /// A request of a manager. Who calls bounds the wait.
+    pub(crate) async fn control(&self, body: Box<RawValue>) -> Result<Box<RawValue>, WireError> {
+        let call = ControlCall { v: PROTOCOL_VERSION, body };
+        let mut client = ControlClient::new(self.channel.clone())
+            .max_encoding_message_size(PEER_MESSAGE_MAX)
+            .max_decoding_message_size(PEER_MESSAGE_MAX);
+        self.peer_reply(client.call(call).await)
+    }
+
+    fn peer_reply(
+        &self,
+        reply: Result<Response<PeerReply>, Status>,
+    ) -> Result<Box<RawValue>, WireError> {
+        let addr = || self.addr.to_string();
+        let reply = reply.map_err(|status| {
+            let error = status::to_error(status, &self.addr, PEER_BODY_MAX);
+            match self.fate.improve(error, &self.addr, self.silence) {
+                // The connection stands: only this call has ended. That is no sign of death.
+                WireError::Closed { addr, source: Some(source) } if !self.fate.is_over() => {
+                    let detail = format!("the call ended without an answer: {source}");
+                    WireError::Malformed { addr, detail }
+                }
+                error => error,
+            }
+        })?;
+        let reply = reply.into_inner();
+        self.check_version(reply.v)?;
+        if reply.body.get().len() > PEER_BODY_MAX {
+            return Err(WireError::TooLarge { addr: addr(), limit: PEER_BODY_MAX });
+        }
+        Ok(reply.body)
     }
 }
 
 fn fault_of(bye: Bye) -> RemoteFault {
     let kind = match bye.reason {
-        ByeReason::Stopping | ByeReason::Replaced | ByeReason::Unknown => FaultKind::Unavailable,
+        ByeReason::Stopping | ByeReason::NotLeader | ByeReason::Replaced | ByeReason::Unknown => {
+            FaultKind::Unavailable
+        }
         ByeReason::Removed => FaultKind::NotFound,
         ByeReason::Refused => FaultKind::Invalid,
     };

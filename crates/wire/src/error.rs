@@ -1,6 +1,7 @@
 //! Why talking to a peer failed, naming the step.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use shoal_identity::error::IdentityError;
@@ -8,10 +9,12 @@ use shoal_model::fault::{Fault, FaultId, FaultKind};
 use shoal_model::id::NodeId;
 
 use crate::fault::RemoteFault;
-use crate::message::PROTOCOL_VERSION;
+use crate::message::{ManagerAddr, PROTOCOL_VERSION};
 
 /// Why talking to a peer failed.
-#[derive(Debug, thiserror::Error)]
+///
+/// Clones: who waits for one connection together fails together.
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum WireError {
     /// The address is not `host:port`.
     #[error("read the address '{addr}': expected 'host:port'")]
@@ -26,7 +29,7 @@ pub enum WireError {
         addr: String,
         /// What the resolver said.
         #[source]
-        source: std::io::Error,
+        source: Arc<std::io::Error>,
     },
     /// Nobody listens there, or there is no way.
     #[error("connect to {addr} (TCP)")]
@@ -35,7 +38,7 @@ pub enum WireError {
         addr: SocketAddr,
         /// What the kernel said.
         #[source]
-        source: std::io::Error,
+        source: Arc<std::io::Error>,
     },
     /// A step got no answer in time.
     #[error("{step} with '{addr}': no answer within {} ms", after.as_millis())]
@@ -54,7 +57,7 @@ pub enum WireError {
         addr: String,
         /// What went wrong.
         #[source]
-        source: std::io::Error,
+        source: Arc<std::io::Error>,
     },
     /// We do not accept the peer's certificate.
     #[error("refuse the certificate of '{addr}'")]
@@ -102,7 +105,7 @@ pub enum WireError {
         addr: String,
         /// Why, if anything is known.
         #[source]
-        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+        source: Option<Arc<dyn std::error::Error + Send + Sync>>,
     },
     /// The peer takes no more messages.
     #[error("send to '{addr}': it has not taken any message for {} ms", after.as_millis())]
@@ -130,13 +133,47 @@ pub enum WireError {
     },
     /// The first message named another node than the certificate.
     #[error("'{addr}' says that it is node '{said}', its certificate is of '{proven}'")]
-    NotThatNode {
+    OtherId {
         /// With whom.
         addr: String,
         /// In the message.
         said: NodeId,
         /// In the certificate.
         proven: NodeId,
+    },
+    /// At the address of a manager answers another one.
+    #[error("connect to manager '{expected}' at '{addr}': manager '{found}' answers there")]
+    NotThatNode {
+        /// Where.
+        addr: String,
+        /// Who should be there.
+        expected: NodeId,
+        /// Whom the certificate names.
+        found: NodeId,
+    },
+    /// Nobody has said where that manager is.
+    #[error("connect to manager '{node}': no address of it is known")]
+    NoAddress {
+        /// Who.
+        node: NodeId,
+    },
+    /// A call that is for managers, made by another node.
+    #[error("node '{node}' asks what only managers may ask; its certificate is a {role}'s")]
+    NotAManager {
+        /// Who.
+        node: NodeId,
+        /// What it is.
+        role: &'static str,
+    },
+    /// The manager does not lead, so it takes no session.
+    #[error("'{addr}' does not lead the cluster: {message}")]
+    NotLeader {
+        /// With whom.
+        addr: String,
+        /// Who does, if it knows.
+        leader: Option<ManagerAddr>,
+        /// Its words.
+        message: String,
     },
     /// The peer refused, in its own words.
     #[error(transparent)]
@@ -148,8 +185,56 @@ pub enum WireError {
         addr: SocketAddr,
         /// What the kernel said.
         #[source]
-        source: std::io::Error,
+        source: Arc<std::io::Error>,
     },
+}
+
+/// What a failed call says about the process at the other end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Evidence {
+    /// The kernel there answers, and nobody listens: at none of its addresses.
+    Refused,
+    /// The kernel there ended the connection; the process stopped, or was stopped.
+    Closed,
+    /// No answer in time. The process may be busy, stand still, or be out of reach.
+    Late {
+        /// How long was waited.
+        after: Duration,
+    },
+    /// Another manager answers at its address.
+    NotThatNode {
+        /// Which.
+        found: NodeId,
+    },
+    /// The process is alive: it answered, with a refusal.
+    Answered,
+    /// Nothing.
+    Nothing,
+}
+
+impl WireError {
+    /// What this says about the process at the other end.
+    #[must_use]
+    pub fn evidence(&self) -> Evidence {
+        match self {
+            Self::Connect { source, .. }
+                if source.kind() == std::io::ErrorKind::ConnectionRefused =>
+            {
+                Evidence::Refused
+            }
+            Self::Closed { .. } => Evidence::Closed,
+            Self::Timeout { after, .. } | Self::Stuck { after, .. } => {
+                Evidence::Late { after: *after }
+            }
+            Self::Silent { silent, .. } => Evidence::Late { after: *silent },
+            Self::NotThatNode { found, .. } => Evidence::NotThatNode { found: found.clone() },
+            Self::Remote(_)
+            | Self::Version { .. }
+            | Self::NotLeader { .. }
+            | Self::OwnCertificate { .. } => Evidence::Answered,
+            _ => Evidence::Nothing,
+        }
+    }
 }
 
 impl Fault for WireError {
@@ -158,7 +243,10 @@ impl Fault for WireError {
             Self::Address { .. } | Self::Malformed { .. } | Self::TooLarge { .. } => {
                 FaultKind::Invalid
             }
-            Self::NotThatNode { .. } | Self::OwnCertificate { .. } => FaultKind::Forbidden,
+            Self::OtherId { .. }
+            | Self::NotThatNode { .. }
+            | Self::NotAManager { .. }
+            | Self::OwnCertificate { .. } => FaultKind::Forbidden,
             Self::PeerCertificate { source, .. } | Self::Identity(source) => source.kind(),
             Self::Version { .. } => FaultKind::Conflict,
             Self::Remote(fault) => fault.kind(),
@@ -169,6 +257,8 @@ impl Fault for WireError {
             | Self::Tls { .. }
             | Self::Silent { .. }
             | Self::Closed { .. }
+            | Self::NoAddress { .. }
+            | Self::NotLeader { .. }
             | Self::Stuck { .. } => FaultKind::Unavailable,
         }
     }
@@ -188,9 +278,13 @@ impl Fault for WireError {
             Self::Stuck { .. } => "SH-WIR-010",
             Self::TooLarge { .. } => "SH-WIR-011",
             Self::Malformed { .. } => "SH-WIR-012",
-            Self::NotThatNode { .. } => "SH-WIR-013",
+            Self::OtherId { .. } => "SH-WIR-013",
             Self::Remote(fault) => return fault.id(),
             Self::Listen { .. } => "SH-WIR-014",
+            Self::NotThatNode { .. } => "SH-WIR-016",
+            Self::NotAManager { .. } => "SH-WIR-017",
+            Self::NoAddress { .. } => "SH-WIR-018",
+            Self::NotLeader { .. } => "SH-WIR-019",
         }))
     }
 
@@ -212,7 +306,17 @@ impl Fault for WireError {
                 "compare the clocks of both nodes; if they agree, leave and join again"
             }
             Self::Version { .. } => "run the same version of shoal on both nodes",
-            Self::NotThatNode { .. } => "leave and join again: the node's files are mixed up",
+            Self::OtherId { .. } => "leave and join again: the node's files are mixed up",
+            Self::NotThatNode { .. } => {
+                "check --advertise-addr of both managers: two of them have the same address, or \
+                 one has moved"
+            }
+            Self::NotAManager { .. } => "promote the node first: 'docker node promote'",
+            Self::NoAddress { .. } => {
+                "the managers learn each other's addresses from the cluster's state; check that \
+                 the node is still a manager with 'docker node ls'"
+            }
+            Self::NotLeader { .. } => "the node tries the leader by itself",
             Self::Remote(fault) => return fault.remedy(),
             Self::Listen { .. } => "stop what holds the address, or give another --listen-addr",
             Self::Silent { .. } | Self::Closed { .. } | Self::Stuck { .. } => {

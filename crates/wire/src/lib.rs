@@ -2,23 +2,25 @@
 //!
 //! HTTP/2 with gRPC framing (tonic) and JSON bodies; services are declared by hand in `build.rs`.
 //! The crate moves messages and notices dead peers; it decides nothing. Handlers are traits that
-//! `manager` implements, sessions are handles that `agent` drives.
+//! `manager` implements, sessions are handles that `agent` drives. What managers say to each other
+//! crosses as opaque JSON: consensus is none of this crate's business.
 //!
 //! **Invariants**: every connection is TLS 1.3; without a client certificate of the cluster only
-//! `Join.GetRootCa` and `Join.IssueCertificate` answer; every wait has a deadline; a peer that is
-//! silent for three heartbeats counts as gone on both sides.
+//! `Join.GetRootCa` and `Join.IssueCertificate` answer; `Raft` and `Control` answer managers only;
+//! every wait has a deadline; a peer that is silent for three heartbeats counts as gone on both
+//! sides.
 //!
-//! Begin reading at [`message`], then [`session`], then [`server`] and [`client`].
+//! Begin reading at [`message`], then [`session`], then [`server`], [`client`] and [`peers`].
 
 #![forbid(unsafe_code)]
 
-mod bytes_text;
 pub mod client;
 mod codec;
 mod envelope;
 pub mod error;
 pub mod fault;
 pub mod message;
+pub mod peers;
 pub mod server;
 pub mod session;
 mod status;
@@ -30,6 +32,8 @@ mod watched;
 mod rpc {
     include!(concat!(env!("OUT_DIR"), "/shoal.v1.Join.rs"));
     include!(concat!(env!("OUT_DIR"), "/shoal.v1.Dispatcher.rs"));
+    include!(concat!(env!("OUT_DIR"), "/shoal.v1.Raft.rs"));
+    include!(concat!(env!("OUT_DIR"), "/shoal.v1.Control.rs"));
 }
 
 /// Largest message of a session. A full assignment of a large cluster (10,000 tasks on a network)
@@ -37,3 +41,8 @@ mod rpc {
 pub const SESSION_MESSAGE_MAX: usize = 16 << 20;
 /// Largest message of the join service. A node's description with its checks has a few KB.
 pub const JOIN_MESSAGE_MAX: usize = 256 << 10;
+/// Largest body that one manager sends to another, and largest answer. An entry of the log has up
+/// to 4 MiB before it is written as JSON, a piece of a snapshot 1 MiB.
+pub const PEER_BODY_MAX: usize = 16 << 20;
+/// The same with what is around it.
+const PEER_MESSAGE_MAX: usize = PEER_BODY_MAX + 1024;

@@ -5,9 +5,10 @@
 //! kinds may be added at any time; nothing is ever renamed, retyped or reused. A change that breaks
 //! this raises [`PROTOCOL_VERSION`].
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use shoal_model::assignment::AssignmentUpdate;
 use shoal_model::id::{ClusterId, ContainerId, NetworkId, NodeId, Revision, SessionId, TaskId};
 use shoal_model::log::LogSelection;
@@ -16,9 +17,9 @@ use shoal_model::spec::StringMap;
 use shoal_model::spec::node::{Availability, NodeRole};
 use shoal_model::time::Timestamp;
 
-use crate::bytes_text;
 use crate::envelope::read_envelope;
 use crate::fault::RemoteFault;
+use shoal_model::bytes_text;
 
 /// The version of everything in this file. Both sides say theirs first and refuse a peer whose
 /// version differs; within one version the evolution rule holds.
@@ -71,6 +72,8 @@ pub struct NodeFacts {
     /// Where other nodes reach it (`--advertise-addr`), without port; absent: the address that the
     /// manager sees.
     pub advertise_addr: Option<IpAddr>,
+    /// Where other nodes reach it as a manager, if it becomes one.
+    pub manager_addr: Option<SocketAddr>,
     /// Where its VXLAN frames come from and go to; absent: as `advertise_addr`.
     pub data_path_addr: Option<IpAddr>,
     /// Whether it gets tasks from the start.
@@ -97,6 +100,10 @@ pub struct CertificateReply {
     /// Every manager that this node may connect to.
     #[serde(default)]
     pub managers: Vec<ManagerAddr>,
+    /// The member's number in consensus, if it is a manager. Managers of the first version say
+    /// none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub raft_id: Option<u64>,
 }
 
 /// Asks for a fresh certificate for the caller's own id and role. Needs the current one.
@@ -115,6 +122,48 @@ pub struct ManagerAddr {
     pub node_id: NodeId,
     /// `address:port`.
     pub addr: String,
+}
+
+/// What a message between managers is about. Each has a connection of its own, so that a large
+/// snapshot is in nobody's way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Lane {
+    /// Entries of the log, and the leader's heartbeats.
+    Log,
+    /// Elections.
+    Vote,
+    /// Snapshots.
+    Bulk,
+}
+
+/// From a manager to another: a message of consensus.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RaftCall {
+    /// The caller's [`PROTOCOL_VERSION`].
+    pub v: u32,
+    /// What it is about.
+    pub lane: Lane,
+    /// The message, which only the store reads.
+    pub body: Box<RawValue>,
+}
+
+/// From a manager to another: a request for the one that leads, say.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ControlCall {
+    /// The caller's [`PROTOCOL_VERSION`].
+    pub v: u32,
+    /// The request, which only the manager reads.
+    pub body: Box<RawValue>,
+}
+
+/// The answer to [`RaftCall`] and [`ControlCall`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PeerReply {
+    /// The answerer's [`PROTOCOL_VERSION`].
+    pub v: u32,
+    /// The answer.
+    pub body: Box<RawValue>,
 }
 
 /// From a node to its manager, on the session stream.
@@ -442,14 +491,19 @@ pub struct Bye {
     /// In words.
     #[serde(default)]
     pub message: String,
+    /// With [`ByeReason::NotLeader`]: who leads, if the manager knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leader: Option<ManagerAddr>,
 }
 
 /// Why a manager ends a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ByeReason {
-    /// The manager stops or does not lead any more: try again, another one first.
+    /// The manager stops: try again, another one first.
     Stopping,
+    /// The manager does not lead, or not any more: try the one that does.
+    NotLeader,
     /// Another session of the same node took over.
     Replaced,
     /// The node is not a member any more: do not come back.
@@ -462,128 +516,4 @@ pub enum ByeReason {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used)]
-
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn hello() -> Hello {
-        Hello {
-            version: PROTOCOL_VERSION,
-            node_id: "n1".into(),
-            description: NodeDescription { hostname: "host".into(), ..Default::default() },
-            advertise_addr: Some(IpAddr::from([10, 0, 0, 1])),
-            data_path_addr: None,
-            revision: Some(Revision(7)),
-            previous_session: None,
-        }
-    }
-
-    #[test]
-    fn messages_read_back_as_written() {
-        let line = LogLine { time: Timestamp(1), source: LogSource::Stdout, line: vec![0, 255] };
-        for message in [
-            NodeMessage::Hello(Box::new(hello())),
-            NodeMessage::Heartbeat(Heartbeat { number: 3 }),
-            NodeMessage::LogChunk(LogChunk { stream: 1, lines: vec![line] }),
-            NodeMessage::Leave(Leave {}),
-            NodeMessage::BackSoon(BackSoon { within_s: 30 }),
-            NodeMessage::AttachmentSet(AttachmentSet { tasks: vec!["t1".into()] }),
-        ] {
-            let json = serde_json::to_string(&message).unwrap();
-            assert_eq!(serde_json::from_str::<NodeMessage>(&json).unwrap(), message, "{json}");
-        }
-        let bye = ManagerMessage::Bye(Bye { reason: ByeReason::Removed, message: "x".into() });
-        let json = serde_json::to_string(&bye).unwrap();
-        assert_eq!(json, r#"{"type":"bye","body":{"reason":"removed","message":"x"}}"#);
-        let all = ManagerMessage::Converged(AckRevision { revision: Revision(9) });
-        for message in [bye, all] {
-            let json = serde_json::to_string(&message).unwrap();
-            assert_eq!(serde_json::from_str::<ManagerMessage>(&json).unwrap(), message, "{json}");
-        }
-    }
-
-    #[test]
-    fn what_a_later_version_adds_is_ignored() {
-        let mut json = serde_json::to_value(NodeMessage::Hello(Box::new(hello()))).unwrap();
-        json["body"]["moods"] = serde_json::json!(["good", {"a": 1}]);
-        json["extra"] = serde_json::json!(5);
-        let read: NodeMessage = serde_json::from_value(json).unwrap();
-        assert_eq!(read, NodeMessage::Hello(Box::new(hello())));
-        let swapped = r#"{"body":{"number":4},"type":"heartbeat"}"#;
-        assert_eq!(
-            serde_json::from_str::<NodeMessage>(swapped).unwrap(),
-            NodeMessage::Heartbeat(Heartbeat { number: 4 })
-        );
-        for broken in [
-            r#"{"type":"detach","body":{}}"#,
-            r#"{"type":"detach"}"#,
-            r#"{"body":{}}"#,
-            r#"{"type":"heartbeat","body":{"number":"x"}}"#,
-            "[]",
-        ] {
-            assert!(serde_json::from_str::<NodeMessage>(broken).is_err(), "{broken}");
-        }
-        for unknown in [
-            r#"{"type":"dance","body":{"steps":[1,2,{"x":null}]}}"#,
-            r#"{"type":"dance"}"#,
-            r#"{"body":{"steps":3},"type":"dance"}"#,
-        ] {
-            assert_eq!(
-                serde_json::from_str::<NodeMessage>(unknown).unwrap(),
-                NodeMessage::Unknown,
-                "{unknown}"
-            );
-            assert_eq!(
-                serde_json::from_str::<ManagerMessage>(unknown).unwrap(),
-                ManagerMessage::Unknown
-            );
-        }
-        let bye: Bye = serde_json::from_str(r#"{"reason":"moon_phase"}"#).unwrap();
-        assert_eq!(bye.reason, ByeReason::Unknown);
-    }
-
-    #[test]
-    fn what_an_earlier_version_did_not_send_has_a_default() {
-        let hello: NodeMessage =
-            serde_json::from_str(r#"{"type":"hello","body":{"version":1,"node_id":"n1"}}"#)
-                .unwrap();
-        let NodeMessage::Hello(hello) = hello else { panic!() };
-        assert_eq!(hello.revision, None);
-    }
-
-    #[test]
-    fn secrets_stay_out_of_debug_output() {
-        let request = IssueCertificate {
-            version: 1,
-            csr_pem: "csr".into(),
-            token: "SWMTKN-1-secret".into(),
-            facts: NodeFacts::default(),
-        };
-        assert!(!format!("{request:?}").contains("SWMTKN"));
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
-
-        #[test]
-        fn no_text_makes_the_reader_panic(
-            kind in "hello|heartbeat|log_chunk|attach|task_statuses|x",
-            body in "\\{?\"?[a-z_]{0,8}\"?:?[\\[\\]{}0-9\",]{0,20}\\}?",
-        ) {
-            let text = format!("{{\"type\":\"{kind}\",\"body\":{body}}}");
-            // Ignored because: only that it returns counts.
-            let _ = serde_json::from_str::<NodeMessage>(&text);
-            let _ = serde_json::from_str::<ManagerMessage>(&text);
-        }
-
-        #[test]
-        fn any_log_line_survives(line in proptest::collection::vec(any::<u8>(), 0..100)) {
-            let chunk = LogLine { time: Timestamp(5), source: LogSource::Stdout, line };
-            let json = serde_json::to_string(&chunk).unwrap();
-            prop_assert_eq!(serde_json::from_str::<LogLine>(&json).unwrap(), chunk);
-        }
-    }
-}
+mod tests;

@@ -1,5 +1,7 @@
 //! The manager's side: listens, checks who is there, calls the handlers.
 
+mod managers;
+
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -12,6 +14,7 @@ use futures::Stream;
 use rustls::pki_types::UnixTime;
 use shoal_identity::peer::PeerIdentity;
 use shoal_model::fault::FaultKind;
+use shoal_model::spec::node::NodeRole;
 use shoal_model::time::Timestamp;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -21,16 +24,18 @@ use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{info, warn};
 
+pub use self::managers::ManagerHandler;
 use crate::error::WireError;
 use crate::fault::RemoteFault;
 use crate::message::{
     CertificateReply, GetRootCa, Hello, IssueCertificate, ManagerMessage, NodeMessage,
     PROTOCOL_VERSION, RenewCertificate, RootCaReply,
 };
+use crate::peers::CALL_DEADLINE_MAX;
 use crate::rpc::dispatcher_server::{Dispatcher, DispatcherServer};
 use crate::rpc::join_server::{Join, JoinServer};
 use crate::session::ServerSession;
-use crate::status::{self, from_fault};
+use crate::status::{self, REQUEST_DEADLINE, from_fault};
 use crate::transport::{self, PeerInfo, ServerStream};
 use crate::watched::{Watch, Watched};
 use crate::{JOIN_MESSAGE_MAX, SESSION_MESSAGE_MAX};
@@ -39,9 +44,6 @@ use crate::{JOIN_MESSAGE_MAX, SESSION_MESSAGE_MAX};
 const CONNECTIONS_MAX: usize = 10_000;
 /// TLS handshakes at the same time; further ones wait in the kernel's queue.
 const HANDSHAKES_MAX: usize = 256;
-/// How long a handler may take to answer a single request. Issuing a certificate writes the store,
-/// which answers within 5 s or not at all.
-const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a node may take from opening the stream to its hello.
 const HELLO_DEADLINE: Duration = Duration::from_secs(5);
 /// HTTP/2 pings find connections that are dead while nothing is sent. Sessions have heartbeats of
@@ -51,6 +53,8 @@ const PING_PERIOD: Duration = Duration::from_secs(5);
 const PING_DEADLINE: Duration = Duration::from_secs(5);
 /// Requests and sessions at the same time on one connection; a node needs one or two.
 const STREAMS_MAX: u32 = 16;
+/// The same for a manager's connection: each request of its users that another one answers is one.
+const MANAGER_STREAMS_MAX: u32 = 256;
 /// Pause after a failed accept (no file descriptors left), so that it does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long sessions may take to end at shutdown.
@@ -92,6 +96,8 @@ pub struct Handlers {
     pub join: Arc<dyn JoinHandler>,
     /// Sessions.
     pub sessions: Arc<dyn SessionHandler>,
+    /// Other managers.
+    pub managers: Arc<dyn ManagerHandler>,
 }
 
 /// A running server. Dropping it stops the server at once.
@@ -154,7 +160,9 @@ impl Server {
 /// # Errors
 /// [`WireError::Listen`] names the address.
 pub async fn listen(addr: SocketAddr) -> Result<TcpListener, WireError> {
-    TcpListener::bind(addr).await.map_err(|source| WireError::Listen { addr, source })
+    TcpListener::bind(addr)
+        .await
+        .map_err(|source| WireError::Listen { addr, source: Arc::new(source) })
 }
 
 /// Serves on `listener`. `tls` may change while running: new connections take the newest, so a
@@ -168,10 +176,10 @@ pub fn serve(
     handlers: Handlers,
 ) -> Result<Server, WireError> {
     let unknown = SocketAddr::from(([0, 0, 0, 0], 0));
-    let local_addr =
-        listener.local_addr().map_err(|source| WireError::Listen { addr: unknown, source })?;
+    let local_addr = listener
+        .local_addr()
+        .map_err(|e| WireError::Listen { addr: unknown, source: Arc::new(e) })?;
     let (stop, stopping) = watch::channel(false);
-    let (ready, connections) = mpsc::channel(HANDSHAKES_MAX);
     let sessions = Sessions::default();
     let join = JoinServer::new(JoinService { handler: handlers.join })
         .max_decoding_message_size(JOIN_MESSAGE_MAX)
@@ -183,21 +191,32 @@ pub fn serve(
     })
     .max_decoding_message_size(SESSION_MESSAGE_MAX)
     .max_encoding_message_size(SESSION_MESSAGE_MAX);
-    let server = tonic::transport::Server::builder()
-        .timeout(REQUEST_DEADLINE)
-        .max_concurrent_streams(STREAMS_MAX)
-        .http2_keepalive_interval(Some(PING_PERIOD))
-        .http2_keepalive_timeout(Some(PING_DEADLINE))
-        .add_service(join)
-        .add_service(dispatcher)
-        .serve_with_incoming_shutdown(ReceiverStream::new(connections), async move {
-            let mut stopping = stopping;
-            // Ignored because: a server that is gone altogether stops too.
-            drop(stopping.wait_for(|stop| *stop).await);
-        });
+    let (raft, control) = managers::doors(&handlers.managers);
+    let run = |streams: u32, deadline: Duration| {
+        let (ready, connections) = mpsc::channel(HANDSHAKES_MAX);
+        let mut stopping = stopping.clone();
+        let server = tonic::transport::Server::builder()
+            .timeout(deadline)
+            .max_concurrent_streams(streams)
+            .http2_keepalive_interval(Some(PING_PERIOD))
+            .http2_keepalive_timeout(Some(PING_DEADLINE))
+            .add_service(join.clone())
+            .add_service(dispatcher.clone())
+            .add_service(raft.clone())
+            .add_service(control.clone())
+            .serve_with_incoming_shutdown(ReceiverStream::new(connections), async move {
+                // Ignored because: a server that is gone altogether stops too.
+                drop(stopping.wait_for(|stop| *stop).await);
+            });
+        (ready, server)
+    };
+    let (nodes, for_nodes) = run(STREAMS_MAX, REQUEST_DEADLINE);
+    let (managers, for_managers) = run(MANAGER_STREAMS_MAX, CALL_DEADLINE_MAX);
+    let ready = Ready { nodes, managers };
     let serving = tokio::spawn(async move {
-        if let Err(error) = server.await {
-            // The incoming stream has no errors of its own, so this is the end of the runtime.
+        let (nodes, managers) = tokio::join!(for_nodes, for_managers);
+        for error in [nodes.err(), managers.err()].into_iter().flatten() {
+            // The incoming streams have no errors of their own, so this is the end of the runtime.
             warn!(%error, "peer server ended");
         }
     });
@@ -207,11 +226,27 @@ pub fn serve(
     Ok(Server { local_addr, stop, sessions, accepting, serving, _open: open })
 }
 
+/// Where connections go once it is known whose they are.
+#[derive(Clone)]
+struct Ready {
+    nodes: mpsc::Sender<io::Result<Held>>,
+    managers: mpsc::Sender<io::Result<Held>>,
+}
+
+impl Ready {
+    async fn take(&self, connection: Held) {
+        let role = connection.connect_info().identity.map(|peer| peer.role);
+        let server = if role == Some(NodeRole::Manager) { &self.managers } else { &self.nodes };
+        // Ignored because: the server has stopped, and with it the connection.
+        let _ = server.send(Ok(connection)).await;
+    }
+}
+
 /// Takes connections, opens TLS on each beside the others, and hands them on.
 async fn accept(
     listener: TcpListener,
     tls: watch::Receiver<Arc<rustls::ServerConfig>>,
-    ready: mpsc::Sender<io::Result<Held>>,
+    ready: Ready,
     closed: watch::Receiver<()>,
 ) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
@@ -241,9 +276,7 @@ async fn accept(
                 Ok(stream) => {
                     // Ignored because: both ends of the wait mean that the server is gone.
                     let closed = Box::pin(async move { drop(closed.changed().await) });
-                    // Ignored because: the server has stopped, and with it the connection.
-                    let _ =
-                        ready.send(Ok(Watched::new(stream, Place { closed, _place: place }))).await;
+                    ready.take(Watched::new(stream, Place { closed, _place: place })).await;
                 }
                 // The peer has been told by a TLS alert; there is nobody else to tell.
                 Err(error) => info!(
@@ -391,7 +424,7 @@ impl Dispatcher for DispatcherService {
         let hello = first_message(&mut stream, &info).await?;
         check_version(hello.version, &info)?;
         if hello.node_id != peer.node_id {
-            return Err(status::from_error(&WireError::NotThatNode {
+            return Err(status::from_error(&WireError::OtherId {
                 addr: info.remote.to_string(),
                 said: hello.node_id,
                 proven: peer.node_id,

@@ -69,7 +69,7 @@ impl Beat for ManagerMessage {
     }
     fn farewell() -> Option<Self> {
         let message = "the manager stops".to_owned();
-        Some(Self::Bye(Bye { reason: ByeReason::Stopping, message }))
+        Some(Self::Bye(Bye { reason: ByeReason::Stopping, message, leader: None }))
     }
 }
 

@@ -1,5 +1,7 @@
 //! Our failures in gRPC's status, there and back.
 
+use std::error::Error as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,6 +13,9 @@ use crate::fault::RemoteFault;
 
 /// Longest text of a failure: it travels in a header, whose size is bounded.
 const FAULT_TEXT_MAX: usize = 4096;
+/// How long a handler may take to answer a single request. Issuing a certificate writes the store,
+/// which answers within 5 s or not at all.
+pub(crate) const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
 
 /// A failure as a status; the whole of it is in the details.
 pub(crate) fn from_fault(mut fault: RemoteFault) -> Status {
@@ -50,7 +55,15 @@ pub(crate) fn to_error(status: Status, addr: &str, limit: usize) -> WireError {
     match status.code() {
         Code::OutOfRange | Code::ResourceExhausted => WireError::TooLarge { addr, limit },
         Code::InvalidArgument => WireError::Malformed { addr, detail: status.message().to_owned() },
-        _ => WireError::Closed { addr, source: Some(Box::new(status)) },
+        Code::Unimplemented => {
+            let text = format!("'{addr}' does not know this call: {}", status.message());
+            WireError::Remote(RemoteFault::new(FaultKind::NotImplemented, text))
+        }
+        // Said by the peer, not by our side of the connection.
+        Code::Cancelled | Code::DeadlineExceeded if status.source().is_none() => {
+            WireError::Timeout { step: "request", addr, after: REQUEST_DEADLINE }
+        }
+        _ => WireError::Closed { addr, source: Some(Arc::new(status)) },
     }
 }
 

@@ -3,13 +3,14 @@
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use rustls::pki_types::ServerName;
 use shoal_identity::peer::PeerIdentity;
 use shoal_identity::tls;
+use shoal_model::id::NodeId;
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 use tonic::transport::server::Connected;
@@ -42,18 +43,21 @@ pub(crate) async fn connect_tcp(addr: &str) -> Result<TcpStream, WireError> {
     }
     let resolve = async {
         let resolved = tokio::net::lookup_host(addr).await;
-        resolved.map_err(|source| WireError::Resolve { addr: addr.to_owned(), source })
+        resolved.map_err(|source| WireError::Resolve {
+            addr: addr.to_owned(),
+            source: Arc::new(source),
+        })
     };
     let addresses = within("name resolution", addr, RESOLVE_DEADLINE, resolve).await?;
     let mut last = WireError::Resolve {
         addr: addr.to_owned(),
-        source: io::Error::new(io::ErrorKind::NotFound, "the name has no address"),
+        source: Arc::new(io::Error::new(io::ErrorKind::NotFound, "the name has no address")),
     };
     for address in addresses.take(ADDRESSES_MAX) {
         let text = address.to_string();
         let open = async {
             let stream = TcpStream::connect(address).await;
-            stream.map_err(|source| WireError::Connect { addr: address, source })
+            stream.map_err(|source| WireError::Connect { addr: address, source: Arc::new(source) })
         };
         match within("TCP connection", &text, CONNECT_DEADLINE, open).await {
             Ok(stream) => {
@@ -75,13 +79,12 @@ pub(crate) async fn connect_tls(
 ) -> Result<ClientStream, WireError> {
     // Certificates name nodes, not hosts; the library wants a name all the same.
     let name = ServerName::from(std::net::IpAddr::from([127, 0, 0, 1]));
-    let refused = RefusalSlot::default();
     let handshake = async {
         let connected = tokio_rustls::TlsConnector::from(config).connect(name, stream).await;
         connected.map_err(|source| tls_error(addr, source))
     };
     let inner = within("TLS handshake", addr, TLS_DEADLINE, handshake).await?;
-    Ok(Watched::new(inner, refused))
+    Ok(Watched::new(inner, Observer(Fate::default())))
 }
 
 fn tls_error(addr: &str, source: io::Error) -> WireError {
@@ -93,7 +96,7 @@ fn tls_error(addr: &str, source: io::Error) -> WireError {
     if let Some(reason) = inner.and_then(refusal_of_ours) {
         return WireError::OwnCertificate { addr, reason };
     }
-    WireError::Tls { addr, source }
+    WireError::Tls { addr, source: Arc::new(source) }
 }
 
 /// The peer's words, if it refused our certificate.
@@ -113,43 +116,123 @@ fn refusal_of_ours(error: &rustls::Error) -> Option<String> {
     Some(reason.to_owned())
 }
 
-/// Why the peer refused our certificate. In TLS 1.3 that arrives after the handshake, as the error
-/// of a read, and the layers above lose it.
+/// What became of a client's connection, as the socket tells it: the layers above lose that. Cheap
+/// to clone.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct RefusalSlot(Arc<Mutex<Option<String>>>);
+pub(crate) struct Fate(Arc<Mutex<Known>>);
 
-impl RefusalSlot {
-    /// The better error, if the peer has refused our certificate.
-    pub(crate) fn improve(&self, error: WireError, addr: &str) -> WireError {
-        let slot = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match (&*slot, error) {
-            (Some(reason), WireError::Closed { .. }) => {
-                WireError::OwnCertificate { addr: addr.to_owned(), reason: reason.clone() }
-            }
-            (_, error) => error,
+#[derive(Debug, Default)]
+struct Known {
+    /// Why the peer refused our certificate. In TLS 1.3 that arrives after the handshake, as the
+    /// error of a read.
+    refusal: Option<String>,
+    /// The peer's kernel said that there is nothing more: the peer closed, or died.
+    ended: bool,
+    /// There is no connection any more, for whatever reason.
+    over: bool,
+}
+
+impl Fate {
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether nothing can be sent any more.
+    pub(crate) fn is_over(&self) -> bool {
+        self.known().over
+    }
+
+    /// The better error: why the peer refused our certificate, whether it closed the connection or
+    /// fell silent.
+    pub(crate) fn improve(&self, error: WireError, addr: &str, silence: Duration) -> WireError {
+        let WireError::Closed { source, .. } = error else { return error };
+        let mut known = self.known();
+        let addr = addr.to_owned();
+        if let Some(reason) = &known.refusal {
+            return WireError::OwnCertificate { addr, reason: reason.clone() };
         }
+        if known.ended {
+            known.over = true;
+            return WireError::Closed { addr, source };
+        }
+        if known.over || source.as_deref().is_some_and(is_unanswered_ping) {
+            known.over = true;
+            return WireError::Silent { addr, silent: silence };
+        }
+        WireError::Closed { addr, source }
     }
 }
 
-impl Watch for RefusalSlot {
+fn is_unanswered_ping(error: &(dyn std::error::Error + Send + Sync + 'static)) -> bool {
+    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = next {
+        if error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_timeout) {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}
+
+/// Looks at a client's connection while there is one.
+#[derive(Debug)]
+pub(crate) struct Observer(Fate);
+
+impl Observer {
+    pub(crate) fn fate(&self) -> Fate {
+        self.0.clone()
+    }
+
+    fn failed(&self, error: &io::Error) {
+        use io::ErrorKind as K;
+        let mut known = self.0.known();
+        let inner = error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>());
+        if let Some(reason) = inner.and_then(refusal_of_ours) {
+            known.refusal = Some(reason);
+        }
+        // Anything else (no way to the host, no answer to what was sent) is silence.
+        known.ended |= matches!(
+            error.kind(),
+            K::UnexpectedEof | K::ConnectionReset | K::ConnectionAborted | K::BrokenPipe
+        );
+    }
+}
+
+impl Drop for Observer {
+    fn drop(&mut self) {
+        self.0.known().over = true;
+    }
+}
+
+impl Watch for Observer {
     fn look(
         &mut self,
         _: &mut Context<'_>,
         result: Poll<io::Result<()>>,
-        _: bool,
+        some: bool,
     ) -> Poll<io::Result<()>> {
-        if let Poll::Ready(Err(error)) = &result {
-            let inner = error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>());
-            if let Some(reason) = inner.and_then(refusal_of_ours) {
-                *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
-            }
+        match &result {
+            Poll::Ready(Err(error)) => self.failed(error),
+            Poll::Ready(Ok(())) if !some => self.0.known().ended = true,
+            Poll::Ready(Ok(())) | Poll::Pending => {}
         }
         result
+    }
+
+    fn write_failed(&mut self, error: &io::Error) {
+        self.failed(error);
     }
 }
 
 /// A client's connection.
-pub(crate) type ClientStream = Watched<tokio_rustls::client::TlsStream<TcpStream>, RefusalSlot>;
+pub(crate) type ClientStream = Watched<tokio_rustls::client::TlsStream<TcpStream>, Observer>;
+
+/// The manager that `stream` leads to, by its certificate.
+pub(crate) fn manager_at(addr: &str, stream: &ClientStream) -> Result<NodeId, WireError> {
+    let certs = stream.stream().get_ref().1.peer_certificates().unwrap_or_default();
+    let refuse = |source| WireError::PeerCertificate { addr: addr.to_owned(), source };
+    PeerIdentity::from_certs(certs).map(|peer| peer.node_id).map_err(refuse)
+}
 
 /// Who is at the other end of a server's connection.
 #[derive(Clone, Debug)]

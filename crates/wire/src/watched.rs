@@ -1,4 +1,4 @@
-//! A stream whose reads somebody looks at; everything else passes.
+//! A stream whose reads and failures somebody looks at; everything passes.
 
 use std::io;
 use std::pin::Pin;
@@ -16,6 +16,9 @@ pub(crate) trait Watch {
         result: Poll<io::Result<()>>,
         some: bool,
     ) -> Poll<io::Result<()>>;
+
+    /// A write has failed.
+    fn write_failed(&mut self, _error: &io::Error) {}
 }
 
 /// A stream and who looks at it.
@@ -37,6 +40,15 @@ impl<S, W> Watched<S, W> {
     }
 }
 
+impl<S, W: Watch> Watched<S, W> {
+    fn see<T>(&mut self, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if let Poll::Ready(Err(error)) = &result {
+            self.watch.write_failed(error);
+        }
+        result
+    }
+}
+
 impl<S: AsyncRead + Unpin, W: Watch + Unpin> AsyncRead for Watched<S, W> {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -50,17 +62,19 @@ impl<S: AsyncRead + Unpin, W: Watch + Unpin> AsyncRead for Watched<S, W> {
     }
 }
 
-impl<S: AsyncWrite + Unpin, W: Unpin> AsyncWrite for Watched<S, W> {
+impl<S: AsyncWrite + Unpin, W: Watch + Unpin> AsyncWrite for Watched<S, W> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let result = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.see(result)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        let result = Pin::new(&mut self.stream).poll_flush(cx);
+        self.see(result)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

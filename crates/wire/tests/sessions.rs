@@ -196,7 +196,7 @@ async fn refusals_arrive_in_the_managers_words() {
     let WireError::Remote(seen) = opened.unwrap_err() else { panic!() };
     assert_eq!(seen, fault);
     // By a Bye.
-    let bye = Bye { reason: ByeReason::Stopping, message: "not now".into() };
+    let bye = Bye { reason: ByeReason::Stopping, message: "not now".into(), leader: None };
     let end = async { server.sessions.recv().await.unwrap().end(bye).await };
     let (opened, ()) = soon("bye", async { tokio::join!(client.session(hello("n1")), end) }).await;
     let error = opened.unwrap_err();
@@ -246,7 +246,7 @@ async fn an_oversize_message_ends_the_session_with_a_reason() {
     let addr = server.addr.clone();
     let (mut node, manager) = session(&mut server, &addr, 1000).await;
     let message = "x".repeat(shoal_wire::SESSION_MESSAGE_MAX);
-    let bye = Bye { reason: ByeReason::Unknown, message };
+    let bye = Bye { reason: ByeReason::Unknown, message, leader: None };
     manager.sender().send(ManagerMessage::Bye(bye)).await.unwrap();
     let error = soon("end", node.next()).await.unwrap_err();
     assert!(matches!(error, WireError::TooLarge { .. }), "{error:?}");

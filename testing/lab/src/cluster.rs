@@ -28,6 +28,17 @@ impl Cluster {
     /// The same, with options for the nodes' daemons.
     #[must_use]
     pub fn start_with(name: &str, nodes: u8, others: u8, options: &DaemonOptions) -> Self {
+        Self::joined(name, nodes, others, options, "worker")
+    }
+
+    /// A lab of `count` managers, the first of which leads in the beginning, and `others` hosts
+    /// besides.
+    #[must_use]
+    pub fn managers(name: &str, count: u8, others: u8) -> Self {
+        Self::joined(name, count, others, &DaemonOptions::default(), "manager")
+    }
+
+    fn joined(name: &str, nodes: u8, others: u8, options: &DaemonOptions, role: &str) -> Self {
         let lab = Lab::start(name, nodes + others);
         let nodes = usize::from(nodes);
         for index in 1..=nodes {
@@ -37,7 +48,7 @@ impl Cluster {
         let cluster = Self { lab, nodes };
         let manager = cluster.manager();
         manager.docker(&format!("swarm init --advertise-addr {}", manager.address()));
-        let token = manager.docker("swarm join-token -q worker");
+        let token = manager.docker(&format!("swarm join-token -q {role}"));
         for index in 2..=nodes {
             let join = format!("swarm join --token {token} {}:2377", manager.address());
             cluster.node(index).docker(&join);

@@ -8,6 +8,7 @@ use shoal_model::spec::StringMap;
 use shoal_model::spec::container::{
     ContainerConfig, ContainerCreate, HostConfig, LogConfig, Mount, PortBinding, Words,
 };
+use shoal_model::spec::generic::GenericResource;
 use shoal_model::spec::service::{PortConfig, PublishMode};
 use shoal_model::spec::task::ContainerSpec;
 
@@ -56,10 +57,14 @@ pub(crate) fn container_create(task: &Task, node: &NodeFacts) -> Result<Containe
     let fill =
         |text: &str| expand(text, &fields).map_err(|what| missing(&format!("placeholder {what}")));
     let hostname = spec.hostname.as_deref().map(fill).transpose()?;
-    let env = match &spec.env {
+    let mut env = match &spec.env {
         Some(env) => Some(env.iter().map(|line| fill(line)).collect::<Result<Vec<_>, _>>()?),
         None => None,
     };
+    let given = GenericResource::environment(&task.assigned_generic_resources);
+    if !given.is_empty() {
+        env.get_or_insert_default().extend(given);
+    }
     let mut mounts = spec.mounts.clone().unwrap_or_default();
     for mount in &mut mounts {
         mount.source = mount.source.as_deref().map(fill).transpose()?;
@@ -205,7 +210,7 @@ pub(crate) fn fields(task: &Task, node: &NodeFacts) -> Fields {
 
 /// A global task's slot is its node, as in Docker.
 fn slot(task: &Task) -> String {
-    match (&task.node_id, task.slot) {
+    match (&task.node_id, task.shown_slot()) {
         (Some(node), 0) => node.to_string(),
         (_, slot) => slot.to_string(),
     }
@@ -213,4 +218,48 @@ fn slot(task: &Task) -> String {
 
 fn missing(what: &str) -> Failure {
     Failure { step: "preparing", text: format!("not implemented: {what} [SH-AGT-008]") }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn task(members: Value) -> Task {
+        let at = "1970-01-01T00:00:01Z";
+        let status = json!({"timestamp": at, "state": "preparing", "message": "", "err": "",
+            "container": null, "ports": []});
+        let container =
+            json!({"Image": "x", "Env": ["SLOT={{.Task.Slot}}", "NAME={{.Task.Name}}"]});
+        let mut whole = json!({
+            "id": "t1", "meta": {"version": 1, "created_at": at, "updated_at": at},
+            "service_id": "s1", "service_name": "web", "slot": 1, "node_id": "n1",
+            "spec": {"ContainerSpec": container}, "spec_version": 1, "endpoint_ports": [],
+            "networks": [], "status": status, "desired_state": "running", "not_before": null,
+        });
+        whole.as_object_mut().unwrap().extend(members.as_object().unwrap().clone());
+        serde_json::from_value(whole).unwrap()
+    }
+
+    fn environment(members: Value) -> Vec<String> {
+        let create = container_create(&task(members), &NodeFacts::default()).unwrap();
+        create.config.env.unwrap()
+    }
+
+    #[test]
+    fn a_task_is_told_its_devices() {
+        let gpu = |id: &str| json!({"NamedResourceSpec": {"Kind": "gpu", "Value": id}});
+        let env = environment(json!({"assigned_generic_resources": [gpu("a"), gpu("b")]}));
+        assert_eq!(env, ["SLOT=1", "NAME=web.1.t1", "DOCKER_RESOURCE_GPU=a,b"]);
+    }
+
+    #[test]
+    fn a_jobs_slots_count_from_zero_as_in_docker() {
+        let env = environment(json!({"job_iteration": 0}));
+        assert_eq!(env, ["SLOT=n1", "NAME=web.n1.t1"]);
+        let env = environment(json!({"job_iteration": 0, "slot": 3}));
+        assert_eq!(env, ["SLOT=2", "NAME=web.2.t1"]);
+    }
 }

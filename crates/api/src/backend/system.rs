@@ -6,6 +6,7 @@ use serde_json::Value;
 use shoal_model::check::CheckResult;
 use shoal_model::event::Event;
 use shoal_model::filter::Filters;
+use shoal_model::spec::generic::GenericResource;
 use shoal_model::time::Timestamp;
 
 use crate::error::ApiResult;
@@ -23,6 +24,8 @@ pub struct Facts {
     pub name: String,
     /// `name=value`.
     pub labels: Vec<String>,
+    /// `--node-generic-resource`.
+    pub generic_resources: Vec<GenericResource>,
     /// For example `6.8.0`.
     pub kernel: String,
     /// For example `Debian GNU/Linux 12 (bookworm)`.

@@ -41,26 +41,12 @@ pub async fn list(call: Call) -> ApiResult<Answer> {
 }
 
 fn matches(filters: &Filters, service: &Service) -> bool {
-    let mode = mode_name(&service.spec);
     let runtime = service.spec.task_template.runtime.as_deref().filter(|r| !r.is_empty());
     filters.prefix("id", service.id.as_str())
         && filters.prefix("name", &service.spec.name)
-        && filters.exact("mode", mode)
+        && filters.exact("mode", service.spec.mode_name())
         && filters.exact("runtime", runtime.unwrap_or("container"))
         && filters.labels("label", &service.spec.labels)
-}
-
-fn mode_name(spec: &ServiceSpec) -> &'static str {
-    let mode = spec.mode.as_ref();
-    if mode.is_some_and(|m| m.global.is_some()) {
-        "global"
-    } else if mode.is_some_and(|m| m.replicated_job.is_some()) {
-        "replicated-job"
-    } else if mode.is_some_and(|m| m.global_job.is_some()) {
-        "global-job"
-    } else {
-        "replicated"
-    }
 }
 
 /// The service that a user's word means.

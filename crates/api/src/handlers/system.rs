@@ -79,6 +79,7 @@ fn engine_part(state: &ApiState) -> Value {
     let facts = &state.facts;
     let (fds, tasks) = state.diagnostics.load();
     let now = (state.clock)();
+    let generic = (!facts.generic_resources.is_empty()).then_some(&facts.generic_resources);
     let insecure: Map<String, Value> = facts
         .insecure_registries
         .iter()
@@ -114,7 +115,7 @@ fn engine_part(state: &ApiState) -> Value {
         "ContainerdCommit": { "ID": "" }, "RuncCommit": { "ID": "" }, "InitCommit": { "ID": "" },
         "SecurityOptions": ["name=seccomp,profile=builtin", "name=cgroupns"],
         "DefaultAddressPools": [],
-        "GenericResources": null, "CDISpecDirs": [],
+        "GenericResources": generic, "CDISpecDirs": [],
     })
 }
 

@@ -13,6 +13,7 @@ use crate::error::{ApiError, ApiResult};
 use crate::http::Call;
 use crate::http::answer::{self, Answer};
 use crate::render;
+use crate::render::task::desired_state;
 
 /// `_up-to-date` and `runtime` are sent by the CLI only.
 const FILTERS: &[&str] =
@@ -44,7 +45,7 @@ struct Wanted<'a> {
 impl<'a> Wanted<'a> {
     fn of(filters: &'a Filters) -> ApiResult<Self> {
         for state in filters.values("desired-state") {
-            if !matches!(state, "running" | "shutdown" | "accepted" | "ready" | "remove") {
+            if !TaskState::ALL.iter().any(|known| known.as_str() == state) {
                 return Err(ApiError::invalid(format!("invalid desired-state filter '{state}'")));
             }
         }
@@ -60,21 +61,11 @@ impl<'a> Wanted<'a> {
             && filters.exact("runtime", runtime)
             && filters.prefix("id", task.id.as_str())
             && filters.prefix("name", &task.name())
-            && filters.any("desired-state", |wanted| desired(task) == wanted)
+            && filters.any("desired-state", |wanted| desired_state(task).as_str() == wanted)
             && filters.any("service", |word| of_service(state, task, word))
             && filters.any("node", |word| on_node(state, task, word))
             && filters.labels("label", &labels(task))
             && self.up_to_date.is_none_or(|wanted| wanted == is_up_to_date(state, task))
-    }
-}
-
-fn desired(task: &Task) -> &'static str {
-    match task.desired_state {
-        TaskState::Running => "running",
-        TaskState::Ready => "ready",
-        TaskState::Accepted => "accepted",
-        TaskState::Remove => "remove",
-        _ => "shutdown",
     }
 }
 

@@ -1,9 +1,11 @@
 //! Services.
 
+use std::sync::Arc;
+
 use serde_json::{Map, Value, json};
 use shoal_model::cluster_state::ClusterState;
 use shoal_model::object::{NodeState, Service, Task, UpdateState, UpdateStatus};
-use shoal_model::spec::service::ServiceSpec;
+use shoal_model::spec::service::{ReplicatedJob, ServiceSpec};
 use shoal_model::task_state::TaskState;
 
 use super::{head, spec_json};
@@ -31,6 +33,11 @@ pub fn service(state: &ClusterState, service: &Service, view: ServiceView) -> Va
     if let Some(status) = &service.update_status {
         out.insert("UpdateStatus".into(), update_status(status));
     }
+    if let Some(status) = service.job_status() {
+        let iteration = json!({ "Index": status.iteration });
+        let status = json!({ "JobIteration": iteration, "LastExecution": status.last_execution });
+        out.insert("JobStatus".into(), status);
+    }
     if view.status {
         out.insert("ServiceStatus".into(), counts(state, service));
     }
@@ -46,10 +53,15 @@ fn spec(state: &ClusterState, spec: &ServiceSpec, view: ServiceView) -> Value {
     // Docker stores a service without a mode as replicated, and clients read it without looking.
     if spec.mode.is_none() {
         members.insert("Mode".into(), json!({ "Replicated": { "Replicas": 1 } }));
-    } else if let Some(Value::Object(replicated)) =
-        members.get_mut("Mode").and_then(|mode| mode.get_mut("Replicated"))
-    {
-        replicated.entry("Replicas").or_insert(json!(1));
+    } else if let Some(Value::Object(mode)) = members.get_mut("Mode") {
+        if mode.contains_key("Replicated") {
+            fill(mode, "Replicated", json!({ "Replicas": 1 }));
+        }
+        if let Some(job) = spec.replicated_job() {
+            let (concurrent, total) = (job.max_concurrent(), job.total_completions());
+            let said = json!({ "MaxConcurrent": concurrent, "TotalCompletions": total });
+            fill(mode, "ReplicatedJob", said);
+        }
     }
     resolve_networks(state, members);
     if let Some(task) = members.get_mut("TaskTemplate").and_then(Value::as_object_mut) {
@@ -63,7 +75,7 @@ fn spec(state: &ClusterState, spec: &ServiceSpec, view: ServiceView) -> Value {
         }
     }
     if view.insert_defaults {
-        insert_defaults(members);
+        insert_defaults(members, spec.is_job());
     }
     out
 }
@@ -89,14 +101,15 @@ fn resolve_networks(state: &ClusterState, members: &mut Map<String, Value>) {
     }
 }
 
-fn insert_defaults(members: &mut Map<String, Value>) {
+fn insert_defaults(members: &mut Map<String, Value>, is_job: bool) {
     let update = || {
         json!({
             "Parallelism": 1, "FailureAction": "pause", "Monitor": 5_000_000_000_i64,
             "MaxFailureRatio": 0, "Order": "stop-first",
         })
     };
-    for key in ["UpdateConfig", "RollbackConfig"] {
+    // A job that said so would be refused.
+    for key in ["UpdateConfig", "RollbackConfig"].into_iter().filter(|_| !is_job) {
         fill(members, key, update());
     }
     fill(members, "EndpointSpec", json!({ "Mode": "vip" }));
@@ -185,10 +198,26 @@ fn counts(state: &ClusterState, service: &Service) -> Value {
     let running = own()
         .filter(|t| wanted_now(t) && t.status.state == TaskState::Running && node_up(t))
         .count();
+    if let Some(job) = service.job_status() {
+        return job_counts(service, own().filter(|t| t.job_iteration == Some(job.iteration)));
+    }
     let completed = own().filter(|t| t.status.state == TaskState::Complete).count();
     let desired = match service.spec.replicas() {
         Some(replicas) => replicas,
         None => own().filter(|t| wanted_now(t) && node_up(t)).count() as u64,
     };
+    json!({ "RunningTasks": running, "DesiredTasks": desired, "CompletedTasks": completed })
+}
+
+/// The same for the tasks of a job's iteration. Docker wants as many of a replicated job as may run
+/// at a time, whatever is done, and of a global job those that have not completed.
+fn job_counts<'t>(service: &Service, tasks: impl Iterator<Item = &'t Arc<Task>>) -> Value {
+    let (mut running, mut completed, mut open) = (0, 0, 0);
+    for task in tasks {
+        running += u64::from(task.status.state == TaskState::Running);
+        completed += u64::from(task.is_done());
+        open += u64::from(!task.is_done() && task.desired_state <= TaskState::Running);
+    }
+    let desired = service.spec.replicated_job().map_or(open, ReplicatedJob::max_concurrent);
     json!({ "RunningTasks": running, "DesiredTasks": desired, "CompletedTasks": completed })
 }

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 use shoal_model::cluster_state::ClusterState;
 use shoal_model::object::{Network, Task, TaskNetwork, TaskStatus};
+use shoal_model::task_state::TaskState;
 
 use super::{head, service, set_text, spec_json};
 
@@ -15,20 +16,37 @@ pub fn task(state: &ClusterState, task: &Task) -> Value {
     if let Some(service) = &task.service_id {
         out.insert("ServiceID".into(), json!(service));
     }
-    if task.slot != 0 {
-        out.insert("Slot".into(), json!(task.slot));
+    if task.shown_slot() != 0 {
+        out.insert("Slot".into(), json!(task.shown_slot()));
     }
     if let Some(node) = &task.node_id {
         out.insert("NodeID".into(), json!(node));
     }
     out.insert("Status".into(), status(&task.status));
-    out.insert("DesiredState".into(), json!(task.desired_state.as_str()));
+    out.insert("DesiredState".into(), json!(desired_state(task).as_str()));
     let networks: Vec<Value> = task.networks.iter().filter_map(|n| attachment(state, n)).collect();
     if !networks.is_empty() {
         out.insert("NetworksAttachments".into(), Value::Array(networks));
     }
+    if let Some(iteration) = task.job_iteration {
+        out.insert("JobIteration".into(), json!({ "Index": iteration }));
+    }
+    if !task.assigned_generic_resources.is_empty() {
+        out.insert("GenericResources".into(), json!(task.assigned_generic_resources));
+    }
     out.insert("Volumes".into(), Value::Null);
     Value::Object(out)
+}
+
+/// What is wanted of a task, in Docker's words: a job's tasks are to complete, and what has
+/// completed is as it should be for ever.
+#[must_use]
+pub fn desired_state(task: &Task) -> TaskState {
+    let runs = task.job_iteration.is_some() && task.desired_state == TaskState::Running;
+    if runs || (task.is_done() && task.desired_state < TaskState::Remove) {
+        return TaskState::Complete;
+    }
+    task.desired_state
 }
 
 fn spec(task: &Task) -> Value {

@@ -182,11 +182,20 @@ impl Control {
     /// Running tasks for every replica, as if agents had carried everything out.
     fn converge(&self, service: &Service) -> ApiResult<()> {
         let network = service.endpoint.vips.first().map(|vip| vip.network_id.clone());
-        for slot in 1..=service.spec.replicas().unwrap_or(1) as u32 {
+        let job = service.job_status();
+        let completions = service.spec.replicated_job().map(|job| job.total_completions());
+        let (slots, state, message) = match (job, completions) {
+            (None, _) => {
+                (1..=service.spec.replicas().unwrap_or(1) as u32, TaskState::Running, "started")
+            }
+            (Some(_), Some(total)) => (1..=total as u32, TaskState::Complete, "finished"),
+            (Some(_), None) => (0..=0, TaskState::Complete, "finished"),
+        };
+        for slot in slots {
             let id = TaskId::generate(&mut self.0.lock().unwrap().1);
             let addresses = vec![format!("10.0.1.{}/24", 100 + slot).parse().unwrap()];
             let place = |network_id| TaskNetwork { network_id, addresses, aliases: Vec::new() };
-            let mut status = TaskStatus::new(AT, TaskState::Running, "started");
+            let mut status = TaskStatus::new(AT, state, message);
             status.container = Some(ContainerStatus {
                 container_id: ContainerId::new("c".repeat(64)),
                 pid: 77,
@@ -206,6 +215,8 @@ impl Control {
                 status,
                 desired_state: TaskState::Running,
                 not_before: None,
+                job_iteration: job.map(|status| status.iteration),
+                assigned_generic_resources: Vec::new(),
             };
             self.put(Object::Task(Box::new(task)), Expect::Absent)?;
         }
@@ -241,6 +252,7 @@ impl SwarmControl for Control {
             endpoint,
             update_status: None,
             allocation_error: None,
+            job_status: None,
         };
         self.put(Object::Service(Box::new(service.clone())), Expect::Absent)?;
         self.converge(&service)?;

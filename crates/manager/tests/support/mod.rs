@@ -13,6 +13,7 @@ use shoal_identity::node_identity::NodeIdentity;
 use shoal_identity::token::{JoinToken, generate_tokens};
 use shoal_manager::control::Control;
 use shoal_manager::manager::{Manager, ManagerConfig};
+use shoal_manager::peers::OtherManagers;
 use shoal_model::assignment::Assignment;
 use shoal_model::change::{Change, Expect, Object, Transaction};
 use shoal_model::cluster_state::ClusterState;
@@ -29,7 +30,7 @@ use shoal_model::spec::service::{Replicated, ServiceMode, ServiceSpec};
 use shoal_model::spec::task::{ContainerSpec, NetworkAttachmentConfig};
 use shoal_model::task_state::TaskState;
 use shoal_model::time::{Clock, Nanos, Timestamp};
-use shoal_store::{Store, StoreConfig};
+use shoal_store::{NoPeers, Store, StoreConfig};
 use shoal_wire::client;
 use shoal_wire::error::WireError;
 use shoal_wire::message::{
@@ -125,12 +126,17 @@ impl World {
         let put = |object| Change::Put { object, expect: Expect::Absent };
         let changes =
             vec![put(Object::Cluster(Box::new(cluster))), put(Object::Node(Box::new(node)))];
-        let config = StoreConfig { dir: dir.path().join("store"), raft_id: 1 };
+        let config = StoreConfig {
+            dir: dir.path().join("store"),
+            node: identity.node_id.clone(),
+            peers: Arc::new(NoPeers),
+        };
         let store = Store::bootstrap(config, Transaction { changes, at: now }).await.unwrap();
         let addr = SocketAddr::from(([127, 0, 0, 1], 0));
         let manager = start(&store, &identity, addr).await;
         let addr = manager.local_addr();
         let control = manager.control();
+        leads(&control).await;
         Self { manager: Some(manager), store, identity, control, addr, _dir: dir }
     }
 
@@ -139,6 +145,7 @@ impl World {
         self.manager.take().unwrap().shutdown().await;
         let manager = start(&self.store, &self.identity, self.addr).await;
         self.control = manager.control();
+        leads(&self.control).await;
         self.manager = Some(manager);
     }
 
@@ -199,11 +206,19 @@ async fn start(store: &Store, identity: &NodeIdentity, listen: SocketAddr) -> Ma
     let config = ManagerConfig {
         store: store.clone(),
         identity: identity.clone(),
+        others: OtherManagers::new(identity.clone()),
         listen,
         advertise: listen,
         clock: clock(),
     };
     Manager::start(config).await.unwrap()
+}
+
+/// Waits until this manager decides.
+async fn leads(control: &Control) {
+    let mut leads = control.leads();
+    let leads = leads.wait_for(|leads| *leads);
+    tokio::time::timeout(DEADLINE, leads).await.expect("the manager leads in time").unwrap();
 }
 
 pub fn running(state: &ClusterState, id: &ServiceId) -> Vec<Arc<Task>> {

@@ -6,6 +6,7 @@
 
 pub mod cluster;
 pub mod container;
+pub mod generic;
 pub mod network;
 pub mod node;
 pub mod payload;

@@ -77,6 +77,30 @@ impl ServiceSpec {
         self.mode.as_ref().is_some_and(|mode| mode.global.is_some())
     }
 
+    /// Whether its tasks run to completion.
+    #[must_use]
+    pub fn is_job(&self) -> bool {
+        let is = |mode: &ServiceMode| mode.replicated_job.is_some() || mode.global_job.is_some();
+        self.mode.as_ref().is_some_and(is)
+    }
+
+    /// How often a replicated job is to be completed, and how many of its tasks may run at a time.
+    #[must_use]
+    pub fn replicated_job(&self) -> Option<&ReplicatedJob> {
+        self.mode.as_ref()?.replicated_job.as_ref()
+    }
+
+    /// The name of its mode, as users write it.
+    #[must_use]
+    pub fn mode_name(&self) -> &'static str {
+        match &self.mode {
+            Some(mode) if mode.global.is_some() => "global",
+            Some(mode) if mode.replicated_job.is_some() => "replicated-job",
+            Some(mode) if mode.global_job.is_some() => "global-job",
+            _ => "replicated",
+        }
+    }
+
     /// The published ports.
     #[must_use]
     pub fn ports(&self) -> &[PortConfig] {
@@ -102,7 +126,7 @@ pub struct ServiceMode {
     pub global: Option<Extra>,
     /// A number of tasks that run to completion.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub replicated_job: Option<Extra>,
+    pub replicated_job: Option<ReplicatedJob>,
     /// One task on each node that runs to completion.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub global_job: Option<Extra>,
@@ -115,6 +139,32 @@ pub struct Replicated {
     /// How many tasks; 1 if unsaid.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub replicas: Option<u64>,
+}
+
+/// `ServiceSpec.Mode.ReplicatedJob`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct ReplicatedJob {
+    /// How many tasks run at a time; 1 if unsaid.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_concurrent: Option<u64>,
+    /// How many tasks must end well; as many as run at a time if unsaid.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub total_completions: Option<u64>,
+}
+
+impl ReplicatedJob {
+    /// How many tasks run at a time.
+    #[must_use]
+    pub fn max_concurrent(&self) -> u64 {
+        self.max_concurrent.unwrap_or(1)
+    }
+
+    /// How many tasks must end well.
+    #[must_use]
+    pub fn total_completions(&self) -> u64 {
+        self.total_completions.unwrap_or_else(|| self.max_concurrent())
+    }
 }
 
 /// `UpdateConfig` and `RollbackConfig`.

@@ -13,7 +13,8 @@ pub const SERVICE_BYTES_MAX: usize = 1 << 20;
 pub const SPEC_BYTES_MAX: usize = 64 << 10;
 /// Ports that one service may publish: every node opens each of them.
 pub const PORTS_MAX: usize = 256;
-/// Networks that one service may be on, and secrets and configs that it may refer to, each.
+/// Networks that one service may be on, secrets and configs that it may refer to, and generic
+/// resources that its tasks may reserve, each.
 pub const REFERENCES_MAX: usize = 256;
 /// Variables, mounts and entries of the hosts file of a task, each.
 pub const ENTRIES_MAX: usize = 10_000;
@@ -54,7 +55,7 @@ pub(super) fn service(spec: &ServiceSpec) -> Result<(), SpecError> {
     container.labels.as_ref().map_or(Ok(()), labels)
 }
 
-fn few<T>(what: &str, list: &[T], most: usize) -> Result<(), SpecError> {
+pub(super) fn few<T>(what: &str, list: &[T], most: usize) -> Result<(), SpecError> {
     if list.len() <= most {
         return Ok(());
     }

@@ -1,9 +1,10 @@
 //! Networks, nodes, the cluster's settings.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use shoal_model::cluster_state::ClusterState;
-use shoal_model::object::{Network, Node};
+use shoal_model::object::{ManagerStatus, Network, Node, NodeState};
 use shoal_model::spec::cluster::ClusterSpec;
 use shoal_model::spec::network::NetworkSpec;
 use shoal_model::spec::node::{NodeRole, NodeSpec};
@@ -12,6 +13,7 @@ use shoal_model::time::Nanos;
 use super::bounds::{self, SPEC_BYTES_MAX};
 use super::{SpecError, check_name};
 use crate::allocation::find_network;
+use crate::roles::keeps_quorum;
 
 /// Shortest life of a certificate that Docker accepts.
 pub const CERT_EXPIRY_MIN: Duration = Duration::from_secs(3600);
@@ -157,19 +159,58 @@ pub fn removable_network(state: &ClusterState, network: &Network) -> Result<(), 
 ///
 /// # Errors
 /// [`SpecError`] in Docker's words.
-pub fn changed_node(node: &Node, spec: &NodeSpec) -> Result<(), SpecError> {
+pub fn changed_node(state: &ClusterState, node: &Node, spec: &NodeSpec) -> Result<(), SpecError> {
     bounds::fits("node", SPEC_BYTES_MAX, spec)?;
     bounds::labels(&spec.labels)?;
-    let is_manager = node.manager.is_some();
-    match (is_manager, spec.role) {
-        (false, NodeRole::Manager) => {
-            Err(SpecError::not_implemented("more than one manager (promoting a node)"))
-        }
-        (true, NodeRole::Worker) => {
-            Err(SpecError::invalid("attempting to demote the last manager of the swarm"))
+    match (&node.manager, spec.role) {
+        (None, NodeRole::Manager) => Err(SpecError::not_implemented(
+            "promoting a node; let it leave, and join it again with a manager's token",
+        )),
+        (Some(manager), NodeRole::Worker) if node.spec.role == NodeRole::Manager => {
+            demotable(state, node, manager)
         }
         _ => Ok(()),
     }
+}
+
+/// Checks that the others go on without a node that is to be removed, if it is a manager.
+///
+/// # Errors
+/// [`SpecError`] says how many of the managers would be left.
+pub fn removable_manager(state: &ClusterState, node: &Node) -> Result<(), SpecError> {
+    match &node.manager {
+        Some(manager) if node.spec.role == NodeRole::Manager => demotable(state, node, manager),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a manager may be taken out of the group, as far as the state knows the others.
+fn demotable(state: &ClusterState, node: &Node, manager: &ManagerStatus) -> Result<(), SpecError> {
+    let managers = || {
+        let voters = state.nodes.values().filter(|n| n.spec.role == NodeRole::Manager);
+        voters.filter_map(|n| n.manager.as_ref())
+    };
+    let voters: BTreeSet<u64> = managers().map(|m| m.raft_id).collect();
+    if voters.len() < 2 {
+        return Err(SpecError::invalid("attempting to demote the last manager of the swarm"));
+    }
+    if node.status.state != NodeState::Down {
+        return Err(SpecError::not_implemented(
+            "demoting a manager whose daemon runs; stop the daemon first, and let the node join \
+             again as a worker",
+        ));
+    }
+    let reached = managers().filter(|m| m.reachable).map(|m| m.raft_id).collect();
+    if keeps_quorum(&voters, &reached, manager.raft_id) {
+        return Ok(());
+    }
+    let rest = voters.len() - 1;
+    let up = reached.iter().filter(|id| **id != manager.raft_id).count();
+    Err(SpecError::conflict(format!(
+        "node {} cannot be taken out of the managers: of the {rest} managers that would remain only {up} can be \
+         reached, and nothing could be changed any more",
+        node.id
+    )))
 }
 
 /// Checks the cluster's new settings.

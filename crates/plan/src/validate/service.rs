@@ -6,6 +6,7 @@ use shoal_model::cluster_state::ClusterState;
 use shoal_model::id::ServiceId;
 use shoal_model::net::Port;
 use shoal_model::object::Service;
+use shoal_model::spec::generic::GenericResource;
 use shoal_model::spec::service::{
     EndpointMode, PortConfig, PublishMode, ServiceMode, ServiceSpec, UpdateConfig,
 };
@@ -18,8 +19,10 @@ use super::payload::check_existence;
 use super::{SpecError, bounds, check_name};
 use crate::allocation::find_network;
 use crate::constraint::Constraint;
+use crate::rebalance;
 
-/// Most tasks of one service: what one manager is known to place in reasonable time.
+/// Most tasks of one service, or completions of one job: what one manager is known to place in
+/// reasonable time.
 pub const REPLICAS_MAX: u64 = 10_000;
 
 /// Smallest memory amount that Docker accepts.
@@ -55,31 +58,40 @@ pub fn changed_service(
         return Err(SpecError::invalid("renaming services is not supported"));
     }
     check_spec(state, spec)?;
-    if service.spec.is_global() != spec.is_global() {
+    if service.spec.mode_name() != spec.mode_name() {
         return Err(SpecError::invalid("service mode change is not allowed"));
     }
     port_conflicts(state, Some(&service.id), spec)
 }
 
 /// Whether tasks made from `old` are out of date once `new` holds: their template, networks or own
-/// ports change. Labels, scale, and ports of the routing mesh concern no task.
+/// ports change. Labels, scale, and ports of the routing mesh concern no task. A job that is to be
+/// completed more or less often begins anew.
 #[must_use]
 pub fn outdates_tasks(old: &ServiceSpec, new: &ServiceSpec) -> bool {
     let host = |spec: &ServiceSpec| -> Vec<PortConfig> {
         spec.ports().iter().filter(|p| p.mode() == PublishMode::Host).cloned().collect()
+    };
+    let job = |spec: &ServiceSpec| {
+        spec.replicated_job().map(|job| (job.max_concurrent(), job.total_completions()))
     };
     let meshed = |spec: &ServiceSpec| spec.ports().iter().any(|p| p.mode() == PublishMode::Ingress);
     effective(&old.task_template) != effective(&new.task_template)
         || old.networks() != new.networks()
         || host(old) != host(new)
         || meshed(old) != meshed(new)
+        || job(old) != job(new)
 }
 
 fn check_spec(state: &ClusterState, spec: &ServiceSpec) -> Result<(), SpecError> {
     check_name(&spec.name)?;
     bounds::service(spec)?;
+    rebalance::moves_per_minute(&spec.labels).map_err(SpecError::invalid)?;
     check_mode(spec.mode.as_ref())?;
     check_template(&spec.task_template)?;
+    if spec.is_job() {
+        check_job(spec)?;
+    }
     for (what, config) in [("update", &spec.update_config), ("rollback", &spec.rollback_config)] {
         if let Some(config) = config {
             check_update(what, config)?;
@@ -92,20 +104,40 @@ fn check_spec(state: &ClusterState, spec: &ServiceSpec) -> Result<(), SpecError>
 
 fn check_mode(mode: Option<&ServiceMode>) -> Result<(), SpecError> {
     let Some(mode) = mode else { return Ok(()) };
-    if mode.replicated_job.is_some() {
-        return Err(SpecError::not_implemented("service mode 'replicated-job'"));
+    let named = [
+        mode.replicated.is_some(),
+        mode.global.is_some(),
+        mode.replicated_job.is_some(),
+        mode.global_job.is_some(),
+    ];
+    match named.iter().filter(|is_named| **is_named).count() {
+        0 => return Err(SpecError::invalid("must specify a service mode")),
+        1 => {}
+        _ => return Err(SpecError::invalid("must specify only one service mode")),
     }
-    if mode.global_job.is_some() {
-        return Err(SpecError::not_implemented("service mode 'global-job'"));
+    let replicas = mode.replicated.as_ref().map(|r| ("replicas", r.replicas.unwrap_or(1)));
+    let completions =
+        mode.replicated_job.as_ref().map(|job| ("total completions", job.total_completions()));
+    match replicas.or(completions).filter(|(_, number)| *number > REPLICAS_MAX) {
+        Some((what, number)) => {
+            Err(SpecError::invalid(format!("invalid {what}: {number} is more than {REPLICAS_MAX}")))
+        }
+        None => Ok(()),
     }
-    match (&mode.replicated, &mode.global) {
-        (Some(_), Some(_)) => Err(SpecError::invalid("must specify only one service mode")),
-        (None, None) => Err(SpecError::invalid("must specify a service mode")),
-        (Some(r), None) if r.replicas.unwrap_or(1) > REPLICAS_MAX => Err(SpecError::invalid(
-            format!("invalid replicas: {} is more than {REPLICAS_MAX}", r.replicas.unwrap_or(1)),
-        )),
-        _ => Ok(()),
+}
+
+/// A job is begun anew as a whole: there is no update that could roll.
+fn check_job(spec: &ServiceSpec) -> Result<(), SpecError> {
+    if spec.update_config.is_some() {
+        return Err(SpecError::invalid("Jobs may not have an update config"));
     }
+    if spec.rollback_config.is_some() {
+        // The words of Docker's client, which refuses it before Docker's managers could.
+        return Err(SpecError::invalid(
+            "update and rollback configuration is not supported for jobs",
+        ));
+    }
+    Ok(())
 }
 
 fn check_template(template: &TaskSpec) -> Result<(), SpecError> {
@@ -138,6 +170,13 @@ fn check_template(template: &TaskSpec) -> Result<(), SpecError> {
         for part in [&resources.limits, &resources.reservations].into_iter().flatten() {
             check_resources(part)?;
         }
+        let listed = |part: &Option<Resources>| {
+            part.as_ref().and_then(|r| r.generic_resources.clone()).unwrap_or_default()
+        };
+        if !listed(&resources.limits).is_empty() {
+            return Err(SpecError::invalid("generic resources can be reserved, not limited"));
+        }
+        check_generic(&listed(&resources.reservations))?;
     }
     if let Some(policy) = &template.restart_policy {
         check_restart(policy)?;
@@ -164,8 +203,32 @@ fn check_resources(resources: &Resources) -> Result<(), SpecError> {
     if let Some(pids) = resources.pids.filter(|p| *p < 0) {
         return Err(SpecError::invalid(format!("invalid pids value {pids}: cannot be negative")));
     }
-    if resources.generic_resources.as_ref().is_some_and(|g| !g.is_empty()) {
-        return Err(SpecError::not_implemented("generic resources"));
+    Ok(())
+}
+
+/// Tasks ask for numbers; which ones they get is the scheduler's choice.
+fn check_generic(listed: &[serde_json::Value]) -> Result<(), SpecError> {
+    bounds::few("generic resources", listed, bounds::REFERENCES_MAX)?;
+    for value in listed {
+        match GenericResource::read(value) {
+            Some(GenericResource::Discrete(some)) if some.kind.is_empty() => {
+                return Err(SpecError::invalid("invalid generic resource: its kind is empty"));
+            }
+            Some(GenericResource::Discrete(some)) if some.value < 0 => {
+                return Err(SpecError::invalid(format!(
+                    "could not parse GenericResource: cannot ask for negative resource {}",
+                    some.kind
+                )));
+            }
+            Some(GenericResource::Discrete(_)) => {}
+            Some(GenericResource::Named(one)) => {
+                return Err(SpecError::invalid(format!(
+                    "invalid argument for resource {}",
+                    one.kind
+                )));
+            }
+            None => return Err(SpecError::invalid(format!("invalid generic resource: {value}"))),
+        }
     }
     Ok(())
 }

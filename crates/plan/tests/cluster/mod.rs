@@ -19,7 +19,7 @@ use shoal_model::object::{
 use shoal_model::spec::cluster::ClusterSpec;
 use shoal_model::spec::network::NetworkSpec;
 use shoal_model::spec::node::NodeSpec;
-use shoal_model::spec::service::{Replicated, ServiceMode, ServiceSpec};
+use shoal_model::spec::service::{Replicated, ReplicatedJob, ServiceMode, ServiceSpec};
 use shoal_model::spec::task::{ContainerSpec, NetworkAttachmentConfig, Platform, Resources};
 use shoal_model::task_state::TaskState;
 use shoal_model::time::Timestamp;
@@ -159,6 +159,7 @@ impl FakeCluster {
             endpoint: Endpoint::default(),
             update_status: None,
             allocation_error: None,
+            job_status: None,
         })));
         id
     }
@@ -291,6 +292,9 @@ impl FakeCluster {
                 Some(TaskState::Failed)
             }
             TaskState::Starting => Some(TaskState::Running),
+            TaskState::Running if task.job_iteration.is_some() => {
+                chance.one_in(3).then_some(TaskState::Complete)
+            }
             _ => None,
         }
     }
@@ -370,6 +374,22 @@ pub fn spec(name: &str, replicas: u64, networks: &[&str]) -> ServiceSpec {
 pub fn global_spec(name: &str, networks: &[&str]) -> ServiceSpec {
     let mut spec = spec(name, 0, networks);
     spec.mode = Some(ServiceMode { global: Some(Default::default()), ..ServiceMode::default() });
+    spec
+}
+
+/// The same, as a job that must be completed `total` times, by `concurrent` tasks at a time.
+pub fn job_spec(name: &str, concurrent: u64, total: u64) -> ServiceSpec {
+    let mut spec = spec(name, 0, &[]);
+    let job = ReplicatedJob { max_concurrent: Some(concurrent), total_completions: Some(total) };
+    spec.mode = Some(ServiceMode { replicated_job: Some(job), ..ServiceMode::default() });
+    spec
+}
+
+/// The same, to be completed once on every node.
+pub fn global_job_spec(name: &str) -> ServiceSpec {
+    let mut spec = spec(name, 0, &[]);
+    let job = Some(Default::default());
+    spec.mode = Some(ServiceMode { global_job: job, ..ServiceMode::default() });
     spec
 }
 

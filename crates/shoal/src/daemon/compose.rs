@@ -108,8 +108,8 @@ async fn start(settings: &Settings) -> Result<Parts> {
     let abilities = Abilities::find(checkup.clone()).await?;
     let describe = {
         let (name, labels) = (settings.node_name.clone(), settings.labels.clone());
-        let abilities = abilities.clone();
-        Arc::new(move || facts::describe_host(&name, &labels, abilities.found()))
+        let (generic, abilities) = (settings.generic_resources.clone(), abilities.clone());
+        Arc::new(move || facts::describe_host(&name, &labels, &generic, abilities.found()))
     };
     let agent_config =
         AgentConfig { data_root: settings.data_root.clone(), clock: Arc::clone(&clock), describe };

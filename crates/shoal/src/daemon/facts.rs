@@ -6,6 +6,7 @@ use shoal_api::backend::system::Facts;
 use shoal_model::check::{CheckResult, Verdict};
 use shoal_model::id::InstanceId;
 use shoal_model::object::NodeDescription;
+use shoal_model::spec::generic::GenericResource;
 use shoal_model::spec::task::{Platform, Resources};
 use shoal_model::time::Timestamp;
 use shoal_runtime::checks::{UNIKERNEL_KVM, UNIKERNEL_PROCESS};
@@ -16,7 +17,12 @@ use super::settings::Settings;
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// What this node tells its cluster about itself.
-pub fn describe_host(name: &str, labels: &[String], checks: Vec<CheckResult>) -> NodeDescription {
+pub fn describe_host(
+    name: &str,
+    labels: &[String],
+    generic: &[GenericResource],
+    checks: Vec<CheckResult>,
+) -> NodeDescription {
     let labels: BTreeMap<String, String> = labels
         .iter()
         .filter_map(|label| label.split_once('='))
@@ -28,6 +34,9 @@ pub fn describe_host(name: &str, labels: &[String], checks: Vec<CheckResult>) ->
         resources: Resources {
             nano_cpus: Some(i64::from(cpus()) * 1_000_000_000),
             memory_bytes: i64::try_from(memory()).ok(),
+            // Cannot fail: texts and numbers only.
+            generic_resources: (!generic.is_empty())
+                .then(|| generic.iter().filter_map(|one| serde_json::to_value(one).ok()).collect()),
             ..Resources::default()
         },
         engine_version: VERSION.to_owned(),
@@ -51,6 +60,7 @@ pub fn facts(
         id: instance.to_string(),
         name: settings.node_name.clone(),
         labels: settings.labels.clone(),
+        generic_resources: settings.generic_resources.clone(),
         kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
         os: read("PRETTY_NAME"),
         os_version: read("VERSION_ID"),

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use shoal_api::server::tls::TlsFiles;
+use shoal_model::spec::generic::GenericResource;
 
 use crate::cli::DaemonArgs;
 
@@ -30,6 +31,8 @@ pub struct Settings {
     pub node_name: String,
     /// `key=value`.
     pub labels: Vec<String>,
+    /// What tasks can reserve of this node.
+    pub generic_resources: Vec<GenericResource>,
     /// What to advertise if nobody says.
     pub default_advertise: Option<String>,
     /// Registries without TLS.
@@ -57,6 +60,7 @@ struct File {
     log_level: Option<String>,
     node_name: Option<String>,
     labels: Vec<String>,
+    node_generic_resources: Vec<String>,
     swarm_default_advertise_addr: Option<String>,
     insecure_registries: Vec<String>,
     tls: bool,
@@ -137,6 +141,9 @@ impl Settings {
         if let Some(wrong) = labels.iter().find(|l| !l.contains('=') || l.starts_with('=')) {
             bail!("label '{wrong}' is not key=value");
         }
+        let generic = either(&args.node_generic_resources, file.node_generic_resources);
+        let generic_resources =
+            GenericResource::parse_all(&generic).map_err(|why| anyhow::anyhow!(why))?;
         let hosts = either(&args.hosts, file.hosts);
         let init = args.dockerd.init.as_deref().map_or(file.init, is_true);
         let live = args.dockerd.live_restore.as_deref().map_or(file.live_restore, is_true);
@@ -152,6 +159,7 @@ impl Settings {
                 rustix::system::uname().nodename().to_string_lossy().into_owned()
             }),
             labels,
+            generic_resources,
             default_advertise: args
                 .swarm_default_advertise_addr
                 .clone()
@@ -230,12 +238,15 @@ mod tests {
     #[test]
     fn flags_win_over_the_file() {
         let text = r#"{"hosts":["tcp://127.0.0.1:1"],"debug":true,"labels":["a=b"],
-            "storage-driver":"overlay2","live-restore":true}"#;
+            "storage-driver":"overlay2","live-restore":true,
+            "node-generic-resources":["GPU=a","GPU=b","SSD=3"]}"#;
         let flags = DaemonArgs { hosts: vec!["unix:///x".into()], ..DaemonArgs::default() };
         let got = with_file(text, flags).unwrap();
         assert_eq!(got.hosts, ["unix:///x"]);
         assert_eq!((got.log_level.as_str(), got.live_restore), ("debug", true));
         assert_eq!(got.labels, ["a=b"]);
+        assert_eq!(got.generic_resources.len(), 3);
+        assert_eq!(got.generic_resources[2], GenericResource::discrete("SSD", 3));
     }
 
     #[test]
@@ -243,6 +254,7 @@ mod tests {
         for (text, word) in [
             (r#"{"lables":["a=b"]}"#, "lables"),
             (r#"{"labels":["ab"]}"#, "ab"),
+            (r#"{"node-generic-resources":["GPU"]}"#, "incorrect term GPU"),
             (r#"{"log-level":"loud"}"#, "loud"),
             (r#"{"tls":true}"#, "--tlscacert"),
             ("{", "daemon.json"),

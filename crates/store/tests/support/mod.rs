@@ -1,9 +1,13 @@
 //! A store with nodes in it.
 
 // Each test binary uses its own part of it.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
+
+pub mod board;
 
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
 use shoal_model::change::{Change, Expect, Object, Transaction};
 use shoal_model::id::NodeId;
@@ -11,10 +15,24 @@ use shoal_model::net::NodeIndex;
 use shoal_model::object::{Meta, Node, NodeDescription, NodeState, NodeStatus};
 use shoal_model::spec::node::NodeSpec;
 use shoal_model::time::Timestamp;
-use shoal_store::{Store, StoreConfig};
+use shoal_store::{Lead, NoPeers, PROPOSE_DEADLINE, Store, StoreConfig};
+use tokio::time::Instant;
 
 pub fn config(dir: &Path) -> StoreConfig {
-    StoreConfig { dir: dir.join("raft"), raft_id: 1 }
+    let node = NodeId::new("node-of-the-store");
+    StoreConfig { dir: dir.join("raft"), node, peers: Arc::new(NoPeers) }
+}
+
+/// Until when a write may take here.
+pub fn soon() -> Instant {
+    Instant::now() + PROPOSE_DEADLINE
+}
+
+/// Waits until the store leads.
+pub async fn leads(store: &Store) {
+    let mut lead = store.lead();
+    let leads = lead.wait_for(|lead| matches!(lead, Lead::Leading { .. }));
+    tokio::time::timeout(Duration::from_secs(60), leads).await.unwrap().unwrap();
 }
 
 pub fn node(number: u16, message: &str) -> Object {

@@ -2,11 +2,14 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, dead_code, missing_docs)]
 
+pub mod proxy;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
+use serde_json::value::RawValue;
 use shoal_identity::authority::{KeyAndCsr, NODE_VALIDITY, RootAuthority};
 use shoal_identity::node_identity::NodeIdentity;
 use shoal_identity::peer::PeerIdentity;
@@ -20,7 +23,10 @@ use shoal_wire::message::{
     CertificateReply, Hello, IssueCertificate, PROTOCOL_VERSION, RenewCertificate, RootCaReply,
     Welcome,
 };
-use shoal_wire::server::{Handlers, JoinHandler, Server, SessionHandler, listen, serve};
+use shoal_wire::peers::Lane;
+use shoal_wire::server::{
+    Handlers, JoinHandler, ManagerHandler, Server, SessionHandler, listen, serve,
+};
 use shoal_wire::session::ServerSession;
 use tokio::sync::{mpsc, watch};
 
@@ -70,6 +76,8 @@ impl Cluster {
 pub struct TestHandler {
     cluster: Arc<Cluster>,
     sessions: mpsc::Sender<ServerSession>,
+    heard: watch::Sender<String>,
+    here: watch::Sender<usize>,
 }
 
 #[async_trait]
@@ -119,6 +127,7 @@ impl TestHandler {
             cluster_id,
             cert_pem,
             managers,
+            raft_id: None,
         })
     }
 }
@@ -130,24 +139,93 @@ impl SessionHandler for TestHandler {
     }
 }
 
+/// Does what the body says, or says the body again.
+#[async_trait]
+impl ManagerHandler for TestHandler {
+    async fn raft(
+        &self,
+        from: PeerIdentity,
+        lane: Lane,
+        body: Box<RawValue>,
+    ) -> Result<Box<RawValue>, RemoteFault> {
+        self.answer(&from, Some(lane), body).await
+    }
+
+    async fn control(
+        &self,
+        from: PeerIdentity,
+        body: Box<RawValue>,
+    ) -> Result<Box<RawValue>, RemoteFault> {
+        self.answer(&from, None, body).await
+    }
+}
+
+#[derive(serde::Deserialize)]
+struct Order {
+    #[serde(rename = "do")]
+    what: String,
+    #[serde(default)]
+    number: usize,
+}
+
+impl TestHandler {
+    async fn answer(
+        &self,
+        from: &PeerIdentity,
+        lane: Option<Lane>,
+        body: Box<RawValue>,
+    ) -> Result<Box<RawValue>, RemoteFault> {
+        let Ok(order) = serde_json::from_str::<Order>(body.get()) else { return Ok(body) };
+        self.heard.send_replace(order.what.clone());
+        let who = serde_json::json!({
+            "from": from.node_id,
+            "lane": lane,
+            "until": from.not_after.secs(),
+        });
+        match order.what.as_str() {
+            "hang" => std::future::pending().await,
+            // Until that many are here.
+            "meet" => {
+                let mut here = self.here.subscribe();
+                self.here.send_modify(|here| *here += 1);
+                here.wait_for(|here| *here >= order.number).await.unwrap();
+            }
+            "big" => return Ok(RawValue::from_string("1".repeat(order.number)).unwrap()),
+            _ => {}
+        }
+        Ok(RawValue::from_string(who.to_string()).unwrap())
+    }
+}
+
 pub struct TestServer {
     pub server: Server,
     pub addr: String,
     pub sessions: mpsc::Receiver<ServerSession>,
     pub cluster: Arc<Cluster>,
     pub tls: watch::Sender<Arc<rustls::ServerConfig>>,
+    /// The last order of another manager.
+    pub heard: watch::Receiver<String>,
 }
 
 /// A manager of `cluster` that shows `identity`.
 pub async fn start_as(cluster: &Arc<Cluster>, identity: &NodeIdentity) -> TestServer {
+    start_at("127.0.0.1:0", cluster, identity).await
+}
+
+/// The same at an address.
+pub async fn start_at(addr: &str, cluster: &Arc<Cluster>, identity: &NodeIdentity) -> TestServer {
     let (deliver, sessions) = mpsc::channel(8);
-    let handler = Arc::new(TestHandler { cluster: Arc::clone(cluster), sessions: deliver });
+    let (heard, orders) = watch::channel(String::new());
+    let here = watch::Sender::new(0);
+    let cluster = Arc::clone(cluster);
+    let handler =
+        Arc::new(TestHandler { cluster: Arc::clone(&cluster), sessions: deliver, heard, here });
     let (tls, config) = watch::channel(identity.server_config().unwrap());
-    let listener = listen(([127, 0, 0, 1], 0).into()).await.unwrap();
-    let handlers = Handlers { join: handler.clone(), sessions: handler };
+    let listener = listen(addr.parse().unwrap()).await.unwrap();
+    let handlers = Handlers { join: handler.clone(), sessions: handler.clone(), managers: handler };
     let server = serve(listener, config, handlers).unwrap();
     let addr = server.local_addr().to_string();
-    TestServer { server, addr, sessions, cluster: Arc::clone(cluster), tls }
+    TestServer { server, addr, sessions, cluster, tls, heard: orders }
 }
 
 pub async fn start(cluster: &Arc<Cluster>) -> TestServer {

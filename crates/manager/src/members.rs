@@ -1,0 +1,135 @@
+//! Brings the consensus group to what the operator wants, one step after the other, and writes into
+//! the state who leads and who is reached.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use shoal_model::change::{Change, Expect, Object};
+use shoal_model::fault::report;
+use shoal_model::object::{ManagerStatus, Node};
+use shoal_plan::roles::{GroupView, RoleStep, next_step};
+use shoal_store::{Group, GroupStep, Member};
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::error::ControlError;
+use crate::tenure::Tenure;
+
+/// Entries that a member may lag behind when it begins to vote: it catches up within a moment.
+const BEHIND_MAX: u64 = 64;
+/// How long one step may take.
+const STEP_DEADLINE: Duration = Duration::from_secs(10);
+/// How long it may take until this manager sees a change of the group that it has made.
+const SEEN_WITHIN: Duration = Duration::from_millis(100);
+/// Pause after a step that failed, and between looks at members that learn.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Runs for as long as this manager leads.
+pub(crate) async fn run(tenure: Arc<Tenure>) {
+    let store = &tenure.shared.store;
+    let (mut revision, mut group) = (store.watch(), store.group());
+    loop {
+        revision.mark_unchanged();
+        let view = group.borrow_and_update().clone();
+        let step = next_step(&tenure.shared.state(), &view_of(&view, store.raft_id()));
+        let done = match step {
+            Some(step) => {
+                let done = carry_out(&tenure, step).await;
+                // What it changed is seen in a moment, and must not be asked for twice.
+                drop(timeout(SEEN_WITHIN, group.changed()).await);
+                done
+            }
+            None => tell(&tenure, &view).await,
+        };
+        match done {
+            Ok(true) => continue,
+            Ok(false) => {}
+            Err(ControlError::Stopping) => return,
+            Err(error) => {
+                tracing::warn!(cause = report(&error), "the group of managers is not as it should");
+            }
+        }
+        tokio::select! {
+            changed = revision.changed() => if changed.is_err() { return },
+            changed = group.changed() => if changed.is_err() { return },
+            () = sleep(PAUSE) => {}
+        }
+    }
+}
+
+fn view_of(group: &Group, own: u64) -> GroupView {
+    let learned = |id: &u64| group.behind.get(id).is_some_and(|lag| *lag <= BEHIND_MAX);
+    GroupView {
+        own,
+        voters: group.voters.iter().map(|m| m.raft_id).collect(),
+        learners: group.learners.iter().map(|m| (m.raft_id, learned(&m.raft_id))).collect(),
+        settled: group.settled,
+    }
+}
+
+/// Takes one step; whether another one may follow at once.
+async fn carry_out(tenure: &Tenure, step: RoleStep) -> Result<bool, ControlError> {
+    let by = Instant::now() + STEP_DEADLINE;
+    let step = match step {
+        RoleStep::Settle => GroupStep::Settle,
+        RoleStep::Learn { node, raft_id } => {
+            tracing::info!(%node, raft_id, "a manager begins to learn");
+            GroupStep::Learn(Member { node: node.to_string(), raft_id })
+        }
+        RoleStep::Promote(raft_id) => {
+            tracing::info!(raft_id, "a manager votes from here on");
+            GroupStep::Promote(raft_id)
+        }
+        RoleStep::Remove(raft_id) => {
+            tracing::info!(raft_id, "a manager is taken out");
+            GroupStep::Remove(raft_id)
+        }
+        RoleStep::Forget(node) => {
+            let forget = move |known: &Node| {
+                (known.id == node).then(|| Node { manager: None, ..known.clone() })
+            };
+            return write(tenure, forget).await;
+        }
+    };
+    tenure.shared.store.change_group(step, by).await?;
+    Ok(true)
+}
+
+/// Writes who leads, who is reached, and where this manager is reached.
+async fn tell(tenure: &Tenure, group: &Group) -> Result<bool, ControlError> {
+    let own = tenure.shared.store.raft_id();
+    let advertise = tenure.shared.advertise.to_string();
+    let voters: BTreeSet<u64> = group.voters.iter().map(|m| m.raft_id).collect();
+    let heard = group.heard.clone();
+    let status = move |known: &ManagerStatus| {
+        let (id, leads) = (known.raft_id, known.raft_id == own);
+        let reachable = leads || (voters.contains(&id) && heard.contains(&id));
+        let addr = if leads { advertise.clone() } else { known.addr.clone() };
+        ManagerStatus { raft_id: id, addr, reachable, leader: leads }
+    };
+    write(tenure, move |node| {
+        let next = status(node.manager.as_ref()?);
+        (node.manager.as_ref() != Some(&next)).then(|| Node { manager: Some(next), ..node.clone() })
+    })
+    .await
+}
+
+/// Writes what `next` says of each node; whether anything was written.
+async fn write(
+    tenure: &Tenure,
+    next: impl Fn(&Node) -> Option<Node> + Send + 'static,
+) -> Result<bool, ControlError> {
+    let put = move |node: &Arc<Node>| {
+        let expect = Expect::Version(node.meta.version);
+        next(node).map(|node| Change::Put { object: Object::Node(Box::new(node)), expect })
+    };
+    tenure
+        .shared
+        .writer
+        .write(move |state, _| {
+            let changes: Vec<Change> = state.nodes.values().filter_map(&put).collect();
+            let any = !changes.is_empty();
+            Ok((changes, any))
+        })
+        .await
+}

@@ -1,0 +1,108 @@
+//! Networks, nodes and the cluster's settings: what a request changes.
+
+use shoal_identity::authority::RootAuthority;
+use shoal_identity::token::JoinToken;
+use shoal_model::change::{Change, Expect, Object, ObjectKey};
+use shoal_model::cluster_state::ClusterState;
+use shoal_model::id::{NetworkId, NodeId, Revision};
+use shoal_model::object::{Meta, Network, NodeState};
+use shoal_model::spec::cluster::ClusterSpec;
+use shoal_model::spec::network::NetworkSpec;
+use shoal_model::spec::node::NodeSpec;
+use shoal_plan::validate::{self, SpecError};
+
+use crate::control::{Rotation, in_sequence, missing};
+use crate::error::ControlError;
+use crate::requests::{Outcome, done};
+use crate::shared::cluster;
+
+pub(crate) fn create_network(state: &ClusterState, id: &NetworkId, spec: &NetworkSpec) -> Outcome {
+    if state.networks.contains_key(id) {
+        return done(Vec::new());
+    }
+    validate::new_network(state, spec)?;
+    let plan = shoal_plan::network::allocate(state, spec)?;
+    let network = Network {
+        id: id.clone(),
+        meta: Meta::default(),
+        spec: spec.clone(),
+        vni: plan.vni,
+        subnets: plan.subnets,
+        mtu: plan.mtu,
+    };
+    let object = Object::Network(Box::new(network));
+    done(vec![Change::Put { object, expect: Expect::Absent }])
+}
+
+pub(crate) fn remove_network(state: &ClusterState, id: &NetworkId) -> Outcome {
+    let network = state.networks.get(id).ok_or_else(|| missing("network", id))?;
+    validate::removable_network(state, network)?;
+    let expect = Expect::Version(network.meta.version);
+    done(vec![Change::Delete { key: ObjectKey::Network(id.clone()), expect }])
+}
+
+pub(crate) fn update_node(
+    state: &ClusterState,
+    id: &NodeId,
+    version: Revision,
+    spec: &NodeSpec,
+) -> Outcome {
+    let known = state.nodes.get(id).ok_or_else(|| missing("node", id))?;
+    in_sequence(known.meta, version)?;
+    validate::changed_node(state, known, spec)?;
+    let mut node = (**known).clone();
+    node.spec = spec.clone();
+    let expect = Expect::Version(known.meta.version);
+    done(vec![Change::Put { object: Object::Node(Box::new(node)), expect }])
+}
+
+pub(crate) fn remove_node(state: &ClusterState, id: &NodeId, force: bool) -> Outcome {
+    let node = state.nodes.get(id).ok_or_else(|| missing("node", id))?;
+    if force && node.status.state == NodeState::Down {
+        // A manager that does not come back: the group goes on without it, if it can.
+        validate::removable_manager(state, node)?;
+    } else if node.manager.is_some() {
+        return Err(ControlError::Precondition {
+            message: format!(
+                "node {id} is a cluster manager and is a member of the raft cluster. It must be \
+                 demoted to worker before removal"
+            ),
+        });
+    }
+    if !force && node.status.state == NodeState::Ready {
+        return Err(ControlError::Precondition {
+            message: format!("node {id} is not down and can't be removed"),
+        });
+    }
+    let expect = Expect::Version(node.meta.version);
+    // Its session ends with the next round of assignments.
+    done(vec![Change::Delete { key: ObjectKey::Node(id.clone()), expect }])
+}
+
+pub(crate) fn update_cluster(
+    state: &ClusterState,
+    version: Revision,
+    spec: &ClusterSpec,
+    rotation: Rotation,
+) -> Outcome {
+    if rotation.unlock_key {
+        return Err(SpecError::not_implemented("locking managers (unlock keys)").into());
+    }
+    let known = cluster(state)?;
+    in_sequence(known.meta, version)?;
+    validate::changed_cluster(spec)?;
+    let mut next = (**known).clone();
+    next.spec = spec.clone();
+    if next.spec.name.is_empty() {
+        next.spec.name = known.spec.name.clone();
+    }
+    let digest = RootAuthority::load(&known.root_ca)?.digest();
+    if rotation.worker_token {
+        next.join_tokens.worker = JoinToken::generate(digest.clone()).to_string();
+    }
+    if rotation.manager_token {
+        next.join_tokens.manager = JoinToken::generate(digest).to_string();
+    }
+    let expect = Expect::Version(known.meta.version);
+    done(vec![Change::Put { object: Object::Cluster(Box::new(next)), expect }])
+}

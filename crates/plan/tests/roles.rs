@@ -1,0 +1,136 @@
+//! The group of managers, step by step: whatever the operator wants and wherever it was stopped, it
+//! gets there, and never has fewer voters on the way than at both ends.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod cluster;
+
+use std::collections::BTreeSet;
+
+use cluster::FakeCluster;
+use proptest::prelude::*;
+use shoal_model::id::NodeId;
+use shoal_model::object::ManagerStatus;
+use shoal_model::spec::node::NodeRole;
+use shoal_plan::roles::{GroupView, RoleStep, keeps_quorum, next_step};
+
+const OWN: u64 = 1;
+
+/// What a node is at first: its wish, and its number if it has one.
+#[derive(Clone, Copy, Debug)]
+struct Seat {
+    wanted: bool,
+    numbered: bool,
+    member: Member,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Member {
+    None,
+    Learner(bool),
+    Voter,
+}
+
+fn seats() -> impl Strategy<Value = Vec<Seat>> {
+    let member = prop_oneof![
+        Just(Member::None),
+        any::<bool>().prop_map(Member::Learner),
+        Just(Member::Voter)
+    ];
+    let seat = (any::<bool>(), any::<bool>(), member).prop_map(|(wanted, numbered, member)| Seat {
+        wanted,
+        numbered,
+        member,
+    });
+    prop::collection::vec(seat, 1..7)
+}
+
+fn node(index: usize) -> NodeId {
+    NodeId::new(format!("node-{index}"))
+}
+
+fn build(seats: &[Seat], settled: bool) -> (FakeCluster, GroupView) {
+    let mut cluster = FakeCluster::new(u16::try_from(seats.len()).unwrap());
+    let mut group = GroupView { own: OWN, settled, ..GroupView::default() };
+    for (at, seat) in seats.iter().enumerate() {
+        let (index, raft_id) = (at + 1, u64::try_from(at).unwrap() + 1);
+        // The leader is a voter with a number, whatever else it is.
+        let first = index == 1;
+        cluster.edit_node(&node(index), |n| {
+            n.spec.role = if seat.wanted { NodeRole::Manager } else { NodeRole::Worker };
+            let addr = format!("192.0.2.{index}:2377");
+            n.manager = (first || seat.numbered || seat.wanted).then_some(ManagerStatus {
+                raft_id,
+                addr,
+                reachable: true,
+                leader: first,
+            });
+        });
+        match seat.member {
+            _ if first => drop(group.voters.insert(raft_id)),
+            Member::None => {}
+            Member::Learner(enough) => drop(group.learners.insert(raft_id, enough)),
+            Member::Voter => drop(group.voters.insert(raft_id)),
+        }
+    }
+    (cluster, group)
+}
+
+fn carry_out(cluster: &mut FakeCluster, group: &mut GroupView, step: RoleStep) {
+    match step {
+        RoleStep::Settle => group.settled = true,
+        RoleStep::Learn { raft_id, .. } => drop(group.learners.insert(raft_id, false)),
+        RoleStep::Promote(id) => {
+            assert_eq!(group.learners.remove(&id), Some(true), "it has not learned enough");
+            group.voters.insert(id);
+        }
+        RoleStep::Remove(id) => {
+            assert!(group.voters.remove(&id) | group.learners.remove(&id).is_some());
+        }
+        RoleStep::Forget(id) => {
+            let raft_id = cluster.state.nodes[&id].manager.as_ref().unwrap().raft_id;
+            assert!(!group.voters.contains(&raft_id) && !group.learners.contains_key(&raft_id));
+            cluster.edit_node(&id, |n| n.manager = None);
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn the_group_becomes_what_is_wanted(seats in seats(), settled in any::<bool>()) {
+        let (mut cluster, mut group) = build(&seats, settled);
+        let wanted: BTreeSet<u64> = (1..).zip(&seats).filter(|(_, s)| s.wanted)
+            .map(|(id, _)| id).collect();
+        let before = group.voters.len();
+        let mut least = before;
+        for _ in 0..100 {
+            // Whoever learns has learned enough before the next step. (One that never does holds up
+            // nobody's removal.)
+            group.learners.values_mut().for_each(|enough| *enough = true);
+            let Some(step) = next_step(&cluster.state, &group) else { break };
+            carry_out(&mut cluster, &mut group, step);
+            least = least.min(group.voters.len());
+        }
+        prop_assert_eq!(next_step(&cluster.state, &group), None);
+        prop_assert_eq!(&group.voters, &wanted);
+        prop_assert!(group.learners.is_empty());
+        prop_assert!(least >= before.min(wanted.len()), "{least} voters on the way");
+        for (id, seat) in (1..).zip(&seats) {
+            let known = cluster.state.nodes[&node(id)].manager.is_some();
+            prop_assert_eq!(known, seat.wanted);
+        }
+    }
+}
+
+#[test]
+fn a_demotion_may_not_take_the_majority_away() {
+    let ids = |list: &[u64]| list.iter().copied().collect::<BTreeSet<u64>>();
+    assert!(keeps_quorum(&ids(&[1, 2, 3]), &ids(&[1, 2, 3]), 3));
+    assert!(keeps_quorum(&ids(&[1, 2, 3]), &ids(&[1, 2]), 3));
+    // Of the two that remain only one is reached.
+    assert!(!keeps_quorum(&ids(&[1, 2, 3]), &ids(&[1, 3]), 3));
+    assert!(keeps_quorum(&ids(&[1, 2]), &ids(&[1]), 2));
+    assert!(!keeps_quorum(&ids(&[1]), &ids(&[1]), 1));
+    assert!(!keeps_quorum(&ids(&[1, 2, 3, 4, 5]), &ids(&[1, 2, 5]), 5));
+    assert!(keeps_quorum(&ids(&[1, 2, 3, 4, 5]), &ids(&[1, 2, 3, 5]), 5));
+}
