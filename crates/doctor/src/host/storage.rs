@@ -84,7 +84,7 @@ impl Drop for Scratch {
     fn drop(&mut self) {
         // Ignored because: the check's verdict is known; what stays has a name that says whose it
         // is.
-        let _ = unmount(self.0.join("merged"), UnmountFlags::DETACH);
+        let _ = take_away(&self.0.join("merged"));
         let _ = fs::remove_dir_all(&self.0);
     }
 }
@@ -126,7 +126,13 @@ fn try_overlay(base: &Path) -> Attempt<()> {
         return Err(("look for the whiteout", io::Error::other("it is no character device")));
     }
     step("write through the overlay", fs::write(merged.join("file"), "new"))?;
-    step("unmount the overlay", unmount(&merged, UnmountFlags::empty()))
+    step("unmount the overlay", take_away(&merged))
+}
+
+/// Unmounts what is at `place`. Another thread may be starting a program: until that has begun it
+/// holds copies of the files that were open here, and a plain unmount would find the mount busy.
+fn take_away(place: &Path) -> rustix::io::Result<()> {
+    unmount(place, UnmountFlags::DETACH)
 }
 
 fn space(data_root: &Path) -> Finding {
@@ -254,5 +260,18 @@ mod tests {
     #[test]
     fn the_nearest_directory_is_found() {
         assert_eq!(existing(Path::new("/no/such/thing")), Path::new("/"));
+    }
+
+    /// A program that is being started holds copies of this program's open files for a moment.
+    #[test]
+    fn a_mount_goes_though_a_file_on_it_is_open() {
+        let dir = tempfile::tempdir().unwrap();
+        mount("tmpfs", dir.path(), "tmpfs", MountFlags::empty(), None).unwrap();
+        let held = fs::File::create(dir.path().join("file")).unwrap();
+        let gone = take_away(dir.path());
+        drop(held);
+        assert!(gone.is_ok(), "{gone:?}");
+        let mounts = fs::read_to_string("/proc/mounts").unwrap();
+        assert!(!mounts.contains(dir.path().to_str().unwrap()));
     }
 }
