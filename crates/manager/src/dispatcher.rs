@@ -88,8 +88,9 @@ impl SessionHandler for Dispatcher {
         // Whoever was removed keeps a certificate that is valid for months.
         let state = shared.state();
         let ahead = hello.revision.is_some_and(|known| known > state.revision);
-        if ahead || (!state.nodes.contains_key(&node) && !shared.is_sure().await) {
-            // Another manager leads by now, or will: this one is behind.
+        if (ahead || !state.nodes.contains_key(&node)) && !shared.is_sure().await {
+            // Another manager leads by now, or will: this one is behind. (A majority that confirms
+            // the lead and knows less than the node has lost something; the node follows it.)
             session.end(shared.not_leader()).await;
             return;
         }

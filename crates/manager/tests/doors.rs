@@ -10,8 +10,9 @@ use shoal_identity::node_identity::NodeIdentity;
 use shoal_manager::error::ControlError;
 use shoal_model::cluster_state::ClusterState;
 use shoal_model::fault::Fault as _;
-use shoal_model::id::{ContainerId, NodeId, TaskId};
+use shoal_model::id::{ContainerId, NodeId, Revision, TaskId};
 use shoal_model::object::{NodeState, Task, TaskStatus};
+use shoal_model::spec::node::NodeRole;
 use shoal_model::task_state::TaskState;
 use shoal_model::time::Timestamp;
 use shoal_wire::client;
@@ -53,6 +54,16 @@ async fn a_removed_nodes_certificate_opens_nothing() {
     let refused = client.renew(renew).await.unwrap_err();
     assert_eq!(id_of(&refused), Some("SH-MGR-007"), "{refused}");
     assert!(!world.control.state().nodes.contains_key(&identity.node_id));
+}
+
+/// The state of a manager whose disk went back is older than what its nodes have; they follow it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_knows_more_than_a_confirmed_leader_is_let_in() {
+    let world = World::new().await;
+    let identity = world.join(&world.token(NodeRole::Worker), "w").await.unwrap();
+    let client = client::connect(&world.addr.to_string(), &identity).await.unwrap();
+    let ahead = Hello { revision: Some(Revision(1_000_000)), ..hello(&identity) };
+    client.session(ahead).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
