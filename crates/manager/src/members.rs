@@ -9,14 +9,12 @@ use shoal_model::change::{Change, Expect, Object};
 use shoal_model::fault::report;
 use shoal_model::object::{ManagerStatus, Node};
 use shoal_plan::roles::{GroupView, RoleStep, next_step};
-use shoal_store::{Group, GroupStep, Member};
+use shoal_store::{Group, GroupStep, LAG_MAX, Member};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::error::ControlError;
 use crate::tenure::Tenure;
 
-/// Entries that a member may lag behind when it begins to vote: it catches up within a moment.
-const BEHIND_MAX: u64 = 64;
 /// How long one step may take.
 const STEP_DEADLINE: Duration = Duration::from_secs(10);
 /// How long it may take until this manager sees a change of the group that it has made.
@@ -46,7 +44,10 @@ pub(crate) async fn run(tenure: Arc<Tenure>) {
             Ok(false) => {}
             Err(ControlError::Stopping) => return,
             Err(error) => {
-                tracing::warn!(cause = report(&error), "the group of managers is not as it should");
+                tracing::warn!(
+                    cause = report(&error),
+                    "the group of managers is not as it should be yet"
+                );
             }
         }
         tokio::select! {
@@ -58,7 +59,7 @@ pub(crate) async fn run(tenure: Arc<Tenure>) {
 }
 
 fn view_of(group: &Group, own: u64) -> GroupView {
-    let learned = |id: &u64| group.behind.get(id).is_some_and(|lag| *lag <= BEHIND_MAX);
+    let learned = |id: &u64| group.behind.get(id).is_some_and(|lag| *lag <= LAG_MAX);
     GroupView {
         own,
         voters: group.voters.iter().map(|m| m.raft_id).collect(),

@@ -127,10 +127,6 @@ impl Relays {
         });
     }
 
-    fn has(&self, number: u64) -> bool {
-        self.with(|open| open.relays.contains_key(&number))
-    }
-
     /// Drops those that nobody asks for any more.
     fn sweep(&self) {
         self.with(|open| open.relays.retain(|_, relay| relay.asked.elapsed() < IDLE_MAX));
@@ -141,6 +137,16 @@ fn bytes_of(item: &TaskLog) -> usize {
     match item {
         TaskLog::Line(line) => line.line.len(),
         TaskLog::Warning(text) => text.len(),
+    }
+}
+
+/// Drops what nobody asks for any more, for as long as this manager leads: a reader that dies says
+/// nothing.
+pub(crate) async fn run(tenure: Arc<Tenure>) {
+    let mut looks = tokio::time::interval(IDLE_MAX);
+    loop {
+        looks.tick().await;
+        tenure.relays.sweep();
     }
 }
 
@@ -164,20 +170,7 @@ impl Tenure {
         query: LogSelection,
     ) -> Result<ControlReply, ControlError> {
         let items = self.gather(selector, query);
-        let number = self.relays.enter(from, items)?;
-        // A reader that dies says nothing.
-        let of = Arc::downgrade(self);
-        self.help(async move {
-            loop {
-                tokio::time::sleep(IDLE_MAX).await;
-                let Some(tenure) = of.upgrade() else { return };
-                tenure.relays.sweep();
-                if !tenure.relays.has(number) {
-                    return;
-                }
-            }
-        });
-        Ok(ControlReply::Log { number })
+        Ok(ControlReply::Log { number: self.relays.enter(from, items)? })
     }
 
     pub(crate) async fn read_log(
@@ -230,7 +223,7 @@ impl Control {
                 return;
             }
         }
-        // Ignored because: the leader drops what nobody asks for.
+        // Ignored because: the leader drops what nobody asks for within a minute.
         let _ = self.ask(ControlRequest::CloseLog { number }).await;
     }
 }

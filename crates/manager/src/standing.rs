@@ -62,7 +62,11 @@ impl Shared {
         }
         let votes = group.voters.iter().any(|m| m.raft_id == self.store.raft_id());
         if !votes && !group.voters.is_empty() {
-            found.push("this manager learns and does not vote yet".to_owned());
+            found.push(format!(
+                "this manager learns and does not vote yet; if it stays so, see that the other \
+                 managers reach it at {}",
+                self.advertise
+            ));
         }
         let count = group.voters.len();
         if count > 1 && count.is_multiple_of(2) {

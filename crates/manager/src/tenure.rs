@@ -21,7 +21,7 @@ use crate::relay::Relays;
 use crate::sessions::Sessions;
 use crate::shared::{Shared, managers};
 use crate::statuses::Reports;
-use crate::{assigner, members, planner, statuses};
+use crate::{assigner, members, planner, relay, statuses};
 
 /// How long a session that comes while nobody leads waits for a leadership to begin here.
 const BEGIN_PATIENCE: Duration = Duration::from_secs(2);
@@ -104,6 +104,7 @@ pub(crate) async fn run(shared: Arc<Shared>) {
         loops.spawn(assigner::run(Arc::clone(&tenure)));
         loops.spawn(statuses::run(Arc::clone(&tenure)));
         loops.spawn(members::run(Arc::clone(&tenure)));
+        loops.spawn(relay::run(Arc::clone(&tenure)));
         if *shared.stopping.borrow() {
             return;
         }

@@ -87,13 +87,8 @@ pub(crate) async fn init(
     let store = Store::bootstrap(store_config(folder, &identity, &others), first)
         .await
         .map_err(|source| NodeError::Store { action: "create", source })?;
-    let manager = match begin(config, &store, &identity, others, &record).await {
-        Ok(manager) => manager,
-        Err(error) => {
-            store.shutdown().await;
-            return Err(error);
-        }
-    };
+    let begun = begin(config, &store, &identity, others, &record).await;
+    let (manager, store) = or_close(begun, store).await?;
     let made = manager.control().create_network(ingress()).await;
     let finished = made.map_err(NodeError::Ingress).and_then(|_| folder.write(&record));
     if let Err(error) = finished {
@@ -123,13 +118,7 @@ pub(crate) async fn reopen(
         }
         Err(error) => Err(error),
     };
-    match begun {
-        Ok(manager) => Ok((manager, store)),
-        Err(error) => {
-            store.shutdown().await;
-            Err(error)
-        }
-    }
+    or_close(begun, store).await
 }
 
 /// Begins as one manager of several: an empty store that learns. It votes once it has learned
@@ -148,11 +137,18 @@ pub(crate) async fn join_group(
         .await
         .map_err(|source| NodeError::Store { action: "create", source })?;
     // Before anybody can reach it: whoever votes must be a member after a crash too.
-    let kept = folder.write(record);
-    let begun = match kept {
+    let begun = match folder.write(record) {
         Ok(()) => begin(config, &store, identity, others, record).await,
         Err(error) => Err(error),
     };
+    or_close(begun, store).await
+}
+
+/// The manager with its store, which is closed if the manager did not begin.
+async fn or_close(
+    begun: Result<Manager, NodeError>,
+    store: Store,
+) -> Result<(Manager, Store), NodeError> {
     match begun {
         Ok(manager) => Ok((manager, store)),
         Err(error) => {

@@ -13,7 +13,7 @@ use crate::error::StoreError;
 use crate::peer::{Member, MemberNode};
 
 /// Entries that a learner may lag when it is made a voter: it has them within moments.
-const LAG_MAX: u64 = 16;
+pub const LAG_MAX: u64 = 16;
 /// How long a change goes on when nobody waits for it any more.
 const STEP_DEADLINE: Duration = Duration::from_secs(60);
 

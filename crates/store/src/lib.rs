@@ -47,7 +47,7 @@ mod store;
 
 pub use door::Door;
 pub use error::StoreError;
-pub use group::{Group, GroupStep};
+pub use group::{Group, GroupStep, LAG_MAX};
 pub use lead::Lead;
 pub use peer::{Lane, Member, NoPeers, PeerError, Peers};
 pub use proposer::{PROPOSE_DEADLINE, TRANSACTION_BYTES_MAX};

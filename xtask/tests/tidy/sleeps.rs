@@ -28,7 +28,6 @@ const MAY_SLEEP: &[(&str, &str)] = &[
     ("crates/manager/src/membership.rs", "the deadline of a node that leaves"),
     ("crates/manager/src/members.rs", "pause before the group of managers is looked at again"),
     ("crates/manager/src/planner.rs", "the moment that the plan named; collects changes"),
-    ("crates/manager/src/relay.rs", "the time after which a log that nobody reads is dropped"),
     ("crates/manager/src/statuses.rs", "pause before a write is tried again"),
     ("crates/node/src/owner.rs", "pause before owed work is tried again"),
     ("crates/node/src/renewal.rs", "the moment when a certificate is due; pause between attempts"),

@@ -234,16 +234,15 @@ impl Trio {
     }
 
     pub async fn leader_among(&self, these: &[u64]) -> u64 {
-        let until = Instant::now() + DEADLINE;
-        loop {
-            for raft_id in these {
-                if matches!(*self.store(*raft_id).lead().borrow(), Lead::Leading { .. }) {
-                    return *raft_id;
-                }
-            }
-            assert!(Instant::now() < until, "nobody leads");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        let leads = these.iter().map(|raft_id| {
+            let mut lead = self.store(*raft_id).lead();
+            Box::pin(async move {
+                lead.wait_for(|lead| matches!(lead, Lead::Leading { .. })).await.unwrap();
+                *raft_id
+            })
+        });
+        let first = futures::future::select_all(leads);
+        tokio::time::timeout(DEADLINE, first).await.expect("somebody leads in time").0
     }
 
     /// Stops a store without a word to the others, and drops it.
