@@ -274,6 +274,7 @@ impl Run<'_> {
                     Ok(())
                 }
                 () = &mut left_for_long => return End::Left,
+                // Ignored because: the sender is in the tenure, which is held here.
                 () = async { drop(over.wait_for(|over| *over).await) } => return End::NotLeader,
                 () = async { drop(stopping.wait_for(|stop| *stop).await) } => {
                     let reason = ByeReason::Stopping;

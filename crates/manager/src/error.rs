@@ -61,8 +61,8 @@ pub enum ControlError {
     Remote(#[from] RemoteFault),
     /// Nobody can lead: too many managers are not reached. Nothing was begun, or it is not known.
     #[error(
-        "change the cluster: no majority of its managers is reached{}{}",
-        since.map(|s| format!(" since {s}")).unwrap_or_default(),
+        "change the cluster: no majority of its managers {}{}",
+        since.map_or_else(|| "is reached".to_owned(), |s| format!("has been reached since {s}")),
         who(missing)
     )]
     NoMajority {
@@ -132,10 +132,6 @@ pub(crate) enum Fate {
     Open,
 }
 
-/// The steps of a connection that come before anything is asked.
-const BEFORE_ASKING: [&str; 5] =
-    ["connection", "name resolution", "TCP connection", "TLS handshake", "HTTP/2 handshake"];
-
 /// The ids of what another manager says that is no answer to the request itself.
 const NOT_LEADING: &str = "SH-MGR-008";
 const STOPPING: &str = "SH-MGR-010";
@@ -146,21 +142,10 @@ impl ControlError {
     /// What a failed call of the manager that leads means for the request that was passed on.
     #[must_use]
     pub fn passing_on(error: WireError) -> Self {
-        let sent = match error {
-            WireError::Remote(fault) => return Self::Remote(fault),
-            WireError::Address { .. }
-            | WireError::Resolve { .. }
-            | WireError::Connect { .. }
-            | WireError::Tls { .. }
-            | WireError::PeerCertificate { .. }
-            | WireError::OwnCertificate { .. }
-            | WireError::Identity(_)
-            | WireError::NoAddress { .. }
-            | WireError::NotThatNode { .. } => false,
-            WireError::Timeout { step, .. } => !BEFORE_ASKING.contains(&step),
-            _ => true,
-        };
-        Self::PassOn { sent, source: Box::new(error) }
+        match error {
+            WireError::Remote(fault) => Self::Remote(fault),
+            other => Self::PassOn { sent: other.may_have_been_heard(), source: Box::new(other) },
+        }
     }
 
     pub(crate) fn fate(&self) -> Fate {

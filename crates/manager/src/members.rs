@@ -33,7 +33,9 @@ pub(crate) async fn run(tenure: Arc<Tenure>) {
         let done = match step {
             Some(step) => {
                 let done = carry_out(&tenure, step).await;
-                // What it changed is seen in a moment, and must not be asked for twice.
+                // What it changed is seen in a moment, and need not be asked for twice.
+                // Ignored because: late means asking once more; a store that is closed is seen
+                // below.
                 drop(timeout(SEEN_WITHIN, group.changed()).await);
                 done
             }

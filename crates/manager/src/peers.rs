@@ -122,12 +122,11 @@ impl ManagerHandler for ManagerDoor {
     async fn raft(
         &self,
         from: PeerIdentity,
-        lane: shoal_wire::peers::Lane,
+        _lane: shoal_wire::peers::Lane,
         body: Box<RawValue>,
     ) -> Result<Box<RawValue>, RemoteFault> {
         self.check(&from)?;
-        let answer =
-            self.0.shared.store.door().call(&from.node_id, lane_in_store(lane), &body).await;
+        let answer = self.0.shared.store.door().call(&from.node_id, &body).await;
         answer.map_err(|error| RemoteFault::of(&error))
     }
 
@@ -178,14 +177,6 @@ fn lane_on_wire(lane: Lane) -> shoal_wire::peers::Lane {
         Lane::Log => shoal_wire::peers::Lane::Log,
         Lane::Vote => shoal_wire::peers::Lane::Vote,
         Lane::Bulk => shoal_wire::peers::Lane::Bulk,
-    }
-}
-
-fn lane_in_store(lane: shoal_wire::peers::Lane) -> Lane {
-    match lane {
-        shoal_wire::peers::Lane::Log => Lane::Log,
-        shoal_wire::peers::Lane::Vote => Lane::Vote,
-        shoal_wire::peers::Lane::Bulk => Lane::Bulk,
     }
 }
 

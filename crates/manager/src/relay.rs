@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use shoal_model::fault::report;
+use shoal_model::fault::{Fault as _, FaultKind, report};
 use shoal_model::id::NodeId;
 use shoal_model::log::{LogSelection, LogsOf, TaskLog};
 use tokio::sync::mpsc;
@@ -212,6 +212,10 @@ impl Control {
             let batch = match asked {
                 Ok(ControlReply::LogBatch { batch }) => batch,
                 Ok(other) => return say(&out, &other.unexpected()).await,
+                // Another manager leads by now, which does not know of it.
+                Err(error) if error.kind() == FaultKind::NotFound => {
+                    return tell(&out, "ask again: another manager leads now".to_owned()).await;
+                }
                 Err(error) => return say(&out, &error).await,
             };
             for item in batch.items {
@@ -229,7 +233,11 @@ impl Control {
 }
 
 async fn say(out: &mpsc::Sender<TaskLog>, error: &ControlError) {
-    let text = format!("the log is cut off here: {}", report(error));
+    tell(out, report(error)).await;
+}
+
+async fn tell(out: &mpsc::Sender<TaskLog>, why: String) {
+    let text = format!("the log is cut off here: {why}");
     // Ignored because: a reader that has gone needs no warning.
     let _ = out.send(TaskLog::Warning(text)).await;
 }

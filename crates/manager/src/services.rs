@@ -74,7 +74,7 @@ pub(crate) fn create(
         id: id.clone(),
         meta: Meta::default(),
         spec: Arc::new(spec),
-        spec_version: 1,
+        spec_version: Service::FIRST_SPEC_VERSION,
         previous_spec: None,
         endpoint: Endpoint::default(),
         update_status: None,

@@ -282,8 +282,12 @@ impl Owner {
         member.record.managers = known;
         let (folder, record) = (self.folder.clone(), member.record.clone());
         let kept = tokio::task::spawn_blocking(move || folder.write(&record)).await;
-        if let Ok(Err(error)) = kept {
-            tracing::warn!(cause = report(&error), "where managers are could not be kept");
+        match kept {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(cause = report(&error), "where managers are could not be kept");
+            }
+            Err(error) => tracing::error!(cause = %error, "keeping where managers are broke off"),
         }
     }
 

@@ -20,15 +20,13 @@ use shoal_model::spec::cluster::ClusterSpec;
 use shoal_model::spec::network::NetworkSpec;
 use shoal_model::spec::node::{NodeRole, NodeSpec};
 use shoal_model::time::Timestamp;
-use shoal_store::{Store, StoreConfig};
+use shoal_store::{FIRST_RAFT_ID, Store, StoreConfig};
 
 use crate::address::Addresses;
 use crate::error::NodeError;
 use crate::node::{InitOptions, Member, NodeConfig};
 use crate::record::{Folder, Record};
 
-/// The first manager's number in the consensus group.
-const FIRST_RAFT_ID: u64 = 1;
 /// How long a join waits for its manager's vote. Docker's client waits 20 s.
 const VOTE_PATIENCE: Duration = Duration::from_secs(10);
 

@@ -53,6 +53,7 @@ pub fn moves_per_minute(labels: &StringMap) -> Result<Option<u32>, String> {
 pub(crate) fn services(work: &mut Work<'_>) {
     let asks = |service: &Arc<Service>| {
         service.spec.replicas()?;
+        // A label from before they were checked asks for nothing.
         let moves = moves_per_minute(&service.spec.labels).ok().flatten()?;
         Some((service.clone(), Duration::from_secs(60) / moves))
     };

@@ -14,7 +14,7 @@ use crate::consensus::{SnapshotMeta, Vote};
 use crate::core::Core;
 use crate::error::StoreError;
 use crate::peer::{Lane, Member};
-use crate::question::{Ask, Base64, Question, Reply, digest, raw};
+use crate::question::{Ask, Question, Reply, digest, raw};
 use crate::record::{HeadRecord, VoteRecord};
 
 /// Largest snapshot that is taken: it is in memory while it comes. Far more than a cluster of ten
@@ -56,18 +56,13 @@ impl Door {
         Self(Arc::new(Inner { current, trouble, coming }))
     }
 
-    /// Answers `body`, which the node `from` sent; who it is must be proven already. Whatever comes
-    /// on a lane is answered on it; which one it is makes no difference here.
+    /// Answers `body`, which the node `from` sent; who it is must be proven already. On which lane
+    /// it came makes no difference.
     ///
     /// # Errors
     /// [`StoreError::Question`] if it cannot be understood or is meant for another member, and
     /// everything that keeps this member from answering.
-    pub async fn call(
-        &self,
-        from: &NodeId,
-        _lane: Lane,
-        body: &RawValue,
-    ) -> Result<Box<RawValue>, StoreError> {
+    pub async fn call(&self, from: &NodeId, body: &RawValue) -> Result<Box<RawValue>, StoreError> {
         if let Some(cause) = self.0.trouble.borrow().clone() {
             return Err(cause);
         }
@@ -239,7 +234,7 @@ fn take_piece(
     from: u64,
     id: &str,
     offset: u64,
-    data: &Base64,
+    piece: &[u8],
 ) -> Result<Reply, AnswerError> {
     let mut coming = coming.lock().unwrap_or_else(PoisonError::into_inner);
     let known = coming.as_mut().filter(|it| it.from == from && it.meta.snapshot_id == id);
@@ -250,11 +245,10 @@ fn take_piece(
     if offset != here {
         return Err(unfit(format!("a piece from byte {offset}, after {here} bytes")));
     }
-    let piece = data.bytes().map_err(unfit)?;
     let length = u64::try_from(piece.len()).unwrap_or(u64::MAX);
     if here.saturating_add(length) > *bytes {
         return Err(unfit(format!("more than the {bytes} bytes of the snapshot")));
     }
-    content.extend(piece);
+    content.extend_from_slice(piece);
     Ok(Reply::Next {})
 }

@@ -41,7 +41,7 @@ pub enum StoreError {
     },
     /// Nobody leads: there is no majority. Nothing was written.
     #[error(
-        "write to the store: no manager leads since {} ms or more, so there is no majority{}; \
+        "write to the store: no manager has led for {} ms or more, so there is no majority{}; \
          nothing was written", after.as_millis(), unheard(.missing)
     )]
     NoLeader {

@@ -70,6 +70,13 @@ impl Core {
         Member { node: node.map(|node| node.node.clone()).unwrap_or_default(), raft_id }
     }
 
+    /// That this member does not lead; which one does, if that is known.
+    pub(crate) fn not_leader(&self, leader: Option<u64>) -> StoreError {
+        let metrics = self.raft.metrics();
+        let leader = leader.map(|id| self.member(&metrics.borrow(), id));
+        StoreError::NotLeader { leader }
+    }
+
     /// Does `step`. It may be done already.
     pub(crate) async fn change_group(&self, step: GroupStep) -> Result<(), StoreError> {
         match step {
@@ -185,8 +192,7 @@ impl Core {
     fn refusal(&self, error: RaftError<u64, ClientWriteError<u64, MemberNode>>) -> StoreError {
         match error {
             RaftError::APIError(ClientWriteError::ForwardToLeader(to)) => {
-                let leader = to.leader_id.map(|id| self.member(&self.raft.metrics().borrow(), id));
-                StoreError::NotLeader { leader }
+                self.not_leader(to.leader_id)
             }
             RaftError::APIError(ClientWriteError::ChangeMembershipError(error)) => match error {
                 ChangeMembershipError::InProgress(_) => refused("another change is under way"),

@@ -51,4 +51,4 @@ pub use group::{Group, GroupStep, LAG_MAX};
 pub use lead::Lead;
 pub use peer::{Lane, Member, NoPeers, PeerError, Peers};
 pub use proposer::{PROPOSE_DEADLINE, TRANSACTION_BYTES_MAX};
-pub use store::{ChangeEvent, Changes, Store, StoreConfig};
+pub use store::{ChangeEvent, Changes, FIRST_RAFT_ID, Store, StoreConfig};

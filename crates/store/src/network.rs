@@ -26,7 +26,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::consensus::{LogId, Types, Vote};
 use crate::links::Links;
 use crate::peer::{Lane, Member, MemberNode, PeerError};
-use crate::question::{Ask, Base64, PIECE_BYTES, QUESTION_VERSION, Question, Reply, digest, raw};
+use crate::question::{Ask, PIECE_BYTES, QUESTION_VERSION, Question, Reply, digest, raw};
 use crate::record::{EntryRecord, HeadRecord};
 
 /// First pause after a failure, and the longest: shorter than the silence after which a member that
@@ -181,7 +181,7 @@ impl Way {
         }
         let mut offset = 0;
         for piece in content.chunks(PIECE_BYTES) {
-            let ask = Ask::Piece { id: id.clone(), offset, data: Base64::new(piece) };
+            let ask = Ask::Piece { id: id.clone(), offset, data: piece.to_vec() };
             if let Some(end) = self.ended(put(ask, PIECE_LIMIT).await?)? {
                 return Ok(end);
             }

@@ -237,11 +237,7 @@ async fn answer(
             None
         }
         Ok(Err(ClientWriteError::ForwardToLeader(to))) => {
-            let leader = {
-                let metrics = core.raft.metrics();
-                to.leader_id.map(|id| core.member(&metrics.borrow(), id))
-            };
-            refuse(replies, &StoreError::NotLeader { leader });
+            refuse(replies, &core.not_leader(to.leader_id));
             None
         }
         Ok(Err(error)) => {

@@ -1,8 +1,6 @@
 //! What members ask each other: our own words, so that another version of the consensus library
 //! understands them.
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
@@ -43,7 +41,12 @@ pub(crate) enum Ask {
     /// To take a snapshot of so many bytes, whose pieces follow.
     Head { vote: VoteRecord, head: HeadRecord, bytes: u64 },
     /// To take a piece of it.
-    Piece { id: String, offset: u64, data: Base64 },
+    Piece {
+        id: String,
+        offset: u64,
+        #[serde(with = "shoal_model::bytes_text")]
+        data: Vec<u8>,
+    },
     /// To install it.
     End { id: String, digest: String },
 }
@@ -75,21 +78,6 @@ pub(crate) enum Reply {
     Installed {
         vote: VoteRecord,
     },
-}
-
-/// Bytes, as text.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(transparent)]
-pub(crate) struct Base64(String);
-
-impl Base64 {
-    pub(crate) fn new(bytes: &[u8]) -> Self {
-        Self(STANDARD.encode(bytes))
-    }
-
-    pub(crate) fn bytes(&self) -> Result<Vec<u8>, base64::DecodeError> {
-        STANDARD.decode(&self.0)
-    }
 }
 
 /// What tells whether a snapshot arrived whole.

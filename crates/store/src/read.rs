@@ -44,9 +44,7 @@ impl Reads {
                     sleep(PAUSE).await;
                 }
                 Err(RaftError::APIError(CheckIsLeaderError::ForwardToLeader(to))) => {
-                    let metrics = core.raft.metrics();
-                    let leader = to.leader_id.map(|id| core.member(&metrics.borrow(), id));
-                    return Err(StoreError::NotLeader { leader });
+                    return Err(core.not_leader(to.leader_id));
                 }
                 Err(RaftError::Fatal(error)) => return Err(core.why(&error)),
             }

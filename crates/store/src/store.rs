@@ -28,7 +28,7 @@ const SNAPSHOT_DEADLINE: Duration = Duration::from_secs(30);
 /// Events that a slow reader may be behind before it is told to read the state again.
 const CHANGES_KEPT: usize = 1024;
 /// The first manager's number in the group.
-const FIRST_RAFT_ID: u64 = 1;
+pub const FIRST_RAFT_ID: u64 = 1;
 
 /// Where a store lives, on which node, and how it reaches other members of its group.
 #[derive(Clone)]

@@ -212,7 +212,29 @@ pub enum Evidence {
     Nothing,
 }
 
+/// The steps of a connection that come before anything is asked.
+const BEFORE_ASKING: [&str; 5] =
+    ["connection", "name resolution", "TCP connection", "TLS handshake", "HTTP/2 handshake"];
+
 impl WireError {
+    /// Whether what was asked may have arrived before this.
+    #[must_use]
+    pub fn may_have_been_heard(&self) -> bool {
+        match self {
+            Self::Address { .. }
+            | Self::Resolve { .. }
+            | Self::Connect { .. }
+            | Self::Tls { .. }
+            | Self::PeerCertificate { .. }
+            | Self::OwnCertificate { .. }
+            | Self::Identity(_)
+            | Self::NoAddress { .. }
+            | Self::NotThatNode { .. } => false,
+            Self::Timeout { step, .. } => !BEFORE_ASKING.contains(step),
+            _ => true,
+        }
+    }
+
     /// What this says about the process at the other end.
     #[must_use]
     pub fn evidence(&self) -> Evidence {

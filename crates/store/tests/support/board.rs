@@ -102,7 +102,7 @@ impl Peers for Plug {
             self.board.travel(&self.own, to.as_str()).await;
             let door = self.board.0.lock().unwrap().doors.get(to.as_str()).cloned();
             let door = door.ok_or(PeerError::Refused)?;
-            let answer = door.call(&NodeId::new(self.own.clone()), lane, &body).await;
+            let answer = door.call(&NodeId::new(self.own.clone()), &body).await;
             if lane == Lane::Bulk {
                 self.board.0.lock().unwrap().bulk += 1;
             }
