@@ -14,6 +14,7 @@ use shoal_model::fault::{Fault, FaultKind, chain, report};
 use shoal_model::id::{ContainerId, NetworkId};
 use shoal_model::net::{Mac, Port, Protocol};
 use shoal_model::spec::container::EndpointSettings;
+use shoal_model::spec::task::NodeNetwork;
 use shoal_network::claims::{self, HostPort};
 use shoal_network::desired::{SandboxId, SandboxSpec};
 use tokio::net::TcpStream;
@@ -31,7 +32,7 @@ const PORT_LAST: u16 = 60999;
 #[async_trait]
 impl Attacher for Agent {
     async fn attach(&self, request: ContainerNetworking) -> Result<Attachment, AttachError> {
-        if request.network_mode == "host" && request.task.is_none() {
+        if request.network_mode == "host" {
             return Ok(Attachment { resolv_conf: host_resolv_conf(), ..Attachment::default() });
         }
         let container = request.container_id.clone();
@@ -65,7 +66,8 @@ impl Attacher for Agent {
             self.local().restore(endpoint, (self.inner.config.clock)());
         }
         let tasks = self.remembered_places(&request.container_id);
-        let attached = readopted(&request, &attachment, &tasks);
+        let here = |network: &NetworkId| self.local().find(network.as_str()).is_ok();
+        let attached = readopted(&request, &attachment, &tasks, here);
         for place in &attached.places {
             for address in &place.addresses {
                 match self.local().lease(&place.network_id, Some(address.addr())) {
@@ -190,7 +192,9 @@ impl Agent {
                 })
                 .collect();
         }
-        if attached.places.is_empty() && request.network_mode != "none" {
+        // A task on a node's own network may have a place on the ingress network besides.
+        let on_own = NodeNetwork::named(&request.network_mode) == Some(NodeNetwork::Bridge);
+        if on_own || attached.places.is_empty() && request.network_mode != "none" {
             for (word, settings) in words(request) {
                 match self.join(&request.container_id, &request.name, &word, &settings).await {
                     Ok(place) => attached.places.push(place),
@@ -438,12 +442,19 @@ fn sandbox_spec(request: &ContainerNetworking) -> SandboxSpec {
     }
 }
 
-fn readopted(request: &ContainerNetworking, attachment: &Attachment, tasks: &[Place]) -> Attached {
+/// `here` tells this node's own networks: a task's address there is this node's to take back.
+fn readopted(
+    request: &ContainerNetworking,
+    attachment: &Attachment,
+    tasks: &[Place],
+    here: impl Fn(&NetworkId) -> bool,
+) -> Attached {
     let places = attachment.endpoints.iter().map(|endpoint| {
         let v4 = endpoint.ipv4.and_then(|(a, p)| IpNet::new(a.into(), p).ok());
         let v6 = endpoint.ipv6.and_then(|(a, p)| IpNet::new(a.into(), p).ok());
         let remembered = tasks.iter().find(|p| p.network_id == endpoint.network_id);
-        let task = request.task.as_ref().map(|t| t.task_id.clone());
+        let task = request.task.as_ref().filter(|_| !here(&endpoint.network_id));
+        let task = task.map(|t| t.task_id.clone());
         Place {
             network_id: endpoint.network_id.clone(),
             addresses: v4.into_iter().chain(v6).collect(),

@@ -37,6 +37,7 @@ mod list;
 mod logs;
 mod memory;
 mod merge;
+mod mount_points;
 mod mounts;
 pub mod names;
 mod networks;

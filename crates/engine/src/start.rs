@@ -21,7 +21,7 @@ use crate::mounts::MountSource;
 use crate::record::{Files, Record};
 use crate::request::InjectedFile;
 use crate::unikernel::{self, Workload};
-use crate::{files, memory, ports, workload_plan};
+use crate::{files, memory, mount_points, ports, workload_plan};
 
 impl Engine {
     /// Starts a container.
@@ -130,16 +130,22 @@ impl Engine {
         plan.await
     }
 
-    /// The directories of the container's image.
+    /// The directories of the container's image, the topmost first, and below them the layer of
+    /// [`mount_points`].
     pub(crate) fn layers(&self, container: &Container) -> Result<Vec<PathBuf>, EngineError> {
         let (image, reference) =
             container.read(|record| (record.image_id.clone(), record.image.clone()));
         let missing = || EngineError::NoSuchImage { reference: reference.clone() };
         let id = ImageId::parse(&image).ok_or_else(missing)?;
-        self.inner
+        let mut layers = self
+            .inner
             .images
             .mount_layers(&id)
-            .map_err(|e| crate::create::image_error("mount", &reference, e))
+            .map_err(|e| crate::create::image_error("mount", &reference, e))?;
+        let exec_root = &self.inner.config.exec_root;
+        let points = mount_points::layer(exec_root);
+        layers.push(points.map_err(EngineError::io("make mount points below", exec_root))?);
+        Ok(layers)
     }
 }
 

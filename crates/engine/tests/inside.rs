@@ -196,13 +196,13 @@ async fn files_go_in_and_out_of_running_and_stopped_containers() {
     }
     let (_, owner) = exec(&daemon, &id, &["stat", "-c", "%u:%g %a", "/tmp/c"], "").await;
     assert_eq!(owner, "12:34 600\n");
-    let mut names: Vec<String> = within(daemon.engine.fs_changes(&id))
+    // Nothing of what is mounted into every container counts as a change of its.
+    let names: Vec<String> = within(daemon.engine.fs_changes(&id))
         .await
         .unwrap()
         .into_iter()
         .map(|c| format!("{} {}", c.kind, c.path))
         .collect();
-    names.retain(|line| line.contains("/tmp"));
     assert_eq!(names, ["0 /tmp", "1 /tmp/a", "1 /tmp/a/b", "1 /tmp/c"]);
     let tar = collect(within(daemon.engine.export(&id)).await.unwrap()).await;
     assert!(entries(&tar).contains(&("tmp/a/b".into(), "bee".into())));

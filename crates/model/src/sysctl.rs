@@ -34,7 +34,7 @@ pub struct OwnNamespaces {
 }
 
 impl OwnNamespaces {
-    /// All of them: what every task of a service has.
+    /// All of them: what a task has that is not on its node's own network.
     pub const ALL: Self = Self { network: true, ipc: true, uts: true };
 }
 

@@ -10,7 +10,7 @@ use shoal_model::id::{NetworkId, ServiceId};
 use shoal_model::net::{Port, Protocol};
 use shoal_model::object::{Endpoint, Network, Service, Task, TaskNetwork, VirtualIp};
 use shoal_model::spec::service::{EndpointMode, PortConfig, PublishMode};
-use shoal_model::spec::task::NetworkAttachmentConfig;
+use shoal_model::spec::task::{NetworkAttachmentConfig, NodeNetwork};
 use shoal_model::task_state::TaskState;
 
 use crate::addresses::Exhausted;
@@ -26,6 +26,13 @@ pub(crate) fn find_network<'n>(
 ) -> Option<&'n Arc<Network>> {
     let by_name = || networks.values().find(|n| n.spec.name == word);
     networks.get(&NetworkId::new(word)).or_else(by_name)
+}
+
+/// Without the networks that each node has for itself: there the cluster gives no addresses.
+fn of_cluster(
+    networks: &[NetworkAttachmentConfig],
+) -> impl Iterator<Item = &NetworkAttachmentConfig> {
+    networks.iter().filter(|attachment| NodeNetwork::named(&attachment.target).is_none())
 }
 
 /// The cluster's ingress network.
@@ -98,7 +105,7 @@ fn wanted_networks(work: &Work<'_>, service: &Service) -> Result<Vec<Arc<Network
     if publishes(service.spec.ports()) {
         wanted.push(ingress(networks).ok_or(NO_INGRESS)?.clone());
     }
-    for attachment in service.spec.networks() {
+    for attachment in of_cluster(service.spec.networks()) {
         let network = find_network(networks, &attachment.target);
         let network = network.ok_or_else(|| no_network(&attachment.target))?;
         if !wanted.iter().any(|n| n.id == network.id) {
@@ -260,7 +267,7 @@ fn allocate(work: &mut Work<'_>, task: &Task) -> Result<Allocated, String> {
     if publishes(&ports) {
         places.push((ingress(networks).ok_or(NO_INGRESS)?.clone(), &none));
     }
-    for attachment in task.spec.networks.as_deref().unwrap_or(&[]) {
+    for attachment in of_cluster(task.spec.networks.as_deref().unwrap_or(&[])) {
         let network = find_network(networks, &attachment.target);
         let network = network.ok_or_else(|| no_network(&attachment.target))?;
         if !places.iter().any(|(n, _)| n.id == network.id) {

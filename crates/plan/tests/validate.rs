@@ -179,13 +179,39 @@ fn what_is_missing_is_named() {
             "configs that are no files (Runtime, credential specs)",
         ),
         (template(json!({ "LogDriver": { "Name": "syslog" } })), "log driver 'syslog'"),
-        (
-            template(json!({ "Networks": [{ "Target": "host" }] })),
-            "the node's own network 'host' in services",
-        ),
     ];
     for (patch, what) in cases {
         refused(patch, FaultKind::NotImplemented, &format!("not implemented: {what}"));
+    }
+}
+
+#[test]
+fn a_network_of_the_node_is_the_only_one_and_publishes_nothing() {
+    let on = |targets: &[&str], ports: Value| {
+        let list: Vec<_> = targets.iter().map(|target| json!({ "Target": target })).collect();
+        let mut patch = template(json!({ "Networks": list }));
+        merge(&mut patch, json!({ "EndpointSpec": { "Ports": ports } }));
+        patch
+    };
+    let port = json!([{ "TargetPort": 80 }]);
+    let cases = [
+        (
+            on(&["host"], port.clone()),
+            "port 80 cannot be published by a service on network 'host': a task on it listens on \
+             the node's own ports; publish nothing, and reach the service at the nodes that run it",
+        ),
+        (
+            on(&["none"], port),
+            "port 80 cannot be published by a service on network 'none': nothing reaches a task \
+             on it; publish nothing",
+        ),
+        (
+            on(&["net", "host"], json!([])),
+            "network 'host' is each node's own: a service on it can be on no other network",
+        ),
+    ];
+    for (patch, text) in cases {
+        refused(patch, FaultKind::Invalid, text);
     }
 }
 

@@ -60,6 +60,59 @@ fn ports_of_every_kind_answer() {
 }
 
 #[test]
+fn services_on_the_nodes_own_networks() {
+    let cluster = Cluster::start("own_networks", 2, 1);
+    let host = cluster.manager();
+    let create = "service create -d --mode global";
+    // In the node's namespace: no address of its own, no mesh, no virtual address.
+    host.docker(&format!("{create} --name direct --network host shoal:lab"));
+    host.docker(&format!("{create} --name lonely --network none shoal:lab shoal try pause"));
+    host.docker(&format!("{create} --name plain --network bridge -p 8091:80 shoal:lab"));
+    for name in ["direct", "lonely", "plain"] {
+        cluster.wait_tasks(name, 2);
+    }
+    cluster.wait_port(3, 80);
+    cluster.wait_port(3, 8091);
+    let vips = host.docker("service inspect direct -f {{.Endpoint.VirtualIPs}}");
+    assert_eq!(vips.trim(), "[]");
+    for (name, network) in [("direct", "host"), ("lonely", "none"), ("plain", "bridge")] {
+        let task = cluster.container(2, name);
+        let mode = "inspect -f {{.HostConfig.NetworkMode}}";
+        assert_eq!(cluster.node(2).docker(&format!("{mode} {task}")).trim(), network);
+    }
+    let node = cluster.node(2);
+    let own = node.sh("readlink /proc/self/ns/net");
+    let task = cluster.container(2, "direct");
+    assert_eq!(node.docker(&format!("exec {task} busybox readlink /proc/self/ns/net")), own);
+    let devices = format!("exec {} ls /sys/class/net", cluster.container(2, "lonely"));
+    assert_eq!(node.docker(&devices).trim(), "lo");
+    // The plain one is on the bridge and, for the port, on the ingress network.
+    let devices = format!("exec {} ls /sys/class/net", cluster.container(2, "plain"));
+    assert_eq!(node.docker(&devices).lines().count(), 3);
+    // A daemon that was killed gives the task's address on its bridge back, too.
+    node.kill_daemon();
+    node.restart();
+    cluster.wait_ready(2);
+    host.docker("service rm plain");
+    // The first address of the bridge, which the task had, goes to the next container.
+    eventually("the task's address", CONVERGE, || {
+        let said = node.docker("run --rm shoal:lab ip -4 addr show eth0");
+        if said.contains("172.17.0.2/") { Ok(()) } else { Err(said) }
+    });
+    // Nothing is accepted without effect.
+    for (words, why) in [
+        ("--network host -p 80:80", "listens on the node's own ports"),
+        ("--network none -p 80:80", "nothing reaches a task on it"),
+        ("--network host --network bridge", "can be on no other network"),
+        ("--network host --sysctl net.core.somaxconn=9", "net.core.somaxconn"),
+    ] {
+        let said = host.docker_fails(&format!("service create -d {words} shoal:lab"));
+        assert!(said.contains(why), "{words}: {said}");
+    }
+    cluster.finish();
+}
+
+#[test]
 fn a_port_that_a_program_of_the_host_holds_is_said_on_the_task() {
     const HOLD: &str = "import socket, sys; s = socket.create_server(('0.0.0.0', 8093)); \
                         print('held', flush=True); sys.stdin.read()";

@@ -10,7 +10,7 @@ use shoal_model::spec::container::{
 };
 use shoal_model::spec::generic::GenericResource;
 use shoal_model::spec::service::{PortConfig, PublishMode};
-use shoal_model::spec::task::ContainerSpec;
+use shoal_model::spec::task::{ContainerSpec, NodeNetwork};
 
 use super::failure::Failure;
 use super::template::{Fields, expand};
@@ -96,6 +96,7 @@ fn host_config(
     mounts: Vec<Mount>,
 ) -> Result<HostConfig, Failure> {
     let dns = spec.dns_config.clone().unwrap_or_default();
+    let own_network = NodeNetwork::among(task.spec.networks.as_deref().unwrap_or(&[]));
     let limits = task.spec.resources.as_ref().and_then(|r| r.limits.clone()).unwrap_or_default();
     let log = task.spec.log_driver.as_ref().map(|driver| LogConfig {
         driver: driver.name.clone(),
@@ -103,7 +104,7 @@ fn host_config(
     });
     Ok(HostConfig {
         mounts: Some(mounts),
-        network_mode: Some("default".to_owned()),
+        network_mode: Some(own_network.map_or("default", NodeNetwork::name).to_owned()),
         port_bindings: Some(port_bindings(task)),
         cap_add: spec.capability_add.clone(),
         cap_drop: spec.capability_drop.clone(),

@@ -10,6 +10,7 @@ use shoal_model::id::NetworkId;
 use shoal_model::name::{Lookup, resolve};
 use shoal_model::spec::container::EndpointSettings;
 use shoal_model::spec::network::NetworkSpec;
+use shoal_model::spec::task::NodeNetwork;
 use shoal_model::time::Timestamp;
 
 use crate::backend::ApiState;
@@ -72,7 +73,22 @@ impl Known {
         Self { cluster, all }
     }
 
+    /// A network that each node has for itself, as services name it.
+    fn of_each_node(&self, word: &str) -> Option<Found> {
+        let name = NodeNetwork::named(word)?.name();
+        self.cluster.as_ref()?;
+        let mut found = self.all.iter().find(|f| f.predefined && f.name == name)?.clone();
+        found.json.insert("Id".into(), name.into());
+        found.json.insert("Scope".into(), "swarm".into());
+        Some(found)
+    }
+
     fn find(&self, word: &str, scope: Option<&str>) -> ApiResult<Found> {
+        if scope == Some("swarm")
+            && let Some(found) = self.of_each_node(word)
+        {
+            return Ok(found);
+        }
         let fits = |found: &&Found| match scope {
             None | Some("") => true,
             Some(scope) => (scope == "swarm") == found.swarm,

@@ -79,6 +79,41 @@ pub struct NetworkAttachmentConfig {
     pub driver_opts: Option<StringMap>,
 }
 
+/// A network that every node has for itself, under the same name everywhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NodeNetwork {
+    /// The node's own network namespace.
+    Host,
+    /// The bridge that containers without a network are on.
+    Bridge,
+    /// A namespace with nothing but loopback.
+    None,
+}
+
+impl NodeNetwork {
+    /// The one that `word` names.
+    #[must_use]
+    pub fn named(word: &str) -> Option<Self> {
+        [Self::Host, Self::Bridge, Self::None].into_iter().find(|one| one.name() == word)
+    }
+
+    /// Its name, which is its id in the cluster, too.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Host => "host",
+            Self::Bridge => "bridge",
+            Self::None => "none",
+        }
+    }
+
+    /// The one among `networks`.
+    #[must_use]
+    pub fn among(networks: &[NetworkAttachmentConfig]) -> Option<Self> {
+        networks.iter().find_map(|attachment| Self::named(&attachment.target))
+    }
+}
+
 /// `ContainerSpec` of a service.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]

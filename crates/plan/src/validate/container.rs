@@ -13,7 +13,10 @@ use super::payload::check_references;
 /// Shortest span that a health check may say.
 const HEALTH_SPAN_MIN: i64 = 1_000_000;
 
-pub(super) fn check_container(container: &ContainerSpec) -> Result<(), SpecError> {
+pub(super) fn check_container(
+    container: &ContainerSpec,
+    own: OwnNamespaces,
+) -> Result<(), SpecError> {
     check_image(&container.image)?;
     let mut targets = BTreeSet::new();
     for mount in container.mounts.iter().flatten() {
@@ -37,9 +40,8 @@ pub(super) fn check_container(container: &ContainerSpec) -> Result<(), SpecError
             return Err(SpecError::invalid(format!("invalid environment variable: {variable}")));
         }
     }
-    // A service's tasks have all their namespaces to themselves: the host's network is refused.
     for (name, value) in container.sysctls.iter().flatten() {
-        sysctl::check(name, value, OwnNamespaces::ALL)
+        sysctl::check(name, value, own)
             .map_err(|why| SpecError::invalid(format!("ContainerSpec: {why}")))?;
     }
     container.healthcheck.as_ref().map_or(Ok(()), check_health)

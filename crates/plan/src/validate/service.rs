@@ -10,7 +10,8 @@ use shoal_model::spec::generic::GenericResource;
 use shoal_model::spec::service::{
     EndpointMode, PortConfig, PublishMode, ServiceMode, ServiceSpec, UpdateConfig,
 };
-use shoal_model::spec::task::{Placement, Resources, RestartPolicy, TaskSpec};
+use shoal_model::spec::task::{NodeNetwork, Placement, Resources, RestartPolicy, TaskSpec};
+use shoal_model::sysctl::OwnNamespaces;
 use shoal_model::time::Nanos;
 
 use super::container::check_container;
@@ -88,7 +89,8 @@ fn check_spec(state: &ClusterState, spec: &ServiceSpec) -> Result<(), SpecError>
     bounds::service(spec)?;
     rebalance::moves_per_minute(&spec.labels).map_err(SpecError::invalid)?;
     check_mode(spec.mode.as_ref())?;
-    check_template(&spec.task_template)?;
+    let network = NodeNetwork::among(spec.networks()) != Some(NodeNetwork::Host);
+    check_template(&spec.task_template, OwnNamespaces { network, ..OwnNamespaces::ALL })?;
     if spec.is_job() {
         check_job(spec)?;
     }
@@ -140,7 +142,7 @@ fn check_job(spec: &ServiceSpec) -> Result<(), SpecError> {
     Ok(())
 }
 
-fn check_template(template: &TaskSpec) -> Result<(), SpecError> {
+fn check_template(template: &TaskSpec, own: OwnNamespaces) -> Result<(), SpecError> {
     match template.runtime.as_deref() {
         None | Some("" | "container") => {}
         Some(other) => {
@@ -157,7 +159,7 @@ fn check_template(template: &TaskSpec) -> Result<(), SpecError> {
         .container_spec
         .as_ref()
         .ok_or_else(|| SpecError::invalid("ContainerSpec: missing in task spec"))?;
-    check_container(container)?;
+    check_container(container, own)?;
     let log_driver = template.log_driver.as_ref().map_or("", |d| d.name.as_str());
     if !matches!(log_driver, "" | "json-file") {
         return Err(SpecError::not_implemented(format!("log driver '{log_driver}'")));
@@ -315,10 +317,9 @@ fn check_networks(state: &ClusterState, spec: &ServiceSpec) -> Result<(), SpecEr
     let mut seen = BTreeSet::new();
     for attachment in spec.networks() {
         let word = attachment.target.as_str();
-        if matches!(word, "host" | "bridge" | "none") {
-            return Err(SpecError::not_implemented(format!(
-                "the node's own network '{word}' in services"
-            )));
+        if let Some(own) = NodeNetwork::named(word) {
+            check_node_network(own, spec)?;
+            continue;
         }
         let network = find_network(&state.networks, word)
             .ok_or_else(|| SpecError::not_found(format!("network {word} not found")))?;
@@ -339,6 +340,30 @@ fn check_networks(state: &ClusterState, spec: &ServiceSpec) -> Result<(), SpecEr
         }
     }
     Ok(())
+}
+
+/// A network of the node is a task's only one: its namespace is the node's, or has nothing that
+/// others could be put beside. What is published there has no address for the mesh to lead to.
+fn check_node_network(own: NodeNetwork, spec: &ServiceSpec) -> Result<(), SpecError> {
+    let name = own.name();
+    if spec.networks().len() > 1 {
+        return Err(SpecError::invalid(format!(
+            "network '{name}' is each node's own: a service on it can be on no other network"
+        )));
+    }
+    let Some(port) = spec.ports().first() else { return Ok(()) };
+    let target = port.target_port;
+    let why = match own {
+        NodeNetwork::Bridge => return Ok(()),
+        NodeNetwork::Host => {
+            "a task on it listens on the node's own ports; publish nothing, and reach the service \
+             at the nodes that run it"
+        }
+        NodeNetwork::None => "nothing reaches a task on it; publish nothing",
+    };
+    Err(SpecError::invalid(format!(
+        "port {target} cannot be published by a service on network '{name}': {why}"
+    )))
 }
 
 fn port_conflicts(
