@@ -14,8 +14,9 @@ const HELP: &str = "\
 cargo xtask <command>
 
   ci      everything that must pass before a change lands: format, lints, unit and
-          integration tests, simulation, lab, docs, tidy; not torture and vm. Needs root
-          (namespaces) and installs the Debian packages that the tests use
+          integration tests, simulation, lab, two minutes of torture, the program on a
+          stock kernel, docs, tidy. Needs root (namespaces) and installs the Debian
+          packages that the tests use
   deps    only install those packages
   fmt     check the format
   lint    clippy, warnings denied

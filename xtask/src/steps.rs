@@ -30,6 +30,8 @@ pub fn ci() -> Result<()> {
         ("lints", lint),
         ("tests", test),
         ("lab", || lab(&[])),
+        ("torture", || torture(&[])),
+        ("machine", || crate::vm::run(&["--brief".to_owned()])),
         ("docs", docs),
     ];
     let before = tree()?;
