@@ -25,6 +25,8 @@ pub(crate) struct Assigned {
     now: watch::Sender<Arc<Assignment>>,
     /// Has seen what was read: whatever comes later is to be written.
     read: watch::Receiver<Arc<Assignment>>,
+    /// What the parts of an update come to so far, before the last of them is here.
+    pending: Mutex<Option<Assignment>>,
     path: PathBuf,
     /// Why the last write failed; empty if it did not.
     problem: Mutex<String>,
@@ -36,7 +38,7 @@ impl Assigned {
         let path = dir.join("assignment.json");
         let last: Assignment = damage.read(&path, LEN_MAX, |_| Ok(())).unwrap_or_default();
         let (now, read) = watch::channel(Arc::new(last));
-        Self { now, read, path, problem: Mutex::default() }
+        Self { now, read, pending: Mutex::default(), path, problem: Mutex::default() }
     }
 
     /// The assignment as it is.
@@ -54,19 +56,21 @@ impl Assigned {
         self.now.send_replace(Arc::new(assignment));
     }
 
-    /// Applies what a manager says; the revision that is there if it does not fit.
-    pub(crate) fn take(&self, update: AssignmentUpdate) -> Result<(), Revision> {
-        let mut fits = Ok(());
-        self.now.send_if_modified(|now| {
-            let have = now.revision;
-            // Copied only while somebody still reads the one before.
-            let taken = Arc::make_mut(now).apply(update);
-            if !taken {
-                fits = Err(have);
-            }
-            taken
-        });
-        fits
+    /// Applies what a manager says, once all parts of it are here; the revision that is there if
+    /// it does not fit.
+    pub(crate) fn take(&self, update: AssignmentUpdate) -> Result<Taken, Revision> {
+        let mut pending = lock(&self.pending);
+        let more = update.more;
+        let mut next = pending.take().unwrap_or_else(|| (*self.get()).clone());
+        if !next.apply(update) {
+            return Err(self.get().revision);
+        }
+        if more {
+            *pending = Some(next);
+            return Ok(Taken::APart);
+        }
+        self.now.send_replace(Arc::new(next));
+        Ok(Taken::Whole)
     }
 
     /// Why the file is older than the assignment; empty if it is not.
@@ -119,6 +123,15 @@ impl Assigned {
     }
 }
 
+/// What has become of an update.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Taken {
+    /// It is in force.
+    Whole,
+    /// It waits for its other parts.
+    APart,
+}
+
 /// Whether the file is behind.
 #[derive(Clone, Copy)]
 enum Owed {
@@ -129,6 +142,10 @@ enum Owed {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+
+    use shoal_model::assignment::KnownChanges;
+    use shoal_model::payload::Payload;
+    use shoal_model::spec::payload::PayloadData;
 
     use super::*;
 
@@ -182,9 +199,29 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let assigned = Assigned::open(dir.path(), &Damage::default());
         assigned.set(at(3));
-        assert_eq!(assigned.take(AssignmentUpdate::Full(at(5))), Ok(()));
-        let delta = at(1).delta_to(&at(6));
+        assert_eq!(assigned.take(at(5).full()), Ok(Taken::Whole));
+        let delta = at(1).delta_to(&at(6), &KnownChanges::default());
         assert_eq!(assigned.take(delta), Err(Revision(5)));
         assert_eq!(assigned.get().revision, Revision(5));
+    }
+
+    #[test]
+    fn nothing_of_an_update_is_in_force_before_its_last_part() {
+        let dir = tempfile::tempdir().unwrap();
+        let assigned = Assigned::open(dir.path(), &Damage::default());
+        assigned.set(at(3));
+        let payload = || Some(Payload { data: PayloadData::new(vec![7; 900]), template: false });
+        let mut next = at(5);
+        next.payloads.secrets = ["a", "b", "c"].map(|id| (id.into(), payload())).into();
+        let parts = next.full().parts(1_000);
+        assert_eq!(parts.len(), 3);
+        // A session that ends amid them: the next one begins from nothing.
+        assert_eq!(assigned.take(parts[0].clone()), Ok(Taken::APart));
+        for (number, part) in parts.into_iter().enumerate() {
+            assert_eq!(assigned.get().revision, Revision(3));
+            let taken = if number == 2 { Taken::Whole } else { Taken::APart };
+            assert_eq!(assigned.take(part), Ok(taken));
+        }
+        assert_eq!(*assigned.get(), next);
     }
 }

@@ -7,7 +7,9 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use shoal_engine::attacher::PublishedPort;
-use shoal_model::assignment::{Assignment, BackendState, EndpointEntry, IngressPort, NetworkTable};
+use shoal_model::assignment::{
+    Assignment, BackendState, EndpointEntry, IngressPort, NetworkTable, Peer,
+};
 use shoal_model::id::{ContainerId, NetworkId, NodeId, SWARM_ID_LEN, TaskId};
 use shoal_model::net::{Port, Vni};
 use shoal_network::claims::HostPort;
@@ -63,7 +65,7 @@ pub fn desired(
 ) -> DesiredNetwork {
     let mut networks = BTreeMap::new();
     for table in assignment.networks.values() {
-        networks.insert(table.network.id.clone(), overlay(table));
+        networks.insert(table.network.id.clone(), overlay(table, assignment.own.as_ref()));
     }
     let on = by_network(attached);
     for network in local {
@@ -141,10 +143,11 @@ fn way_out(
         .or_else(|| places.iter().position(|p| !internal(&p.network_id)))
 }
 
-fn overlay(table: &NetworkTable) -> DesiredNet {
+fn overlay(table: &NetworkTable, own: Option<&Peer>) -> DesiredNet {
+    let others = table.peers.iter().filter(|peer| own.is_none_or(|o| o.node_id != peer.node_id));
     DesiredNet {
         info: NetProperties::from(&table.network),
-        peers: table.peers.clone(),
+        peers: others.cloned().collect(),
         endpoints: table.endpoints.clone(),
         services: table.services.clone(),
         local_ports: Vec::new(),

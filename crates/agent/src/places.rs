@@ -1,6 +1,7 @@
 //! Joining and leaving networks, and what happens to a place when its container ends.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use shoal_engine::attacher::NetworkName;
@@ -144,6 +145,7 @@ impl Agent {
         assignment
             .tasks
             .values()
+            .map(Arc::as_ref)
             .filter(of_container)
             .flat_map(|task| {
                 task.networks.iter().map(|n| Place {
@@ -165,7 +167,7 @@ impl Agent {
             let place = task.networks.first()?;
             Some(((container, place.network_id.clone()), task.id.clone()))
         };
-        assignment.tasks.values().filter_map(of).collect()
+        assignment.tasks.values().map(Arc::as_ref).filter_map(of).collect()
     }
 
     /// Finds a network by what a user calls it. A member cannot know every network of the cluster:

@@ -20,6 +20,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::agent::{Agent, Membership, lock};
+use crate::assigned::Taken;
 use crate::logs;
 use crate::report::batches;
 
@@ -400,10 +401,11 @@ async fn take(
     sender: &SessionSender<NodeMessage>,
 ) -> Result<(), WireError> {
     match agent.inner.assigned.take(update) {
-        Ok(()) => {
+        Ok(Taken::Whole) => {
             agent.changed();
             Ok(())
         }
+        Ok(Taken::APart) => Ok(()),
         Err(have) => sender.send(NodeMessage::NeedFull(NeedFull { have })).await,
     }
 }

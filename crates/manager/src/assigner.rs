@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use shoal_plan::assignment::View;
+use shoal_plan::assignment::Feed;
 use tokio::time::sleep;
 
+use crate::sessions::Given;
 use crate::tenure::Tenure;
 
 /// Changes are gathered this long before assignments are computed: well below what a user notices,
@@ -17,23 +18,25 @@ const COALESCE: Duration = Duration::from_millis(15);
 pub(crate) async fn run(tenure: Arc<Tenure>) {
     let shared = &tenure.shared;
     let mut revision = shared.store.watch();
+    let mut feed = Feed::default();
     loop {
         revision.mark_unchanged();
         let state = shared.state();
         tenure.sessions.end_strangers(&state);
         let nodes = tenure.sessions.nodes();
         let of = Arc::clone(&state);
+        let mut before = std::mem::take(&mut feed);
         let compute = tokio::task::spawn_blocking(move || {
-            let view = View::new(&of);
-            let assign = |id| {
-                let assignment = Arc::new(view.for_node(&id));
-                (id, assignment)
-            };
-            nodes.into_iter().map(assign).collect::<Vec<_>>()
+            let view = before.next(&of);
+            let all = nodes.into_iter().map(|id| (view.for_node(&id), id)).collect::<Vec<_>>();
+            let changes = view.changes();
+            (before, all, changes)
         });
-        let Ok(assignments) = compute.await else { return };
-        for (node, assignment) in assignments {
-            tenure.sessions.assign(&node, assignment);
+        let Ok((after, assignments, changes)) = compute.await else { return };
+        feed = after;
+        for (assignment, node) in assignments {
+            let given = Given { assignment, changes: Arc::clone(&changes) };
+            tenure.sessions.assign(&node, Arc::new(given));
         }
         tenure.sessions.update_converged(&state);
         tokio::select! {

@@ -26,17 +26,17 @@ use tokio::time::{Instant, timeout};
 use crate::attach::Caller;
 use crate::error::ControlError;
 use crate::membership::{AWAY, LEFT, SILENT, give_up};
-use crate::sessions::Session;
+use crate::sessions::{Given, Session};
 use crate::shared::{RandomIds, Shared, managers};
 use crate::tenure::Tenure;
 
 /// Runs the sessions of nodes. Whoever does not lead sends them on to the leader.
 pub(crate) struct Dispatcher(pub Arc<Shared>);
 
-/// Bytes of secrets and configs in one message at most: room for the largest config. It leaves the
-/// bound of messages (`shoal_wire::SESSION_MESSAGE_MAX`) to tasks and tables, and lets heartbeats
-/// through in between on slow links.
-const PAYLOAD_BYTES_MAX: usize = 1 << 20;
+/// Bytes of an update in one message at most: room for the largest config. It is far below the
+/// bound of messages (`shoal_wire::SESSION_MESSAGE_MAX`), because one entry may be larger by
+/// itself, and lets heartbeats through in between on slow links.
+const UPDATE_BYTES_MAX: usize = 1 << 20;
 
 /// What is done for one node at the same time, beside its session.
 const WORKS_MAX: usize = 64;
@@ -204,7 +204,7 @@ struct Run<'t> {
     node: NodeId,
     id: SessionId,
     /// What the node has.
-    sent: Option<Arc<Assignment>>,
+    sent: Option<Assignment>,
     /// Places for what is done for the node beside the session.
     works: Arc<Semaphore>,
 }
@@ -213,7 +213,7 @@ impl Run<'_> {
     async fn serve(
         &mut self,
         session: &mut ServerSession,
-        mut assigned: watch::Receiver<Option<Arc<Assignment>>>,
+        mut assigned: watch::Receiver<Option<Arc<Given>>>,
         mut ended: watch::Receiver<Option<ByeReason>>,
     ) -> End {
         let tenure = self.tenure;
@@ -293,19 +293,19 @@ impl Run<'_> {
     }
 
     /// Sends what has changed since the last assignment, or notes that nothing has.
-    async fn send_assignment(&mut self, next: Arc<Assignment>) -> Result<(), WireError> {
+    async fn send_assignment(&mut self, next: Arc<Given>) -> Result<(), WireError> {
         let sessions = &self.tenure.sessions;
-        let revision = next.revision;
+        let revision = next.assignment.revision;
         let update = match &self.sent {
-            Some(known) if known.same_content(&next) => {
+            Some(known) if known.same_content(&next.assignment) => {
                 sessions.note(&self.node, &self.id, |p| p.current = p.current.max(revision));
                 self.tenure.after_progress();
                 return Ok(());
             }
-            Some(known) => known.delta_to(&next),
-            None => AssignmentUpdate::Full((*next).clone()),
+            Some(known) => known.delta_to(&next.assignment, &next.changes),
+            None => next.assignment.full(),
         };
-        self.sent = Some(next);
+        self.sent = Some(next.assignment.clone());
         sessions.note(&self.node, &self.id, |p| {
             p.sent = revision;
             p.current = revision;
@@ -314,7 +314,7 @@ impl Run<'_> {
     }
 
     async fn send_update(&self, update: AssignmentUpdate) -> Result<(), WireError> {
-        for part in update.parts(PAYLOAD_BYTES_MAX) {
+        for part in update.parts(UPDATE_BYTES_MAX) {
             self.tell(ManagerMessage::Assignment(Box::new(part))).await?;
         }
         Ok(())
@@ -330,8 +330,8 @@ impl Run<'_> {
                 self.acked(ack.revision);
             }
             NodeMessage::NeedFull(_) => {
-                if let Some(known) = self.sent.clone() {
-                    self.send_update(AssignmentUpdate::Full((*known).clone())).await?;
+                if let Some(known) = &self.sent {
+                    self.send_update(known.full()).await?;
                 }
             }
             NodeMessage::Attach(request) => {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use shoal_model::assignment::Assignment;
+use shoal_model::assignment::{Assignment, KnownChanges};
 use shoal_model::cluster_state::ClusterState;
 use shoal_model::id::{NodeId, Revision, SessionId, TaskId};
 use shoal_model::object::NodeState;
@@ -11,12 +11,18 @@ use shoal_wire::message::{ByeReason, ManagerMessage};
 use shoal_wire::session::SessionSender;
 use tokio::sync::watch;
 
+/// What a node should have, and what has changed of what all nodes share.
+pub(crate) struct Given {
+    pub assignment: Assignment,
+    pub changes: Arc<KnownChanges>,
+}
+
 /// One connected node.
 pub(crate) struct Session {
     pub id: SessionId,
     pub sender: SessionSender<ManagerMessage>,
     /// What the node should have; its session sends it.
-    pub assignment: watch::Sender<Option<Arc<Assignment>>>,
+    pub assignment: watch::Sender<Option<Arc<Given>>>,
     /// Set to end the session.
     pub end: watch::Sender<Option<ByeReason>>,
     /// Places of hand-made containers that were given in this session.
@@ -151,10 +157,10 @@ impl Sessions {
     }
 
     /// Says what a node should have.
-    pub fn assign(&self, node: &NodeId, assignment: Arc<Assignment>) {
+    pub fn assign(&self, node: &NodeId, given: Arc<Given>) {
         self.with(|tables| {
             if let Some(session) = tables.sessions.get(node) {
-                session.assignment.send_replace(Some(assignment));
+                session.assignment.send_replace(Some(given));
             }
         });
     }

@@ -41,7 +41,7 @@ async fn a_service_runs_on_every_node_that_joined() {
         [&a, &b].iter().all(|node| {
             let assignment = node.assignment.lock().unwrap();
             let table = assignment.networks.get(&net);
-            table.is_some_and(|t| t.services[0].backends.len() == 2 && t.peers.len() == 2)
+            table.is_some_and(|t| t.services[0].backends.len() == 2 && t.peers.len() == 3)
         })
     };
     wait(complete).await;

@@ -53,8 +53,7 @@ impl Payloads {
     pub fn apply(&mut self, change: PayloadChange) {
         self.secrets.retain(|id, _| !change.secrets_removed.contains(id));
         self.configs.retain(|id, _| !change.configs_removed.contains(id));
-        self.secrets.extend(change.set.secrets);
-        self.configs.extend(change.set.configs);
+        self.extend(change.set);
     }
 
     /// The smallest change that turns `self` into `next`.
@@ -68,6 +67,12 @@ impl Payloads {
             secrets_removed: gone(&self.secrets, &next.secrets),
             configs_removed: gone(&self.configs, &next.configs),
         }
+    }
+
+    /// Takes in what `more` has.
+    pub fn extend(&mut self, more: Self) {
+        self.secrets.extend(more.secrets);
+        self.configs.extend(more.configs);
     }
 
     /// How many bytes of data there are.
@@ -123,7 +128,7 @@ fn gone<K: Ord + Clone, V>(old: &BTreeMap<K, V>, new: &BTreeMap<K, V>) -> BTreeS
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::assignment::{Assignment, AssignmentUpdate};
+    use crate::assignment::{Assignment, KnownChanges};
     use crate::id::Revision;
 
     fn payload(len: usize) -> Option<Payload> {
@@ -159,10 +164,10 @@ mod tests {
             ..Assignment::default()
         };
         let old = Assignment { revision: Revision(8), ..Assignment::default() };
-        for update in [AssignmentUpdate::Full(next.clone()), old.delta_to(&next)] {
-            assert_eq!(update.clone().parts(1000), std::slice::from_ref(&update));
-            let parts = update.parts(100);
-            assert_eq!(parts.len(), 5, "{parts:?}");
+        for update in [next.full(), old.delta_to(&next, &KnownChanges::default())] {
+            assert_eq!(update.clone().parts(2000), std::slice::from_ref(&update));
+            let parts = update.parts(200);
+            assert_eq!(parts.len(), 3, "{parts:?}");
             let mut node = old.clone();
             for part in parts {
                 assert!(node.apply(part));

@@ -21,7 +21,7 @@ use shoal_model::object::TaskStatus;
 use shoal_model::size::json_len;
 use shoal_model::spec::network::{Ipam, IpamConfig, NetworkSpec};
 use shoal_model::task_state::TaskState;
-use shoal_plan::assignment::View;
+use shoal_plan::assignment::Feed;
 
 /// Where the time went.
 #[derive(Default)]
@@ -41,6 +41,7 @@ struct World {
     cluster: FakeCluster,
     /// What readers hold: every write copies what it changes.
     published: ClusterState,
+    feed: Feed,
     spent: Spent,
 }
 
@@ -58,7 +59,7 @@ fn main() {
     });
     cluster.add_service(cluster::spec("web", tasks, &["net"]));
     let published = cluster.state.clone();
-    let mut world = World { cluster, published, spent: Spent::default() };
+    let mut world = World { cluster, published, feed: Feed::default(), spent: Spent::default() };
     let start = Instant::now();
     let mut known: BTreeMap<NodeId, Assignment> = BTreeMap::new();
     let mut bytes = 0;
@@ -123,7 +124,9 @@ impl World {
     /// The bytes that would be sent.
     fn assign(&mut self, known: &mut BTreeMap<NodeId, Assignment>) -> usize {
         let (state, spent) = (&self.published, &mut self.spent);
-        let view = spent.on("view", || View::new(state));
+        let mut feed = std::mem::take(&mut self.feed);
+        let view = spent.on("view", || feed.next(state));
+        let changes = view.changes();
         let mut bytes = 0;
         for node in state.nodes.keys() {
             let next = spent.on("for_node", || view.for_node(node));
@@ -131,10 +134,12 @@ impl World {
             if spent.on("compare", || old.same_content(&next)) {
                 continue;
             }
-            let delta = spent.on("delta", || old.delta_to(&next));
+            let delta = spent.on("delta", || old.delta_to(&next, &changes));
             bytes += spent.on("send", || json_len(&delta).unwrap());
             *old = next;
         }
+        drop(view);
+        self.feed = feed;
         bytes
     }
 }

@@ -311,7 +311,7 @@ fn a_node_that_leaves_hands_over_before_its_connections_are_cut() {
     cluster.set_node_state(&node(2), NodeState::Disconnected);
     let backends = |c: &FakeCluster| {
         let assignment = shoal_plan::assignment::for_node(&c.state, &node(1));
-        let table = assignment.networks.into_values().find(|t| t.network.name == "net").unwrap();
+        let table = assignment.networks.values().find(|t| t.network.name == "net").unwrap();
         let mut states: Vec<_> = table.services[0].backends.iter().map(|b| b.state).collect();
         states.sort();
         states

@@ -12,6 +12,7 @@ mod steps;
 mod table;
 mod template;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use shoal_engine::engine::Engine;
@@ -68,7 +69,7 @@ fn assign(agent: &Agent, current: &Assignment, running: &mut JoinSet<TaskId>) {
     let table = &agent.inner.tasks;
     for task in current.tasks.values().filter(|task| task.spec.network_attachment_spec.is_none()) {
         if let Some(inputs) = table.want(task) {
-            running.spawn(owner::run(agent.clone(), task.clone(), inputs));
+            running.spawn(owner::run(agent.clone(), (**task).clone(), inputs));
         }
     }
     table.end_all_but(&current.tasks);
@@ -122,5 +123,5 @@ pub(crate) async fn handed_over(agent: &Agent) {
     let mut assignment = agent.inner.assigned.follow();
     let ended = |task: &Task| task.service_id.is_none() || task.status.state.is_terminal();
     // Ignored because: the sender is part of the agent.
-    let _ = assignment.wait_for(|current| current.tasks.values().all(ended)).await;
+    let _ = assignment.wait_for(|current| current.tasks.values().map(Arc::as_ref).all(ended)).await;
 }

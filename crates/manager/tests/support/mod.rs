@@ -383,7 +383,11 @@ impl Agent {
         loop {
             match session.next().await? {
                 ManagerMessage::Assignment(update) => {
+                    let more = update.more;
                     let (revision, reports) = self.take(*update);
+                    if more {
+                        continue;
+                    }
                     let ack = AckRevision { revision };
                     sender.send(NodeMessage::AckRevision(ack)).await?;
                     if !reports.is_empty() {
@@ -413,7 +417,7 @@ impl Agent {
     ) -> (Revision, Vec<TaskReport>) {
         let mut assignment = self.assignment.lock().unwrap();
         assert!(assignment.apply(update), "a delta did not fit");
-        let reports = assignment.tasks.values().filter_map(report).collect();
+        let reports = assignment.tasks.values().filter_map(|task| report(task)).collect();
         (assignment.revision, reports)
     }
 }

@@ -231,7 +231,8 @@ impl FakeCluster {
                 continue;
             }
             let assignment = shoal_plan::assignment::for_node(&self.state, &node);
-            for mut task in assignment.tasks.into_values() {
+            for task in assignment.tasks.into_values() {
+                let mut task = Arc::unwrap_or_clone(task);
                 if let Some(next) = self.next_state(&task, chance, failure_one_in) {
                     if matches!(next, TaskState::Failed | TaskState::Rejected) {
                         let place = (task.slot, task.node_id.clone().filter(|_| task.slot == 0));

@@ -60,7 +60,7 @@ impl Networks {
                 ..LocalNetwork::default()
             }
         };
-        assignment.networks.values().map(overlay).collect()
+        assignment.networks.values().map(|table| overlay(table)).collect()
     }
 }
 
