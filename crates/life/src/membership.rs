@@ -28,6 +28,8 @@ pub enum Stage {
     Unusable,
     /// They are being tried again.
     Retrying,
+    /// The cluster begins again from what this manager has.
+    Recovering,
     /// A leave is under way.
     Leaving(Farewell),
     /// The daemon stops; the membership stays.
@@ -83,6 +85,8 @@ enum After {
 pub enum Event {
     /// Command: make a cluster or join one.
     Enter,
+    /// Command: begin the cluster again from this manager alone.
+    Recover,
     /// Command: leave. Whether it may, the owner knows.
     Leave(Consent),
     /// Command: the daemon stops.
@@ -97,6 +101,10 @@ pub enum Event {
     Entered,
     /// It could not enter.
     EnterFailed,
+    /// The cluster has begun again.
+    Recovered,
+    /// It has not; the files are tried as they are.
+    RecoverFailed,
     /// The record is gone.
     Forgotten,
     /// It cannot be removed.
@@ -132,6 +140,8 @@ pub enum Effect {
     Resume,
     /// Carry out the init or the join.
     Enter,
+    /// End the node's own manager, begin the cluster again with its state, and start that.
+    Recover,
     /// Remove the record.
     Forget,
     /// Tell the manager, and let it take over what this node serves.
@@ -206,6 +216,7 @@ impl Membership {
     pub fn step(self, event: Event) -> (Self, Vec<Effect>) {
         match event {
             Event::Enter => self.enter(),
+            Event::Recover => self.recover(),
             Event::Leave(consent) => self.leave(consent),
             Event::Close => Self { after: After::Close, ..self }.settle(Vec::new()),
             outcome => {
@@ -223,6 +234,16 @@ impl Membership {
             Stage::In | Stage::Unusable | Stage::Retrying => {
                 (self, vec![Effect::Refuse(Refusal::AlreadyMember)])
             }
+            _ => (self, vec![Effect::Refuse(Refusal::Busy)]),
+        }
+    }
+
+    fn recover(self) -> (Self, Vec<Effect>) {
+        match self.stage {
+            Stage::In | Stage::Unusable => {
+                (Self { stage: Stage::Recovering, ..self }, vec![Effect::Recover])
+            }
+            Stage::Out(_) => (self, vec![Effect::Refuse(Refusal::NotMember)]),
             _ => (self, vec![Effect::Refuse(Refusal::Busy)]),
         }
     }
@@ -258,6 +279,8 @@ impl Membership {
             (S::Entering, Event::EnterFailed) => (S::Undoing, vec![Sweep]),
             (S::Undoing, Event::Swept) => (S::Out(Leftovers::None), vec![failed]),
             (S::Undoing, Event::SweepFailed) => (S::Out(Leftovers::Owed), vec![failed, Wait]),
+            (S::Recovering, Event::Recovered) => (S::In, vec![Publish, done]),
+            (S::Recovering, Event::RecoverFailed) => (S::Unusable, vec![failed, Wait]),
             (S::Leaving(F::Forgetting(_)), Event::Forgotten) => {
                 (S::Leaving(F::Telling), vec![Tell])
             }

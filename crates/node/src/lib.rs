@@ -14,6 +14,7 @@ pub mod error;
 pub mod node;
 mod owner;
 pub mod record;
+mod recover;
 mod renewal;
 mod start;
 mod steps;

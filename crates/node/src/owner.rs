@@ -13,9 +13,9 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use crate::error::NodeError;
-use crate::node::{InitOptions, JoinOptions, Member, NodeConfig, Seen, View};
+use crate::node::{InitOptions, JoinOptions, Member, NodeConfig, RestoreOptions, Seen, View};
 use crate::record::Folder;
-use crate::{renewal, start, steps};
+use crate::{recover, renewal, start, steps};
 
 /// Pause before what failed is tried again: files that cannot be used, leftovers.
 const RETRY: Duration = Duration::from_secs(5);
@@ -27,6 +27,7 @@ pub(crate) type Answer = oneshot::Sender<Result<Option<NodeId>, NodeError>>;
 pub(crate) enum Command {
     Init(Box<InitOptions>, Answer),
     Join(Box<JoinOptions>, Answer),
+    Restore(Box<RestoreOptions>, Answer),
     Leave { force: bool, answer: Answer },
     Close,
 }
@@ -35,12 +36,16 @@ pub(crate) enum Command {
 enum Way {
     Init(Box<InitOptions>),
     Join(Box<JoinOptions>),
+    Restore(Box<RestoreOptions>),
+    /// Begin again from what is here.
+    Recover(Box<InitOptions>),
 }
 
 /// What came of an effect.
 enum Came {
     Resumed(Result<Option<Box<Member>>, NodeError>),
     Entered(Result<Box<Member>, NodeError>),
+    Recovered(Result<Box<Member>, NodeError>),
     Forgotten(Result<(), NodeError>),
     Swept(Result<(), NodeError>),
     Plain(Event),
@@ -148,8 +153,21 @@ impl Owner {
 
     fn command(&mut self, command: Command) {
         let (event, answer, way) = match command {
+            Command::Init(options, answer)
+                if options.force_new_cluster && !matches!(self.life.stage(), Stage::Out(_)) =>
+            {
+                if let Some(Err(error)) = self.member.as_deref().map(recover::may_recover) {
+                    // Ignored because: a client that has gone needs no answer.
+                    let _ = answer.send(Err(error));
+                    return;
+                }
+                (Event::Recover, answer, Some(Way::Recover(options)))
+            }
             Command::Init(options, answer) => (Event::Enter, answer, Some(Way::Init(options))),
             Command::Join(options, answer) => (Event::Enter, answer, Some(Way::Join(options))),
+            Command::Restore(options, answer) => {
+                (Event::Enter, answer, Some(Way::Restore(options)))
+            }
             Command::Leave { force, answer } => (Event::Leave(self.consent(force)), answer, None),
             Command::Close => return self.follow(Event::Close),
         };
@@ -207,8 +225,19 @@ impl Owner {
                     let member = match way {
                         Way::Init(options) => start::init(&config, &folder, about, *options).await,
                         Way::Join(options) => steps::join(&config, &folder, about, *options).await,
+                        Way::Restore(options) => recover::restore(&config, &folder, *options).await,
+                        Way::Recover(_) => Err(NodeError::AlreadyMember),
                     };
                     Came::Entered(member.map(Box::new))
+                });
+            }
+            Effect::Recover => {
+                let Some(Way::Recover(options)) = self.way.take() else { return };
+                self.renewal.abort_all();
+                let member = self.member.take();
+                self.work.spawn(async move {
+                    steps::close(member).await;
+                    Came::Recovered(recover::recover(&config, &folder, &options).await)
                 });
             }
             Effect::Forget => {
@@ -335,6 +364,16 @@ impl Owner {
                 self.member = Some(member);
                 Event::Entered
             }
+            Came::Recovered(Ok(member)) => {
+                self.member = Some(member);
+                self.logged.clear();
+                Event::Recovered
+            }
+            Came::Recovered(Err(error)) => {
+                self.unusable(&error);
+                self.failure = Some(error);
+                Event::RecoverFailed
+            }
             Came::Entered(Err(error)) => {
                 self.failure = Some(error);
                 Event::EnterFailed
@@ -363,6 +402,7 @@ impl Owner {
         match self.about {
             Some(Effect::Resume) => self.came(Came::Resumed(Err(failure()))),
             Some(Effect::Enter) => self.came(Came::Entered(Err(failure()))),
+            Some(Effect::Recover) => self.came(Came::Recovered(Err(failure()))),
             Some(Effect::Forget) => self.came(Came::Forgotten(Err(failure()))),
             Some(Effect::Sweep) => self.came(Came::Swept(Err(failure()))),
             Some(Effect::Tell) => Event::Told,

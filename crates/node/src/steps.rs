@@ -32,17 +32,25 @@ pub(crate) async fn resume(
     folder: &Folder,
 ) -> Result<Option<Box<Member>>, NodeError> {
     let Some(record) = folder.read()? else { return Ok(None) };
-    let path = folder.identity();
-    let failed = |source| NodeError::Identity { action: "read this node's identity", source };
-    let mut identity = NodeIdentity::load(&path).map_err(failed)?.ok_or_else(|| {
-        let source = std::io::Error::from(std::io::ErrorKind::NotFound);
-        NodeError::File { action: "read", path, source }
-    })?;
+    let mut identity = identity(folder)?;
     let manager = match record.role {
         NodeRole::Manager => Some(start::reopen(config, folder, &mut identity, &record).await?),
         NodeRole::Worker => None,
     };
     Ok(Some(Box::new(Member { identity, record, manager })))
+}
+
+/// This node's identity, as it is kept.
+///
+/// # Errors
+/// It cannot be used, or there is none.
+pub(crate) fn identity(folder: &Folder) -> Result<NodeIdentity, NodeError> {
+    let path = folder.identity();
+    let failed = |source| NodeError::Identity { action: "read this node's identity", source };
+    NodeIdentity::load(&path).map_err(failed)?.ok_or_else(|| {
+        let source = std::io::Error::from(std::io::ErrorKind::NotFound);
+        NodeError::File { action: "read", path, source }
+    })
 }
 
 /// Joins a swarm: asks its managers for a certificate, and keeps it.
