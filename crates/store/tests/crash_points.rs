@@ -5,20 +5,24 @@
 
 mod support;
 
+use std::cell::Cell;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use board::{Trio, until};
+use futures::{StreamExt as _, stream};
 use journal::{Dice, Fate, Journal};
 use shoal_stopwatch::Stopwatch;
 use shoal_store::{Store, StoreConfig, StoreError};
 use support::{board, config, journal, message, put, soon};
 
-/// A crash is tried at each place in turn, in an order that looks random, for so long; at least so
-/// often, however slow the machine is.
+/// Crashes are tried in an order that looks random for so long, which is usually enough for one at
+/// each place; at least so many, however slow the machine is.
 const BUDGET: Duration = Duration::from_secs(20);
-const CRASHES_MIN: usize = 60;
+const CRASHES_MIN: usize = 30;
+/// Crashes that are looked at beside each other: a store that opens mostly waits.
+const AT_A_TIME: usize = 6;
 const FATES: [Fate; 3] = [Fate::Lost, Fate::Some, Fate::Torn];
 /// Pages of the file format.
 const PAGE: usize = 4096;
@@ -77,27 +81,40 @@ async fn one_store_keeps_what_it_answered_wherever_it_is_cut() {
     let (begun, answered) = alone(dir.path(), &journal).await;
     let (file, key) = (dir.path().join("raft/store.redb"), dir.path().join("raft/store.key"));
     let mut dice = Dice(0x5eed_0001);
-    let watch = Stopwatch::start();
-    let mut crashes = 0;
-    for position in shuffled(begun, journal.position(), &mut dice) {
-        if crashes >= CRASHES_MIN && watch.elapsed() > BUDGET {
-            break;
-        }
-        for fate in FATES {
+    let places = shuffled(begun, journal.position(), &mut dice);
+    let crashes = places.into_iter().flat_map(|position| FATES.map(|fate| (position, fate)));
+    let tried = each(crashes, |(position, fate)| {
+        let image = journal.crashed(&file, position, fate, &mut dice);
+        let (key, answered) = (key.clone(), &answered);
+        async move {
             let copy = tempfile::tempdir().unwrap();
-            let image = journal.crashed(&file, position, fate, &mut dice);
             lay_down(&copy.path().join("raft"), &key, &image);
             let what = format!("a crash at {position}, writes {fate:?}");
             let store = Store::open(config(copy.path())).await;
             let store = store.unwrap_or_else(|error| panic!("{what}: {error}"));
-            check(&store, &answered, position, &what);
+            check(&store, answered, position, &what);
             store.propose(put(900, "after"), soon()).await.unwrap();
             store.shutdown().await;
-            crashes += 1;
         }
-    }
-    println!("{crashes} crashes, {} places", journal.position() - begun);
-    assert!(crashes >= CRASHES_MIN);
+    });
+    let tried = tried.await;
+    println!("{tried} crashes, {} places", journal.position() - begun);
+    assert!(tried >= CRASHES_MIN);
+}
+
+/// Tries all, some of them at a time, until the budget is used up; how many it was.
+async fn each<T, F: Future<Output = ()>>(
+    all: impl Iterator<Item = T>,
+    mut attempt: impl FnMut(T) -> F,
+) -> usize {
+    let watch = Stopwatch::start();
+    let begun = Cell::new(0);
+    let goes_on = |_: &T| {
+        begun.set(begun.get() + 1);
+        begun.get() <= CRASHES_MIN || watch.elapsed() < BUDGET
+    };
+    let attempts = stream::iter(all.take_while(goes_on).map(&mut attempt));
+    attempts.buffer_unordered(AT_A_TIME).count().await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -121,35 +138,32 @@ async fn three_stores_that_are_cut_at_once_keep_what_they_answered() {
         trio.stop(raft_id).await;
     }
     let mut dice = Dice(0x5eed_0003);
-    let watch = Stopwatch::start();
-    let mut crashes = 0;
-    for position in shuffled(begun, end, &mut dice) {
-        if crashes >= 6 && watch.elapsed() > BUDGET {
-            break;
-        }
-        let fate = FATES[crashes % 3];
+    let places = shuffled(begun, end, &mut dice);
+    let tried = each(places.into_iter().zip(FATES.into_iter().cycle()), |(position, fate)| {
         let mut after = Trio::empty();
         for path in &paths {
             let image = journal.crashed(&path.join("store.redb"), position, fate, &mut dice);
             let into = after.dir().join(path.file_name().unwrap());
             lay_down(&into, &path.join("store.key"), &image);
         }
-        for raft_id in 1..=3 {
-            after.open(raft_id).await;
+        let answered = &answered;
+        async move {
+            for raft_id in 1..=3 {
+                after.open(raft_id).await;
+            }
+            let what = format!("a crash of all at {position}, writes {fate:?}");
+            let leader = after.leader().await;
+            check(after.store(leader), answered, position, &what);
+            after.write(put(901, "after")).await;
+            for raft_id in 1..=3 {
+                let has = |store: &Store| message(store, 901).as_deref() == Some("after");
+                until("all agree", after.store(raft_id), has).await;
+                check(after.store(raft_id), answered, position, &what);
+            }
+            after.end().await;
         }
-        let what = format!("a crash of all at {position}, writes {fate:?}");
-        let leader = after.leader().await;
-        check(after.store(leader), &answered, position, &what);
-        after.write(put(901, "after")).await;
-        for raft_id in 1..=3 {
-            let has = |store: &Store| message(store, 901).as_deref() == Some("after");
-            until("all agree", after.store(raft_id), has).await;
-            check(after.store(raft_id), &answered, position, &what);
-        }
-        after.end().await;
-        crashes += 1;
-    }
-    println!("{crashes} crashes of all three, {} places", end - begun);
+    });
+    println!("{} crashes of all three, {} places", tried.await, end - begun);
     trio.end().await;
 }
 
@@ -161,35 +175,32 @@ async fn one_flipped_bit_is_refused_or_does_no_harm() {
     let mut dice = Dice(0x5eed_0002);
     let end = journal.position();
     let good = journal.crashed(&file, end, Fate::Lost, &mut dice);
-    let watch = Stopwatch::start();
-    let (mut refused, mut whole) = (0, 0);
-    for page in shuffled(0, good.len().div_ceil(PAGE) - 1, &mut dice) {
-        if refused + whole >= CRASHES_MIN && watch.elapsed() > BUDGET {
-            break;
-        }
+    let (refused, whole) = (Cell::new(0), Cell::new(0));
+    let pages = shuffled(0, good.len().div_ceil(PAGE) - 1, &mut dice);
+    let bits = pages.into_iter().flat_map(|page| [page; 8]);
+    let tried = each(bits, |page| {
         let mut image = good.clone();
         let byte = (page * PAGE + dice.roll(PAGE)).min(image.len() - 1);
         image[byte] ^= 1 << dice.roll(8);
-        let copy = tempfile::tempdir().unwrap();
-        lay_down(&copy.path().join("raft"), &key, &image);
-        match Store::open(config(copy.path())).await {
-            Ok(store) => {
-                check(&store, &answered, end, &format!("a flipped bit in byte {byte}"));
-                store.shutdown().await;
-                whole += 1;
-            }
-            Err(error) => {
-                let named = matches!(
-                    error,
+        let (key, answered, refused, whole) = (key.clone(), &answered, &refused, &whole);
+        async move {
+            let copy = tempfile::tempdir().unwrap();
+            lay_down(&copy.path().join("raft"), &key, &image);
+            match Store::open(config(copy.path())).await {
+                Ok(store) => {
+                    check(&store, answered, end, &format!("a flipped bit in byte {byte}"));
+                    store.shutdown().await;
+                    whole.set(whole.get() + 1);
+                }
+                Err(
                     StoreError::Damaged { .. }
-                        | StoreError::Version { .. }
-                        | StoreError::Seal { .. }
-                );
-                assert!(named, "byte {byte}: {error:?}");
-                refused += 1;
+                    | StoreError::Version { .. }
+                    | StoreError::Seal { .. },
+                ) => refused.set(refused.get() + 1),
+                Err(error) => panic!("byte {byte}: {error:?}"),
             }
         }
-    }
-    println!("{refused} refused, {whole} whole");
-    assert!(refused > 0);
+    });
+    println!("{} bits: {} refused, {} whole", tried.await, refused.get(), whole.get());
+    assert!(refused.get() > 0);
 }
