@@ -14,6 +14,7 @@ use std::time::Duration;
 
 pub mod container;
 pub mod membership;
+pub mod role;
 pub mod task;
 
 /// A pause that doubles with each failure, up to `last`.

@@ -24,6 +24,7 @@ fn dice() -> impl Strategy<Value = Dice> {
         4 => any::<usize>().prop_map(Dice::Fail),
         2 => Just(Dice::Enter),
         2 => Just(Dice::Leave(Consent::Given)),
+        2 => Just(Dice::Leave(Consent::AfterResigning)),
         1 => Just(Dice::Leave(Consent::Withheld)),
         1 => Just(Dice::Close),
         1 => Just(Dice::Crash),
@@ -99,6 +100,7 @@ impl World {
                 Event::Swept
             }
             (Effect::Sweep, false) => Event::SweepFailed,
+            (Effect::Resign, _) => Event::Resigned,
             (Effect::Tell, _) => Event::Told,
             (Effect::Drain, _) => Event::Drained,
             (Effect::CloseManager, _) => Event::ManagerClosed,
