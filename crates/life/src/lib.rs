@@ -13,6 +13,7 @@
 use std::time::Duration;
 
 pub mod container;
+pub mod leadership;
 pub mod membership;
 pub mod role;
 pub mod task;

@@ -86,7 +86,7 @@ fn seen(group: &Group, own: u64) -> GroupView {
 
 /// Takes one step; whether another one may follow at once.
 async fn carry_out(tenure: &Tenure, step: RoleStep) -> Result<bool, ControlError> {
-    let by = Instant::now() + STEP_DEADLINE;
+    let (by, store) = (Instant::now() + STEP_DEADLINE, &tenure.shared.store);
     let step = match step {
         RoleStep::Settle => GroupStep::Settle,
         RoleStep::Learn { node, raft_id } => {
@@ -101,10 +101,17 @@ async fn carry_out(tenure: &Tenure, step: RoleStep) -> Result<bool, ControlError
             tracing::info!(raft_id, "a manager is taken out");
             GroupStep::Remove(raft_id)
         }
-        RoleStep::HandOver => {
-            tracing::info!("this manager is to lead no longer: it is taken out");
-            GroupStep::Remove(tenure.shared.store.raft_id())
-        }
+        RoleStep::HandOver => match store.hand_over(None, by).await {
+            Ok(next) => {
+                tracing::info!(%next, "this manager is to go, and has handed over");
+                return Ok(true);
+            }
+            // Then the others elect one of theirs once this one is out, as if it had died.
+            Err(error) => {
+                tracing::warn!(cause = report(&error), "this manager goes without handing over");
+                GroupStep::Remove(store.raft_id())
+            }
+        },
         RoleStep::Forget(node) => {
             let forget = move |known: &Node| {
                 (known.id == node).then(|| Node { manager: None, ..known.clone() })
@@ -112,7 +119,7 @@ async fn carry_out(tenure: &Tenure, step: RoleStep) -> Result<bool, ControlError
             return write(tenure, forget).await;
         }
     };
-    tenure.shared.store.change_group(step, by).await?;
+    store.change_group(step, by).await?;
     Ok(true)
 }
 

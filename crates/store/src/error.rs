@@ -69,6 +69,12 @@ pub enum StoreError {
         /// Why not.
         problem: String,
     },
+    /// The leadership was not handed over.
+    #[error("hand over the leadership of the managers: {problem}")]
+    HandOver {
+        /// Why not.
+        problem: String,
+    },
     /// Another manager asked what this one cannot answer.
     #[error("answer manager '{from}': {problem}")]
     Question {
@@ -200,6 +206,7 @@ impl Fault for StoreError {
             )
             | Self::Exists { .. }
             | Self::Group { .. }
+            | Self::HandOver { .. }
             | Self::InUse { .. } => FaultKind::Conflict,
             Self::Refused(ApplyError::TooLarge { .. })
             | Self::TooLarge { .. }
@@ -245,6 +252,7 @@ impl Fault for StoreError {
             Self::Behind { .. } => "SH-STO-018",
             Self::Group { .. } => "SH-STO-019",
             Self::Question { .. } => "SH-STO-020",
+            Self::HandOver { .. } => "SH-STO-025",
         }))
     }
 
@@ -258,6 +266,7 @@ impl Fault for StoreError {
             }
             Self::Behind { .. } => "try again; check this manager's disk and network if it lasts",
             Self::Group { .. } => "try again once 'docker node ls' shows the group as it should be",
+            Self::HandOver { .. } => "try again; another manager must be reachable for it",
             Self::Question { .. } => "run the same version of shoal on all managers",
             Self::Busy { .. } => "try again in a moment; the disk of the leader is too slow",
             Self::Stopped { .. } => "try again; the daemon is stopping or leaves its cluster",
