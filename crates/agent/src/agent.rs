@@ -193,6 +193,7 @@ impl Agent {
     /// overlays go.
     pub fn set_membership(&self, membership: Option<Membership>) {
         let leaves = membership.is_none();
+        self.inner.hub.forget_role();
         self.inner.membership.send_replace(membership);
         if leaves {
             self.set_assignment(Assignment::default());

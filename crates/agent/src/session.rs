@@ -168,6 +168,11 @@ impl SessionHub {
         self.role.subscribe()
     }
 
+    /// Another membership begins, or none: nothing was said of it.
+    pub(crate) fn forget_role(&self) {
+        self.role.send_replace(None);
+    }
+
     /// This node's description is another one now: the manager is told.
     pub(crate) fn describe_again(&self) {
         self.described.send_modify(|count| *count += 1);
@@ -226,7 +231,6 @@ pub(crate) async fn run(agent: &Agent) {
             continue;
         };
         agent.inner.hub.removed.send_replace(false);
-        agent.inner.hub.role.send_replace(None);
         agent.inner.hub.leaving.send_replace(Leaving::No);
         tokio::select! {
             () = member_loop(agent, &member) => {

@@ -235,8 +235,15 @@ impl Seat {
                     }
                     let opened =
                         start::join_group(&config, &folder, &identity, &record, number, known);
-                    let opened = opened.await;
-                    Came::Opened(opened.map(|(manager, store)| Box::new((manager, store, record))))
+                    let (manager, store) = match opened.await {
+                        Ok(opened) => opened,
+                        Err(error) => return Came::Opened(Err(error)),
+                    };
+                    // Until it has learned enough it has nothing to say to its users.
+                    if !start::votes(&store).await {
+                        tracing::warn!("this manager does not vote yet; the leader goes on trying");
+                    }
+                    Came::Opened(Ok(Box::new((manager, store, record))))
                 });
             }
             Some(Effect::Close) => {
