@@ -52,6 +52,8 @@ pub enum Leftovers {
 /// How far a leave has got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Farewell {
+    /// The other managers go on without this one, if they can.
+    Resigning,
     /// The record is being removed: from then on the node is out, whatever happens.
     Forgetting(Before),
     /// The manager is told, and takes over what this node serves.
@@ -105,6 +107,8 @@ pub enum Event {
     Recovered,
     /// It has not; the files are tried as they are.
     RecoverFailed,
+    /// The other managers go on without this one; or they cannot, and it leaves all the same.
+    Resigned,
     /// The record is gone.
     Forgotten,
     /// It cannot be removed.
@@ -128,6 +132,8 @@ pub enum Event {
 pub enum Consent {
     /// It may.
     Given,
+    /// It may, once it is out of the group of managers.
+    AfterResigning,
     /// It manages the cluster, and nobody said that this does not matter.
     Withheld,
 }
@@ -142,6 +148,8 @@ pub enum Effect {
     Enter,
     /// End the node's own manager, begin the cluster again with its state, and start that.
     Recover,
+    /// Take this manager out of the group, as far as the others allow it.
+    Resign,
     /// Remove the record.
     Forget,
     /// Tell the manager, and let it take over what this node serves.
@@ -253,6 +261,10 @@ impl Membership {
             (Stage::In, Consent::Withheld) => {
                 return (self, vec![Effect::Refuse(Refusal::Manager)]);
             }
+            (Stage::In, Consent::AfterResigning) => {
+                let stage = Stage::Leaving(Farewell::Resigning);
+                return (Self { stage, ..self }, vec![Effect::Resign]);
+            }
             (Stage::In, Consent::Given) => Before::In,
             (Stage::Unusable, _) => Before::Unusable,
             (Stage::Out(_), _) => return (self, vec![Effect::Refuse(Refusal::NotMember)]),
@@ -265,7 +277,9 @@ impl Membership {
     /// The stage after the outcome of an effect. An outcome that belongs to no effect of this stage
     /// changes nothing.
     fn follow(self, outcome: Event) -> (Stage, Vec<Effect>) {
-        use Effect::{Answer, CloseManager, Dismiss, Drain, Publish, Resume, Sweep, Tell, Wait};
+        use Effect::{
+            Answer, CloseManager, Dismiss, Drain, Forget, Publish, Resume, Sweep, Tell, Wait,
+        };
         use Farewell as F;
         use Stage as S;
         let failed = Answer(Outcome::Failed);
@@ -281,6 +295,9 @@ impl Membership {
             (S::Undoing, Event::SweepFailed) => (S::Out(Leftovers::Owed), vec![failed, Wait]),
             (S::Recovering, Event::Recovered) => (S::In, vec![Publish, done]),
             (S::Recovering, Event::RecoverFailed) => (S::Unusable, vec![failed, Wait]),
+            (S::Leaving(F::Resigning), Event::Resigned) => {
+                (S::Leaving(F::Forgetting(Before::In)), vec![Forget])
+            }
             (S::Leaving(F::Forgetting(_)), Event::Forgotten) => {
                 (S::Leaving(F::Telling), vec![Tell])
             }

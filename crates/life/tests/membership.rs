@@ -26,6 +26,7 @@ fn dice() -> impl Strategy<Value = Dice> {
         2 => Just(Dice::Enter),
         1 => Just(Dice::Recover),
         2 => Just(Dice::Leave(Consent::Given)),
+        2 => Just(Dice::Leave(Consent::AfterResigning)),
         1 => Just(Dice::Leave(Consent::Withheld)),
         1 => Just(Dice::Close),
         1 => Just(Dice::Crash),
@@ -103,6 +104,7 @@ impl World {
                 Event::Swept
             }
             (Effect::Sweep, false) => Event::SweepFailed,
+            (Effect::Resign, _) => Event::Resigned,
             (Effect::Tell, _) => Event::Told,
             (Effect::Drain, _) => Event::Drained,
             (Effect::CloseManager, _) => Event::ManagerClosed,

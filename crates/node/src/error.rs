@@ -38,6 +38,18 @@ pub enum NodeError {
     /// A worker has no state of the swarm.
     #[error("begin the swarm again from this node alone: it is no manager")]
     NotManager,
+    /// A manager among others does not leave by accident either.
+    #[error(
+        "You are attempting to leave the swarm on a node that is participating as a manager. \
+         Removing this node leaves {rest} managers out of {all}. Use `--force` to take it out of the \
+         managers and to leave. "
+    )]
+    OneOfManagers {
+        /// How many others vote.
+        rest: usize,
+        /// How many vote now.
+        all: usize,
+    },
     /// Another init, join or leave is under way.
     #[error("another change of this node's membership is under way")]
     Busy,
@@ -164,6 +176,7 @@ impl Fault for NodeError {
             Self::AlreadyMember
             | Self::NotMember
             | Self::LastManager
+            | Self::OneOfManagers { .. }
             | Self::Busy
             | Self::HasMajority
             | Self::NotManager

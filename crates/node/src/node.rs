@@ -105,7 +105,7 @@ pub enum Standing {
         role: NodeRole,
         /// What other nodes are told, without a port.
         addr: IpAddr,
-        /// Why it has no session with a manager; empty if it has one.
+        /// Why it has no session with a manager, or cannot change its role; empty if all is well.
         error: String,
         /// Managers that it knows.
         managers: Vec<String>,
@@ -133,7 +133,14 @@ pub(crate) enum View {
     /// On the way in or out.
     Pending,
     /// A member.
-    In { node_id: NodeId, role: NodeRole, addr: IpAddr, control: Option<Control> },
+    In {
+        node_id: NodeId,
+        role: NodeRole,
+        addr: IpAddr,
+        control: Option<Control>,
+        /// Why it is not what it is to be.
+        trouble: String,
+    },
     /// A member by its files, which cannot be used.
     Broken(String),
 }
@@ -188,11 +195,13 @@ impl Node {
             View::Out => Standing::Inactive,
             View::Pending => Standing::Pending,
             View::Broken(error) => Standing::Broken { error: error.clone() },
-            View::In { node_id, role, addr, .. } => Standing::Active {
+            View::In { node_id, role, addr, trouble, .. } => Standing::Active {
                 node_id: node_id.clone(),
                 role: *role,
                 addr: *addr,
-                error: self.agent.session_error(),
+                error: Some(self.agent.session_error())
+                    .filter(|error| !error.is_empty())
+                    .unwrap_or_else(|| trouble.clone()),
                 managers: self.agent.managers(),
             },
         }

@@ -180,6 +180,7 @@ fn own_node(
             message: String::new(),
             addr: record.advertise.ip().to_string(),
             since: now,
+            back_by: None,
         },
         // None is free only among as many nodes as there can be: the store refuses it then.
         index: NodeIndex(free.next().unwrap_or(after)),

@@ -284,6 +284,7 @@ fn first_node(
             message: String::new(),
             addr: record.advertise.ip().to_string(),
             since: now,
+            back_by: None,
         },
         index: NodeIndex(1),
         data_path_addr: Some(record.data_path),

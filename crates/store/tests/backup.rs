@@ -1,4 +1,4 @@
-//! A backup is the whole state or an error with a name, and a store made from it goes on from there.
+//! A backup is the whole state or an error with a name; a store made from it goes on from there.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 

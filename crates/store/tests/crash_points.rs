@@ -1,5 +1,5 @@
-//! A crash at any write: whatever the disk kept of what was not synced, the store opens, and what it
-//! had answered is there. One flipped bit: it opens whole, or is refused by name.
+//! A crash at any write: whatever the disk kept of what was not synced, the store opens, and what
+//! it had answered is there. One flipped bit: it opens whole, or is refused by name.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 

@@ -130,6 +130,7 @@ impl Control {
                 message: String::new(),
                 addr: "10.1.2.3".into(),
                 since: AT,
+                back_by: None,
             },
             index: NodeIndex(1),
             data_path_addr: Some("10.1.2.3".parse().unwrap()),

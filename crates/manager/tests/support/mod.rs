@@ -113,6 +113,7 @@ impl World {
                 message: String::new(),
                 addr: "127.0.0.1".into(),
                 since: now,
+                back_by: None,
             },
             index: NodeIndex(1),
             data_path_addr: Some(IpAddr::from([127, 0, 0, 1])),

@@ -47,6 +47,7 @@ pub fn node(number: u16, message: &str) -> Object {
             message: message.to_owned(),
             addr: String::new(),
             since: Timestamp::ZERO,
+            back_by: None,
         },
         index: NodeIndex(number),
         data_path_addr: None,
