@@ -17,6 +17,7 @@ use shoal_network::claims::HostPort;
 use shoal_network::desired::DesiredNetwork;
 use shoal_network::node_network::NodeNetwork;
 use shoal_network::status::{Drift, NetworkStatus};
+use shoal_wire::message::RoleWish;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -192,6 +193,7 @@ impl Agent {
     /// overlays go.
     pub fn set_membership(&self, membership: Option<Membership>) {
         let leaves = membership.is_none();
+        self.inner.hub.forget_role();
         self.inner.membership.send_replace(membership);
         if leaves {
             self.set_assignment(Assignment::default());
@@ -253,6 +255,18 @@ impl Agent {
     #[must_use]
     pub fn follow_managers(&self) -> watch::Receiver<Vec<String>> {
         self.inner.hub.follow_managers()
+    }
+
+    /// Follows what the leader says that this node is to be, as often as it says so.
+    #[must_use]
+    pub fn follow_role(&self) -> watch::Receiver<Option<RoleWish>> {
+        self.inner.hub.role()
+    }
+
+    /// Turns true when the leader says that this node is no member any more.
+    #[must_use]
+    pub fn follow_removed(&self) -> watch::Receiver<bool> {
+        self.inner.hub.removed()
     }
 
     /// Why there is no session right now; empty if there is one.

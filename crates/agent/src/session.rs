@@ -13,7 +13,7 @@ use shoal_wire::error::WireError;
 use shoal_wire::message::{
     AckRevision, AttachOutcome, AttachReply, AttachRequest, AttachmentSet, BackSoon, ByeReason,
     Detach, Hello, Leave, ManagerAddr, ManagerMessage, NeedFull, NodeMessage, PROTOCOL_VERSION,
-    TaskStatuses,
+    RoleWish, TaskStatuses,
 };
 use shoal_wire::session::{ClientSession, SessionSender};
 use tokio::sync::{oneshot, watch};
@@ -51,6 +51,8 @@ pub struct SessionHub {
     error: Mutex<String>,
     previous: Mutex<Option<SessionId>>,
     removed: watch::Sender<bool>,
+    /// What the leader last said that this node is to be.
+    role: watch::Sender<Option<RoleWish>>,
     /// How far a node that leaves has got.
     leaving: watch::Sender<Leaving>,
     /// The revision that the kernels of all nodes have, as the manager last said.
@@ -160,6 +162,16 @@ impl SessionHub {
     /// Turns true when a manager says that this node is no member any more.
     pub fn removed(&self) -> watch::Receiver<bool> {
         self.removed.subscribe()
+    }
+
+    /// What the leader last said that this node is to be; said again in each session.
+    pub(crate) fn role(&self) -> watch::Receiver<Option<RoleWish>> {
+        self.role.subscribe()
+    }
+
+    /// Another membership begins, or none: nothing was said of it.
+    pub(crate) fn forget_role(&self) {
+        self.role.send_replace(None);
     }
 
     /// This node's description is another one now: the manager is told.
@@ -374,6 +386,9 @@ async fn serve(agent: &Agent, mut session: ClientSession, described: watch::Rece
             ManagerMessage::OpenLogs(open) => logs.open(agent, open, sender.clone()),
             ManagerMessage::CloseLogs(close) => logs.close(close.stream),
             ManagerMessage::Managers(list) => hub.set_managers(&list.managers),
+            ManagerMessage::Role(wish) => {
+                hub.role.send_replace(Some(wish));
+            }
             ManagerMessage::Converged(all) => {
                 hub.converged.send_replace(all.revision);
             }

@@ -48,6 +48,8 @@ fn system_routes() -> Vec<Route> {
         Read Get "/plugins" => system::plugins;
         Read Get "/shoal/doctor" => shoal::doctor;
         Read Get "/shoal/network" => shoal::network;
+        Read Get "/shoal/backup" => shoal::backup;
+        Change Post "/shoal/restore" => shoal::restore;
         Read Get "/volumes" => volumes::list;
         Change Post "/volumes/create" => volumes::create;
         Change Post "/volumes/prune" => volumes::prune;

@@ -13,7 +13,9 @@
 use std::time::Duration;
 
 pub mod container;
+pub mod leadership;
 pub mod membership;
+pub mod role;
 pub mod task;
 
 /// A pause that doubles with each failure, up to `last`.

@@ -28,6 +28,8 @@ pub enum Stage {
     Unusable,
     /// They are being tried again.
     Retrying,
+    /// The cluster begins again from what this manager has.
+    Recovering,
     /// A leave is under way.
     Leaving(Farewell),
     /// The daemon stops; the membership stays.
@@ -50,6 +52,8 @@ pub enum Leftovers {
 /// How far a leave has got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Farewell {
+    /// The other managers go on without this one, if they can.
+    Resigning,
     /// The record is being removed: from then on the node is out, whatever happens.
     Forgetting(Before),
     /// The manager is told, and takes over what this node serves.
@@ -83,6 +87,8 @@ enum After {
 pub enum Event {
     /// Command: make a cluster or join one.
     Enter,
+    /// Command: begin the cluster again from this manager alone.
+    Recover,
     /// Command: leave. Whether it may, the owner knows.
     Leave(Consent),
     /// Command: the daemon stops.
@@ -97,6 +103,12 @@ pub enum Event {
     Entered,
     /// It could not enter.
     EnterFailed,
+    /// The cluster has begun again.
+    Recovered,
+    /// It has not; the files are tried as they are.
+    RecoverFailed,
+    /// The other managers go on without this one; or they cannot, and it leaves all the same.
+    Resigned,
     /// The record is gone.
     Forgotten,
     /// It cannot be removed.
@@ -120,6 +132,8 @@ pub enum Event {
 pub enum Consent {
     /// It may.
     Given,
+    /// It may, once it is out of the group of managers.
+    AfterResigning,
     /// It manages the cluster, and nobody said that this does not matter.
     Withheld,
 }
@@ -132,6 +146,10 @@ pub enum Effect {
     Resume,
     /// Carry out the init or the join.
     Enter,
+    /// End the node's own manager, begin the cluster again with its state, and start that.
+    Recover,
+    /// Take this manager out of the group, as far as the others allow it.
+    Resign,
     /// Remove the record.
     Forget,
     /// Tell the manager, and let it take over what this node serves.
@@ -206,6 +224,7 @@ impl Membership {
     pub fn step(self, event: Event) -> (Self, Vec<Effect>) {
         match event {
             Event::Enter => self.enter(),
+            Event::Recover => self.recover(),
             Event::Leave(consent) => self.leave(consent),
             Event::Close => Self { after: After::Close, ..self }.settle(Vec::new()),
             outcome => {
@@ -227,10 +246,24 @@ impl Membership {
         }
     }
 
+    fn recover(self) -> (Self, Vec<Effect>) {
+        match self.stage {
+            Stage::In | Stage::Unusable => {
+                (Self { stage: Stage::Recovering, ..self }, vec![Effect::Recover])
+            }
+            Stage::Out(_) => (self, vec![Effect::Refuse(Refusal::NotMember)]),
+            _ => (self, vec![Effect::Refuse(Refusal::Busy)]),
+        }
+    }
+
     fn leave(self, consent: Consent) -> (Self, Vec<Effect>) {
         let before = match (self.stage, consent) {
             (Stage::In, Consent::Withheld) => {
                 return (self, vec![Effect::Refuse(Refusal::Manager)]);
+            }
+            (Stage::In, Consent::AfterResigning) => {
+                let stage = Stage::Leaving(Farewell::Resigning);
+                return (Self { stage, ..self }, vec![Effect::Resign]);
             }
             (Stage::In, Consent::Given) => Before::In,
             (Stage::Unusable, _) => Before::Unusable,
@@ -244,7 +277,9 @@ impl Membership {
     /// The stage after the outcome of an effect. An outcome that belongs to no effect of this stage
     /// changes nothing.
     fn follow(self, outcome: Event) -> (Stage, Vec<Effect>) {
-        use Effect::{Answer, CloseManager, Dismiss, Drain, Publish, Resume, Sweep, Tell, Wait};
+        use Effect::{
+            Answer, CloseManager, Dismiss, Drain, Forget, Publish, Resume, Sweep, Tell, Wait,
+        };
         use Farewell as F;
         use Stage as S;
         let failed = Answer(Outcome::Failed);
@@ -258,6 +293,11 @@ impl Membership {
             (S::Entering, Event::EnterFailed) => (S::Undoing, vec![Sweep]),
             (S::Undoing, Event::Swept) => (S::Out(Leftovers::None), vec![failed]),
             (S::Undoing, Event::SweepFailed) => (S::Out(Leftovers::Owed), vec![failed, Wait]),
+            (S::Recovering, Event::Recovered) => (S::In, vec![Publish, done]),
+            (S::Recovering, Event::RecoverFailed) => (S::Unusable, vec![failed, Wait]),
+            (S::Leaving(F::Resigning), Event::Resigned) => {
+                (S::Leaving(F::Forgetting(Before::In)), vec![Forget])
+            }
             (S::Leaving(F::Forgetting(_)), Event::Forgotten) => {
                 (S::Leaving(F::Telling), vec![Tell])
             }

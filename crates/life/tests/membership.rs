@@ -13,6 +13,7 @@ enum Dice {
     Succeed(usize),
     Fail(usize),
     Enter,
+    Recover,
     Leave(Consent),
     Close,
     Crash,
@@ -23,7 +24,9 @@ fn dice() -> impl Strategy<Value = Dice> {
         8 => any::<usize>().prop_map(Dice::Succeed),
         4 => any::<usize>().prop_map(Dice::Fail),
         2 => Just(Dice::Enter),
+        1 => Just(Dice::Recover),
         2 => Just(Dice::Leave(Consent::Given)),
+        2 => Just(Dice::Leave(Consent::AfterResigning)),
         1 => Just(Dice::Leave(Consent::Withheld)),
         1 => Just(Dice::Close),
         1 => Just(Dice::Crash),
@@ -53,7 +56,7 @@ impl World {
     }
 
     fn give(&mut self, event: Event) {
-        let is_command = matches!(event, Event::Enter | Event::Leave(_));
+        let is_command = matches!(event, Event::Enter | Event::Recover | Event::Leave(_));
         let (life, effects) = self.life.step(event);
         self.life = life;
         if is_command {
@@ -89,6 +92,8 @@ impl World {
                 self.record = good;
                 if good { Event::Entered } else { Event::EnterFailed }
             }
+            (Effect::Recover, true) => Event::Recovered,
+            (Effect::Recover, false) => Event::RecoverFailed,
             (Effect::Forget, true) => {
                 self.record = false;
                 Event::Forgotten
@@ -99,6 +104,7 @@ impl World {
                 Event::Swept
             }
             (Effect::Sweep, false) => Event::SweepFailed,
+            (Effect::Resign, _) => Event::Resigned,
             (Effect::Tell, _) => Event::Told,
             (Effect::Drain, _) => Event::Drained,
             (Effect::CloseManager, _) => Event::ManagerClosed,
@@ -146,6 +152,7 @@ proptest! {
                 Dice::Succeed(which) => world.come_back(which, true),
                 Dice::Fail(which) => world.come_back(which, false),
                 Dice::Enter => world.give(Event::Enter),
+                Dice::Recover => world.give(Event::Recover),
                 Dice::Leave(consent) => world.give(Event::Leave(consent)),
                 Dice::Close => world.give(Event::Close),
                 Dice::Crash => world.crash(),

@@ -16,7 +16,8 @@ use shoal_plan::validate::SpecError;
 use shoal_wire::error::WireError;
 use shoal_wire::fault::RemoteFault;
 use shoal_wire::message::{
-    AckRevision, Bye, ByeReason, ManagerMessage, Managers, NodeMessage, PROTOCOL_VERSION, Welcome,
+    AckRevision, Bye, ByeReason, ManagerMessage, Managers, NodeMessage, PROTOCOL_VERSION, RoleWish,
+    Welcome,
 };
 use shoal_wire::server::SessionHandler;
 use shoal_wire::session::{ServerSession, SessionSender};
@@ -120,9 +121,10 @@ impl SessionHandler for Dispatcher {
         // In the table first: whoever gives up on the node's last session looks there.
         let (assignment, assigned) = watch::channel(None);
         let (end, ended) = watch::channel(None);
+        let (role, told) = watch::channel(None);
         let sender = session.sender();
         let given = BTreeSet::new();
-        let entry = Session { id: id.clone(), sender, assignment, end, given };
+        let entry = Session { id: id.clone(), sender, assignment, role, end, given };
         tenure.sessions.enter(&node, entry);
         if let Err(error) = tenure.mark_ready(&node, hello, &remote).await {
             tenure.sessions.leave(&node, &id);
@@ -143,7 +145,7 @@ impl SessionHandler for Dispatcher {
             sent: None,
             works: Arc::new(Semaphore::new(WORKS_MAX)),
         };
-        let outcome = run.serve(&mut session, assigned, ended).await;
+        let outcome = run.serve(&mut session, assigned, told, ended).await;
         tenure.finish(session, &node, &id, outcome).await;
     }
 }
@@ -176,7 +178,7 @@ impl Tenure {
             }
             End::BackSoon(within) => {
                 if current {
-                    self.mark_away(node).await;
+                    self.mark_away(node, within).await;
                     give_up(self, node, within, AWAY);
                 }
                 // The node waits for it: only then is it sure that it was heard.
@@ -214,6 +216,7 @@ impl Run<'_> {
         &mut self,
         session: &mut ServerSession,
         mut assigned: watch::Receiver<Option<Arc<Given>>>,
+        mut told: watch::Receiver<Option<RoleWish>>,
         mut ended: watch::Receiver<Option<ByeReason>>,
     ) -> End {
         let tenure = self.tenure;
@@ -266,6 +269,13 @@ impl Run<'_> {
                 Ok(()) = managers.changed() => {
                     let managers = managers.borrow_and_update().clone();
                     self.tell(ManagerMessage::Managers(Managers { managers })).await
+                }
+                Ok(()) = told.changed() => {
+                    let wish = *told.borrow_and_update();
+                    match wish {
+                        Some(wish) => self.tell(ManagerMessage::Role(wish)).await,
+                        None => Ok(()),
+                    }
                 }
                 Ok(()) = ended.changed() => {
                     if let Some(reason) = *ended.borrow_and_update() {

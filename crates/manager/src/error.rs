@@ -133,6 +133,7 @@ pub(crate) enum Fate {
 }
 
 /// The ids of what another manager says that is no answer to the request itself.
+const OUT_OF_SEQUENCE: &str = "SH-MGR-002";
 const NOT_LEADING: &str = "SH-MGR-008";
 const STOPPING: &str = "SH-MGR-010";
 const STORE_NOT_LEADING: &str = "SH-STO-002";
@@ -146,6 +147,12 @@ impl ControlError {
             WireError::Remote(fault) => Self::Remote(fault),
             other => Self::PassOn { sent: other.may_have_been_heard(), source: Box::new(other) },
         }
+    }
+
+    /// Whether somebody else has changed the object meanwhile.
+    #[must_use]
+    pub fn is_out_of_sequence(&self) -> bool {
+        self.id() == Some(FaultId(OUT_OF_SEQUENCE))
     }
 
     pub(crate) fn fate(&self) -> Fate {
@@ -190,7 +197,7 @@ impl Fault for ControlError {
             Self::Spec(spec) => spec.id(),
             Self::Identity(identity) => identity.id(),
             Self::Store(store) => store.id(),
-            Self::OutOfSequence => Some(FaultId("SH-MGR-002")),
+            Self::OutOfSequence => Some(FaultId(OUT_OF_SEQUENCE)),
             Self::Removed { .. } => Some(FaultId("SH-MGR-007")),
             Self::Remote(fault) => fault.id(),
             Self::NoMajority { .. } => Some(FaultId("SH-MGR-012")),

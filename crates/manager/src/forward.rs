@@ -19,6 +19,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::control::Control;
 use crate::error::{ControlError, Fate};
+use crate::members;
 use crate::requests::{ControlReply, ControlRequest};
 
 /// How long a request may take altogether. Docker's clients wait longer, and a machine that stands
@@ -235,7 +236,9 @@ impl Control {
                 return Err(ControlError::UnknownRequest { name });
             }
             change => {
-                shared.writer.write_by(by, move |state, now| change.changes(state, now)).await?
+                let changes =
+                    move |state: &_, now| change.changes(state, now, &members::group_of(&of.store));
+                shared.writer.write_by(by, changes).await?
             }
         };
         Ok((reply, shared.state().revision))

@@ -18,7 +18,7 @@ use shoal_model::object::{Cluster, ManagerStatus, Meta, Node, NodeState, NodeSta
 use shoal_model::spec::node::{NodeRole, NodeSpec};
 use shoal_model::time::{Nanos, Timestamp};
 use shoal_plan::roles::MANAGERS_MAX;
-use shoal_plan::validate::SpecError;
+use shoal_plan::validate::too_many_managers;
 use shoal_wire::fault::RemoteFault;
 use shoal_wire::message::{
     CertificateReply, IssueCertificate, NodeFacts, PROTOCOL_VERSION, RenewCertificate, RootCaReply,
@@ -27,7 +27,7 @@ use shoal_wire::server::JoinHandler;
 
 use crate::control::Control;
 use crate::error::ControlError;
-use crate::membership::{SILENT, give_up};
+use crate::membership::{JOINED, SILENT, give_up};
 use crate::requests::{ControlReply, ControlRequest};
 use crate::shared::{RandomIds, Shared, cluster, managers};
 
@@ -109,7 +109,9 @@ impl Shared {
                 let mut node = new_node(state, &id, &facts, addr, now)?;
                 if role == NodeRole::Manager {
                     node.spec.role = role;
-                    node.manager = Some(new_manager(state, &facts, addr)?);
+                    let fallback = || SocketAddr::new(addr, MANAGER_PORT);
+                    let at = facts.manager_addr.unwrap_or_else(fallback);
+                    node.manager = Some(new_manager(state, at)?);
                 }
                 let raft_id = node.manager.as_ref().map(|m| m.raft_id);
                 let object = Object::Node(Box::new(node));
@@ -121,17 +123,27 @@ impl Shared {
         Ok(CertificateReply { raft_id, ..reply })
     }
 
-    /// Gives a member its next certificate.
+    /// Gives a member its next certificate: of the role that it has by now. Who was told to become a
+    /// manager, and is ready to, gets its number with it.
     pub(crate) async fn renew(
         &self,
         node_id: &NodeId,
         request: RenewCertificate,
     ) -> Result<CertificateReply, ControlError> {
+        // By its certificate a manager ends and gives up its store: only what a majority confirms
+        // may say so.
+        if !self.is_sure().await {
+            return Err(ControlError::NotLeading);
+        }
+        let id = node_id.clone();
+        let raft_id = match request.manager_addr {
+            Some(addr) => self.writer.write(move |state, _| appoint(state, &id, addr)).await?,
+            None => number_of(member(&self.state(), node_id)?),
+        };
+        let role = if raft_id.is_some() { NodeRole::Manager } else { NodeRole::Worker };
         let state = self.state();
-        let known = cluster(&state)?;
-        let gone = || ControlError::Removed { node: node_id.clone() };
-        let node = state.nodes.get(node_id).ok_or_else(gone)?;
-        self.certify(known, node_id, role_of(node), request.csr_pem).await
+        let reply = self.certify(cluster(&state)?, node_id, role, request.csr_pem).await?;
+        Ok(CertificateReply { raft_id, ..reply })
     }
 
     async fn certify(
@@ -162,8 +174,36 @@ impl Shared {
     }
 }
 
-fn role_of(node: &Node) -> NodeRole {
-    if node.manager.is_some() { NodeRole::Manager } else { NodeRole::Worker }
+fn member<'s>(state: &'s ClusterState, id: &NodeId) -> Result<&'s Arc<Node>, ControlError> {
+    state.nodes.get(id).ok_or_else(|| ControlError::Removed { node: id.clone() })
+}
+
+fn number_of(node: &Node) -> Option<u64> {
+    node.manager.as_ref().map(|manager| manager.raft_id)
+}
+
+/// Makes a node a manager that was told to become one, and is reached at `addr`. Its number, if it
+/// is one then.
+fn appoint(
+    state: &ClusterState,
+    id: &NodeId,
+    addr: SocketAddr,
+) -> Result<(Vec<Change>, Option<u64>), ControlError> {
+    let known = member(state, id)?;
+    if known.spec.role != NodeRole::Manager {
+        return Ok((Vec::new(), number_of(known)));
+    }
+    let manager = match &known.manager {
+        Some(manager) => ManagerStatus { addr: addr.to_string(), ..manager.clone() },
+        None => new_manager(state, addr)?,
+    };
+    let raft_id = Some(manager.raft_id);
+    if known.manager.as_ref() == Some(&manager) {
+        return Ok((Vec::new(), raft_id));
+    }
+    let node = Node { manager: Some(manager), ..(**known).clone() };
+    let expect = Expect::Version(known.meta.version);
+    Ok((vec![Change::Put { object: Object::Node(Box::new(node)), expect }], raft_id))
 }
 
 fn new_node(
@@ -185,9 +225,10 @@ fn new_node(
         description: facts.description.clone(),
         status: NodeStatus {
             state: NodeState::Unknown,
-            message: "joined; its first session is awaited".to_owned(),
+            message: JOINED.to_owned(),
             addr: addr.to_string(),
             since: now,
+            back_by: None,
         },
         index: free_index(state)?,
         data_path_addr: Some(facts.data_path_addr.unwrap_or(addr)),
@@ -195,22 +236,13 @@ fn new_node(
     })
 }
 
-/// What a node gets that joins as a manager. Its number is the revision in which it is written, or
-/// an earlier one that nobody had: none is ever given twice.
-fn new_manager(
-    state: &ClusterState,
-    facts: &NodeFacts,
-    seen: IpAddr,
-) -> Result<ManagerStatus, ControlError> {
+/// What a node gets that becomes a manager. Its number is the revision in which it is written, or an
+/// earlier one that nobody had: none is ever given twice.
+fn new_manager(state: &ClusterState, addr: SocketAddr) -> Result<ManagerStatus, ControlError> {
     let known = state.nodes.values().filter(|node| node.manager.is_some()).count();
     if known >= MANAGERS_MAX {
-        return Err(SpecError::conflict(format!(
-            "the swarm has {known} managers; more than {MANAGERS_MAX} would make it slower and no \
-             safer: join as a worker"
-        ))
-        .into());
+        return Err(too_many_managers().into());
     }
-    let addr = facts.manager_addr.unwrap_or_else(|| SocketAddr::new(seen, MANAGER_PORT));
     let raft_id = state.revision.0 + 1;
     Ok(ManagerStatus { raft_id, addr: addr.to_string(), reachable: false, leader: false })
 }

@@ -35,6 +35,7 @@ mod services;
 mod sessions;
 mod settings;
 mod shared;
+mod shut_out;
 mod standing;
 mod statuses;
 mod tenure;

@@ -19,7 +19,7 @@ use crate::peers::{ManagerDoor, OtherManagers};
 use crate::shared::Shared;
 use crate::writer::Writer;
 
-use crate::{events, peers, tenure};
+use crate::{events, peers, shut_out, tenure};
 
 /// What a manager needs.
 #[derive(Clone)]
@@ -99,6 +99,7 @@ impl Manager {
         };
         let (newest, current) = watch::channel(tls);
         let server = serve(listener, current, handlers)?;
+        loops.spawn(shut_out::run(Arc::clone(&shared), server.connections()));
         let renew = move |identity: &NodeIdentity| {
             newest.send_replace(identity.server_config().map_err(ManagerError::Identity)?);
             others.set_identity(identity.clone());

@@ -5,20 +5,25 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use shoal_model::change::{Change, Expect, Object};
+use shoal_model::change::{Change, Expect, Object, ObjectKey};
+use shoal_model::cluster_state::ClusterState;
 use shoal_model::fault::report;
-use shoal_model::object::{ManagerStatus, Node};
+use shoal_model::object::{ManagerStatus, Node, NodeState};
+use shoal_model::time::Timestamp;
 use shoal_plan::roles::{GroupView, RoleStep, next_step};
-use shoal_store::{Group, GroupStep, LAG_MAX, Member};
+use shoal_store::{Group, GroupStep, LAG_MAX, Member, Store};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::error::ControlError;
+use crate::membership::NEVER_CAME;
 use crate::tenure::Tenure;
 
 /// How long one step may take.
 const STEP_DEADLINE: Duration = Duration::from_secs(10);
 /// How long it may take until this manager sees a change of the group that it has made.
 const SEEN_WITHIN: Duration = Duration::from_millis(100);
+/// How long a manager may be down that joined and never came, before its join counts as broken off.
+const STRAY_AFTER: Duration = Duration::from_secs(20);
 /// Pause after a step that failed, and between looks at members that learn.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -29,7 +34,7 @@ pub(crate) async fn run(tenure: Arc<Tenure>) {
     loop {
         revision.mark_unchanged();
         let view = group.borrow_and_update().clone();
-        let step = next_step(&tenure.shared.state(), &view_of(&view, store.raft_id()));
+        let step = next_step(&tenure.shared.state(), &seen(&view, store.raft_id()));
         let done = match step {
             Some(step) => {
                 let done = carry_out(&tenure, step).await;
@@ -39,7 +44,10 @@ pub(crate) async fn run(tenure: Arc<Tenure>) {
                 drop(timeout(SEEN_WITHIN, group.changed()).await);
                 done
             }
-            None => tell(&tenure, &view).await,
+            None => match drop_strays(&tenure, &view).await {
+                Ok(false) => tell(&tenure, &view).await,
+                dropped => dropped,
+            },
         };
         match done {
             Ok(true) => continue,
@@ -60,10 +68,16 @@ pub(crate) async fn run(tenure: Arc<Tenure>) {
     }
 }
 
-fn view_of(group: &Group, own: u64) -> GroupView {
+/// The group as this manager sees it now.
+pub(crate) fn group_of(store: &Store) -> GroupView {
+    seen(&store.group().borrow(), store.raft_id())
+}
+
+fn seen(group: &Group, own: u64) -> GroupView {
     let learned = |id: &u64| group.behind.get(id).is_some_and(|lag| *lag <= LAG_MAX);
     GroupView {
         own,
+        heard: group.heard.iter().copied().chain([own]).collect(),
         voters: group.voters.iter().map(|m| m.raft_id).collect(),
         learners: group.learners.iter().map(|m| (m.raft_id, learned(&m.raft_id))).collect(),
         settled: group.settled,
@@ -72,7 +86,7 @@ fn view_of(group: &Group, own: u64) -> GroupView {
 
 /// Takes one step; whether another one may follow at once.
 async fn carry_out(tenure: &Tenure, step: RoleStep) -> Result<bool, ControlError> {
-    let by = Instant::now() + STEP_DEADLINE;
+    let (by, store) = (Instant::now() + STEP_DEADLINE, &tenure.shared.store);
     let step = match step {
         RoleStep::Settle => GroupStep::Settle,
         RoleStep::Learn { node, raft_id } => {
@@ -87,6 +101,17 @@ async fn carry_out(tenure: &Tenure, step: RoleStep) -> Result<bool, ControlError
             tracing::info!(raft_id, "a manager is taken out");
             GroupStep::Remove(raft_id)
         }
+        RoleStep::HandOver => match store.hand_over(None, by).await {
+            Ok(next) => {
+                tracing::info!(%next, "this manager is to go, and has handed over");
+                return Ok(true);
+            }
+            // Then the others elect one of theirs once this one is out, as if it had died.
+            Err(error) => {
+                tracing::warn!(cause = report(&error), "this manager goes without handing over");
+                GroupStep::Remove(store.raft_id())
+            }
+        },
         RoleStep::Forget(node) => {
             let forget = move |known: &Node| {
                 (known.id == node).then(|| Node { manager: None, ..known.clone() })
@@ -94,8 +119,35 @@ async fn carry_out(tenure: &Tenure, step: RoleStep) -> Result<bool, ControlError
             return write(tenure, forget).await;
         }
     };
-    tenure.shared.store.change_group(step, by).await?;
+    store.change_group(step, by).await?;
     Ok(true)
+}
+
+/// Drops managers whose join broke off half-way: they have a number and learn, were never heard of,
+/// and nobody may know that they exist. Whether there was one.
+async fn drop_strays(tenure: &Tenure, group: &Group) -> Result<bool, ControlError> {
+    let voters: BTreeSet<u64> = group.voters.iter().map(|m| m.raft_id).collect();
+    let is_stray = move |node: &Node, now: Timestamp| {
+        let learns = node.manager.as_ref().is_some_and(|m| !voters.contains(&m.raft_id));
+        let status = &node.status;
+        let silent = status.state == NodeState::Down && status.message == NEVER_CAME;
+        learns && silent && status.since.plus(STRAY_AFTER) <= now
+    };
+    // Nothing is written as a rule, and then nobody need wait for a turn.
+    let now = tenure.shared.now();
+    if !tenure.shared.state().nodes.values().any(|node| is_stray(node, now)) {
+        return Ok(false);
+    }
+    let drop_them = move |state: &ClusterState, now| {
+        let strays = state.nodes.values().filter(|node| is_stray(node, now));
+        let changes = strays.map(|node| {
+            tracing::warn!(node = %node.id, "a manager that joined never came; it is forgotten");
+            let key = ObjectKey::Node(node.id.clone());
+            Change::Delete { key, expect: Expect::Version(node.meta.version) }
+        });
+        Ok((changes.collect(), true))
+    };
+    tenure.shared.writer.write(drop_them).await
 }
 
 /// Writes who leads, who is reached, and where this manager is reached.

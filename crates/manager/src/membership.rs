@@ -16,6 +16,12 @@ use crate::tenure::Tenure;
 /// What `node inspect` says of a node that was lost.
 pub(crate) const SILENT: &str = "heartbeat failure: the node has been silent for three heartbeats";
 
+/// What it says of a node that has joined and had no session yet.
+pub(crate) const JOINED: &str = "joined; its first session is awaited";
+
+/// What it says of one whose first session did not come in time.
+pub(crate) const NEVER_CAME: &str = "the node joined and has not been heard of since";
+
 /// What it says of a node that left on purpose.
 pub(crate) const LEFT: &str = "the node left the cluster";
 
@@ -56,10 +62,12 @@ impl Tenure {
                     message: String::new(),
                     addr: addr.clone(),
                     since: now,
+                    back_by: None,
                 };
                 if known.status.state == NodeState::Ready {
                     next.status.message.clear();
                     next.status.addr = addr.clone();
+                    next.status.back_by = None;
                 } else {
                     next.status = ready;
                 }
@@ -73,19 +81,21 @@ impl Tenure {
     /// Notes that a node leaves: it gets no more tasks, its tasks are replaced at once, and what is
     /// connected to them may finish while it stops.
     pub(crate) async fn mark_left(&self, node: &NodeId) {
-        self.move_to(node, NodeState::Disconnected, LEFT, |_| true).await;
+        self.move_to(node, (NodeState::Disconnected, None), LEFT, |_| true).await;
     }
 
     /// Notes that a node's daemon stops for a moment, unless it has a session (again): it gets no
-    /// more tasks, and those that it has stay.
-    pub(crate) async fn mark_away(self: &Arc<Self>, node: &NodeId) {
+    /// more tasks, and those that it has stay. Until when is written down: another manager may lead
+    /// by then.
+    pub(crate) async fn mark_away(self: &Arc<Self>, node: &NodeId, within: Duration) {
         let why = "its daemon stopped and said that it comes back; its tasks run on";
-        self.move_to(node, NodeState::Unknown, why, self.has_no_session()).await;
+        let to = (NodeState::Unknown, Some(within));
+        self.move_to(node, to, why, self.has_no_session()).await;
     }
 
     /// Notes that a node is gone, unless it has a session (again).
     pub(crate) async fn mark_down(self: &Arc<Self>, node: &NodeId, why: &str) {
-        self.move_to(node, NodeState::Down, why, self.has_no_session()).await;
+        self.move_to(node, (NodeState::Down, None), why, self.has_no_session()).await;
     }
 
     /// Whether a node has no session, which says nothing once this leadership ends.
@@ -102,7 +112,7 @@ impl Tenure {
     async fn move_to(
         &self,
         node: &NodeId,
-        to: NodeState,
+        (to, back_within): (NodeState, Option<Duration>),
         why: &str,
         still: impl Fn(&NodeId) -> bool + Send + 'static,
     ) {
@@ -120,6 +130,11 @@ impl Tenure {
                 next.status.state = to;
                 next.status.message.clone_from(&message);
                 next.status.since = now;
+                next.status.back_by = back_within.map(|within| now.plus(within));
+                // Who never came is told apart: nobody may know that it exists.
+                if to == NodeState::Down && known.status.message == JOINED {
+                    next.status.message = NEVER_CAME.to_owned();
+                }
                 let mut changes = put_if_changed(known, next);
                 if message == LEFT {
                     changes.extend(attach::end_all(state, &id, now));

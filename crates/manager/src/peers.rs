@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use serde_json::value::RawValue;
 use shoal_identity::node_identity::NodeIdentity;
 use shoal_identity::peer::PeerIdentity;
-use shoal_model::fault::report;
+use shoal_model::fault::{Fault as _, FaultId, report};
 use shoal_model::id::{NodeId, Revision};
 use shoal_store::{Group, Lane, Lead, PeerError, Peers};
 use shoal_wire::error::{Evidence, WireError};
@@ -24,6 +24,9 @@ use crate::error::ControlError;
 use crate::forward::{Caller, Leader, pass, read};
 use crate::requests::{ControlReply, ControlRequest};
 use crate::shared::{Shared, managers};
+
+/// What the store says to one that goes back to another beginning of the cluster.
+const STRANGER: FaultId = FaultId("SH-STO-030");
 
 /// Connections to the other managers. Cheap to clone.
 #[derive(Clone)]
@@ -125,8 +128,13 @@ impl ManagerHandler for ManagerDoor {
         _lane: shoal_wire::peers::Lane,
         body: Box<RawValue>,
     ) -> Result<Box<RawValue>, RemoteFault> {
-        self.check(&from)?;
-        let answer = self.0.shared.store.door().call(&from.node_id, &body).await;
+        let door = self.0.shared.store.door();
+        if let Err(removed) = self.check(&from) {
+            // One that was left behind by a recovery has to do something else than one removed.
+            let stranger = door.stranger(&from.node_id, &body);
+            return Err(stranger.map_or(removed, |error| RemoteFault::of(&error)));
+        }
+        let answer = door.call(&from.node_id, &body).await;
         answer.map_err(|error| RemoteFault::of(&error))
     }
 
@@ -186,6 +194,9 @@ fn why(error: &WireError) -> PeerError {
         Evidence::Closed => PeerError::Closed,
         Evidence::Late { after } => PeerError::Late { after },
         Evidence::NotThatNode { found } => PeerError::NotThatNode { found: found.to_string() },
+        Evidence::Answered if error.id() == Some(STRANGER) => {
+            PeerError::Stranger { text: report(error) }
+        }
         Evidence::Answered | Evidence::Nothing => PeerError::Other(report(error)),
     }
 }

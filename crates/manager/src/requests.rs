@@ -18,6 +18,7 @@ use shoal_model::spec::node::NodeSpec;
 use shoal_model::spec::payload::PayloadSpec;
 use shoal_model::spec::service::ServiceSpec;
 use shoal_model::time::Timestamp;
+use shoal_plan::roles::GroupView;
 use shoal_wire::message::{CertificateReply, IssueCertificate, RenewCertificate};
 
 use crate::control::{Rotation, ServiceUpdate};
@@ -254,9 +255,14 @@ impl ControlRequest {
         matches!(self, Self::OpenLog { .. } | Self::ReadLog { .. } | Self::CloseLog { .. })
     }
 
-    /// What it changes in `state`. Joins and renewals are more than a change, logs are none: they
-    /// are not here.
-    pub(crate) fn changes(&self, state: &ClusterState, now: Timestamp) -> Outcome {
+    /// What it changes in `state`, with the group of managers as it is now. Joins and renewals are
+    /// more than a change, logs are none: they are not here.
+    pub(crate) fn changes(
+        &self,
+        state: &ClusterState,
+        now: Timestamp,
+        group: &GroupView,
+    ) -> Outcome {
         match self {
             Self::CreateService { id, spec, registry_auth } => {
                 services::create(state, id, spec, registry_auth.as_ref())
@@ -273,9 +279,9 @@ impl ControlRequest {
             }
             Self::RemovePayload { id } => payloads::remove(state, id),
             Self::UpdateNode { id, version, spec } => {
-                settings::update_node(state, id, *version, spec)
+                settings::update_node(state, group, (id, *version), spec)
             }
-            Self::RemoveNode { id, force } => settings::remove_node(state, id, *force),
+            Self::RemoveNode { id, force } => settings::remove_node(state, group, id, *force),
             Self::UpdateCluster { version, spec, rotation } => {
                 settings::update_cluster(state, *version, spec, *rotation)
             }

@@ -7,7 +7,8 @@ use shoal_model::assignment::{Assignment, KnownChanges};
 use shoal_model::cluster_state::ClusterState;
 use shoal_model::id::{NodeId, Revision, SessionId, TaskId};
 use shoal_model::object::NodeState;
-use shoal_wire::message::{ByeReason, ManagerMessage};
+use shoal_plan::roles::wish_of;
+use shoal_wire::message::{ByeReason, ManagerMessage, RoleWish};
 use shoal_wire::session::SessionSender;
 use tokio::sync::watch;
 
@@ -23,6 +24,8 @@ pub(crate) struct Session {
     pub sender: SessionSender<ManagerMessage>,
     /// What the node should have; its session sends it.
     pub assignment: watch::Sender<Option<Arc<Given>>>,
+    /// What the node is to be; its session says so.
+    pub role: watch::Sender<Option<RoleWish>>,
     /// Set to end the session.
     pub end: watch::Sender<Option<ByeReason>>,
     /// Places of hand-made containers that were given in this session.
@@ -139,6 +142,22 @@ impl Sessions {
                     let first = end.is_none();
                     end.get_or_insert(ByeReason::Removed);
                     first
+                });
+            }
+        });
+    }
+
+    /// Tells nodes what they are to be, as far as they have not been told.
+    pub fn tell_roles(&self, state: &ClusterState) {
+        self.with(|tables| {
+            for (id, session) in &tables.sessions {
+                let wish = state.nodes.get(id).and_then(|node| wish_of(node));
+                let Some((role, raft_id)) = wish else { continue };
+                session.role.send_if_modified(|told| {
+                    let next = Some(RoleWish { role, raft_id });
+                    let new = *told != next;
+                    *told = next;
+                    new
                 });
             }
         });

@@ -9,6 +9,7 @@ use shoal_model::object::{Meta, Network, NodeState};
 use shoal_model::spec::cluster::ClusterSpec;
 use shoal_model::spec::network::NetworkSpec;
 use shoal_model::spec::node::NodeSpec;
+use shoal_plan::roles::GroupView;
 use shoal_plan::validate::{self, SpecError};
 
 use crate::control::{Rotation, in_sequence, missing};
@@ -43,24 +44,29 @@ pub(crate) fn remove_network(state: &ClusterState, id: &NetworkId) -> Outcome {
 
 pub(crate) fn update_node(
     state: &ClusterState,
-    id: &NodeId,
-    version: Revision,
+    group: &GroupView,
+    (id, version): (&NodeId, Revision),
     spec: &NodeSpec,
 ) -> Outcome {
     let known = state.nodes.get(id).ok_or_else(|| missing("node", id))?;
     in_sequence(known.meta, version)?;
-    validate::changed_node(state, known, spec)?;
+    validate::changed_node(state, group, known, spec)?;
     let mut node = (**known).clone();
     node.spec = spec.clone();
     let expect = Expect::Version(known.meta.version);
     done(vec![Change::Put { object: Object::Node(Box::new(node)), expect }])
 }
 
-pub(crate) fn remove_node(state: &ClusterState, id: &NodeId, force: bool) -> Outcome {
+pub(crate) fn remove_node(
+    state: &ClusterState,
+    group: &GroupView,
+    id: &NodeId,
+    force: bool,
+) -> Outcome {
     let node = state.nodes.get(id).ok_or_else(|| missing("node", id))?;
     if force && node.status.state == NodeState::Down {
         // A manager that does not come back: the group goes on without it, if it can.
-        validate::removable_manager(state, node)?;
+        validate::removable_manager(state, group, node)?;
     } else if node.manager.is_some() {
         return Err(ControlError::Precondition {
             message: format!(

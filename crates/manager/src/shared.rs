@@ -26,6 +26,8 @@ const HEARTBEAT_DEFAULT: Duration = Duration::from_secs(1);
 const MISSED_MAX: u32 = 3;
 /// How long agents wait at most before they try to connect again.
 const AGENT_RETRY_MAX: Duration = Duration::from_secs(2);
+/// How long an agent may be connecting to a manager whose host has lost its power.
+const AGENT_CONNECT_MAX: Duration = Duration::from_secs(4);
 
 /// The system's random source.
 pub(crate) struct RandomIds;
@@ -112,7 +114,7 @@ impl Shared {
 
     /// How long a node may take to come back to a manager that has just begun.
     pub fn welcome_patience(&self) -> Duration {
-        self.patience() + AGENT_RETRY_MAX
+        self.patience() + AGENT_CONNECT_MAX + AGENT_RETRY_MAX
     }
 }
 

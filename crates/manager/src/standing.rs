@@ -60,6 +60,9 @@ impl Shared {
         {
             found.push(report(&self.no_majority(Some(*since), missing)));
         }
+        if let (Lead::Nobody { .. }, Some(said)) = (&lead, self.store.stranger()) {
+            found.push(said);
+        }
         let votes = group.voters.iter().any(|m| m.raft_id == self.store.raft_id());
         if !votes && !group.voters.is_empty() {
             found.push(format!(

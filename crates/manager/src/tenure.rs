@@ -5,7 +5,6 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use shoal_model::id::NodeId;
 use shoal_model::object::NodeState;
 use shoal_store::Lead;
 use shoal_wire::message::{Bye, ByeReason, ManagerAddr};
@@ -16,7 +15,7 @@ use tokio::time::Instant;
 use crate::clock::latest;
 use crate::error::ControlError;
 use crate::gather::Router;
-use crate::membership::{SILENT, give_up};
+use crate::membership::{AWAY, SILENT, give_up};
 use crate::relay::Relays;
 use crate::sessions::Sessions;
 use crate::shared::{Shared, managers};
@@ -73,11 +72,14 @@ impl Tenure {
     /// (The last leader may have ended before it said so of one that left.)
     fn await_nodes(self: &Arc<Self>) {
         let up = |state: NodeState| state != NodeState::Down;
-        let state = self.shared.state();
-        let awaited: Vec<NodeId> =
-            state.nodes.values().filter(|n| up(n.status.state)).map(|n| n.id.clone()).collect();
-        for node in awaited {
-            give_up(self, &node, self.shared.welcome_patience(), SILENT);
+        let (state, now) = (self.shared.state(), self.shared.now());
+        let patience = self.shared.welcome_patience();
+        for node in state.nodes.values().filter(|n| up(n.status.state)) {
+            // What a node told the last leader counts here too.
+            match node.status.back_by {
+                Some(by) => give_up(self, &node.id, by.since(now).max(patience), AWAY),
+                None => give_up(self, &node.id, patience, SILENT),
+            }
         }
     }
 

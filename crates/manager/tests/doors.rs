@@ -50,7 +50,7 @@ async fn a_removed_nodes_certificate_opens_nothing() {
     assert_eq!(id_of(&refused), Some("SH-MGR-007"), "{refused}");
     assert!(refused.to_string().contains("was removed"), "{refused}");
     let csr_pem = KeyAndCsr::generate().unwrap().csr_pem;
-    let renew = RenewCertificate { version: PROTOCOL_VERSION, csr_pem };
+    let renew = RenewCertificate { version: PROTOCOL_VERSION, csr_pem, manager_addr: None };
     let refused = client.renew(renew).await.unwrap_err();
     assert_eq!(id_of(&refused), Some("SH-MGR-007"), "{refused}");
     assert!(!world.control.state().nodes.contains_key(&identity.node_id));

@@ -142,7 +142,7 @@ fn join(world: &World, id: &str) -> ControlRequest {
 
 fn renew(id: &str) -> ControlRequest {
     let csr_pem = KeyAndCsr::generate().unwrap().csr_pem;
-    let request = RenewCertificate { version: PROTOCOL_VERSION, csr_pem };
+    let request = RenewCertificate { version: PROTOCOL_VERSION, csr_pem, manager_addr: None };
     ControlRequest::Renew { id: id.into(), request }
 }
 

@@ -331,6 +331,7 @@ mod tests {
                 message: String::new(),
                 addr: String::new(),
                 since: Timestamp::ZERO,
+                back_by: None,
             },
             index: NodeIndex(index),
             data_path_addr: None,

@@ -139,6 +139,9 @@ pub struct NodeStatus {
     pub addr: String,
     /// When the state last changed.
     pub since: Timestamp,
+    /// When its daemon is back, by its own word: until then its tasks stay, whoever leads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub back_by: Option<Timestamp>,
 }
 
 /// Whether a node can be reached.

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use shoal_identity::error::IdentityError;
 use shoal_manager::error::{ControlError, ManagerError};
 use shoal_model::fault::{Fault, FaultId, FaultKind};
-use shoal_store::StoreError;
+use shoal_store::{BackupError, StoreError};
 use shoal_wire::error::WireError;
 
 /// A failure of a node's life.
@@ -29,6 +29,27 @@ pub enum NodeError {
          this message. "
     )]
     LastManager,
+    /// A swarm whose managers are a majority goes on by itself.
+    #[error(
+        "begin the swarm again from this manager alone: a majority of its managers answers, so \
+         nothing has to be recovered"
+    )]
+    HasMajority,
+    /// A worker has no state of the swarm.
+    #[error("begin the swarm again from this node alone: it is no manager")]
+    NotManager,
+    /// A manager among others does not leave by accident either.
+    #[error(
+        "You are attempting to leave the swarm on a node that is participating as a manager. \
+         Removing this node leaves {rest} managers out of {all}. Use `--force` to take it out of the \
+         managers and to leave. "
+    )]
+    OneOfManagers {
+        /// How many others vote.
+        rest: usize,
+        /// How many vote now.
+        all: usize,
+    },
     /// Another init, join or leave is under way.
     #[error("another change of this node's membership is under way")]
     Busy,
@@ -129,6 +150,9 @@ pub enum NodeError {
         #[source]
         source: StoreError,
     },
+    /// A backup that cannot be used.
+    #[error("restore the swarm")]
+    Backup(#[source] BackupError),
     /// The manager did not start.
     #[error("start the manager")]
     Manager(#[source] ManagerError),
@@ -152,7 +176,10 @@ impl Fault for NodeError {
             Self::AlreadyMember
             | Self::NotMember
             | Self::LastManager
+            | Self::OneOfManagers { .. }
             | Self::Busy
+            | Self::HasMajority
+            | Self::NotManager
             | Self::Stopping => FaultKind::Unavailable,
             Self::NotImplemented { .. } => FaultKind::NotImplemented,
             Self::Address { .. } | Self::NoAdvertiseAddress { .. } | Self::NotOwnAddress { .. } => {
@@ -161,6 +188,7 @@ impl Fault for NodeError {
             Self::Identity { source, .. } => source.kind(),
             Self::Join { source, .. } | Self::Renew { source, .. } => source.kind(),
             Self::Store { source, .. } => source.kind(),
+            Self::Backup(source) => source.kind(),
             Self::Manager(source) => source.kind(),
             Self::Ingress(source) => source.kind(),
             Self::File { .. } | Self::Format { .. } | Self::BrokeOff { .. } => FaultKind::Internal,
@@ -173,9 +201,12 @@ impl Fault for NodeError {
             Self::NotOwnAddress { .. } => Some(FaultId("SH-NOD-002")),
             Self::Format { .. } => Some(FaultId("SH-NOD-003")),
             Self::NotImplemented { .. } => Some(FaultId("SH-NOD-004")),
+            Self::HasMajority => Some(FaultId("SH-NOD-020")),
+            Self::NotManager => Some(FaultId("SH-NOD-021")),
             Self::Identity { source, .. } => source.id(),
             Self::Join { source, .. } | Self::Renew { source, .. } => source.id(),
             Self::Store { source, .. } => source.id(),
+            Self::Backup(source) => source.id(),
             Self::Manager(source) => source.id(),
             Self::Ingress(source) => source.id(),
             _ => None,
@@ -185,6 +216,10 @@ impl Fault for NodeError {
     fn remedy(&self) -> Option<String> {
         match self {
             Self::NoAdvertiseAddress { .. } => Some("specify one with --advertise-addr".to_owned()),
+            Self::HasMajority => {
+                Some("remove managers with 'docker node demote' and 'docker node rm'".to_owned())
+            }
+            Self::NotManager => Some("use a node that is a manager".to_owned()),
             Self::NotOwnAddress { .. } => {
                 Some("advertise an address of this machine (see `ip address`)".to_owned())
             }
@@ -201,6 +236,7 @@ impl Fault for NodeError {
             Self::Identity { source, .. } => source.remedy(),
             Self::Join { source, .. } | Self::Renew { source, .. } => source.remedy(),
             Self::Store { source, .. } => source.remedy(),
+            Self::Backup(source) => source.remedy(),
             Self::Manager(source) => source.remedy(),
             Self::Ingress(source) => source.remedy(),
             _ => None,

@@ -4,7 +4,7 @@
 //! manager), keeps it on disk, and tells the agent. It decides nothing about tasks.
 //!
 //! Begin reading at [`node`], then `owner` (who alone changes the membership, by the machine of
-//! [`shoal_life::membership`]); [`address`] finds out what to advertise, [`record`] is what is
+//! [`shoal_life::membership`]) and `seat` (whether it manages, by [`shoal_life::role`]); [`address`] finds out what to advertise, [`record`] is what is
 //! kept.
 
 #![forbid(unsafe_code)]
@@ -14,6 +14,8 @@ pub mod error;
 pub mod node;
 mod owner;
 pub mod record;
+mod recover;
 mod renewal;
+mod seat;
 mod start;
 mod steps;

@@ -13,7 +13,7 @@ use shoal_model::id::NodeId;
 use shoal_model::spec::cluster::ClusterSpec;
 use shoal_model::spec::node::{Availability, NodeRole};
 pub use shoal_model::time::Clock;
-use shoal_store::Store;
+use shoal_store::{Backup, Store};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
@@ -55,6 +55,8 @@ pub struct InitOptions {
     pub spec: ClusterSpec,
     /// Whether this node gets tasks.
     pub availability: Availability,
+    /// Begin an existing swarm again from this manager alone; elsewhere a new one.
+    pub force_new_cluster: bool,
 }
 
 /// What `swarm join` asks for.
@@ -74,6 +76,19 @@ pub struct JoinOptions {
     pub availability: Availability,
 }
 
+/// What `shoal restore` asks for.
+#[derive(Clone, Debug)]
+pub struct RestoreOptions {
+    /// Where to listen; empty: everywhere on port 2377.
+    pub listen_addr: String,
+    /// What to tell other nodes; empty: found out.
+    pub advertise_addr: String,
+    /// Where VXLAN frames come from; empty: the advertised address.
+    pub data_path_addr: String,
+    /// The swarm.
+    pub backup: Backup,
+}
+
 /// Where this node stands.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Standing {
@@ -90,7 +105,7 @@ pub enum Standing {
         role: NodeRole,
         /// What other nodes are told, without a port.
         addr: IpAddr,
-        /// Why it has no session with a manager; empty if it has one.
+        /// Why it has no session with a manager, or cannot change its role; empty if all is well.
         error: String,
         /// Managers that it knows.
         managers: Vec<String>,
@@ -118,7 +133,14 @@ pub(crate) enum View {
     /// On the way in or out.
     Pending,
     /// A member.
-    In { node_id: NodeId, role: NodeRole, addr: IpAddr, control: Option<Control> },
+    In {
+        node_id: NodeId,
+        role: NodeRole,
+        addr: IpAddr,
+        control: Option<Control>,
+        /// Why it is not what it is to be.
+        trouble: String,
+    },
     /// A member by its files, which cannot be used.
     Broken(String),
 }
@@ -173,11 +195,13 @@ impl Node {
             View::Out => Standing::Inactive,
             View::Pending => Standing::Pending,
             View::Broken(error) => Standing::Broken { error: error.clone() },
-            View::In { node_id, role, addr, .. } => Standing::Active {
+            View::In { node_id, role, addr, trouble, .. } => Standing::Active {
                 node_id: node_id.clone(),
                 role: *role,
                 addr: *addr,
-                error: self.agent.session_error(),
+                error: Some(self.agent.session_error())
+                    .filter(|error| !error.is_empty())
+                    .unwrap_or_else(|| trouble.clone()),
                 managers: self.agent.managers(),
             },
         }
@@ -198,10 +222,10 @@ impl Node {
         }
     }
 
-    /// Makes a new swarm.
+    /// Makes a new swarm, or begins this manager's again without the others.
     ///
     /// # Errors
-    /// The node is a member; an address makes no sense; the store or the manager fails.
+    /// The node is a member; nothing has to be recovered; an address makes no sense; the store or the manager fails.
     pub async fn init(&self, options: InitOptions) -> Result<NodeId, NodeError> {
         let id = self.ask(|answer| Command::Init(Box::new(options), answer)).await?;
         id.ok_or(NodeError::NotMember)
@@ -213,6 +237,15 @@ impl Node {
     /// The node is a member; the token is broken; else the step that failed.
     pub async fn join(&self, options: JoinOptions) -> Result<(), NodeError> {
         self.ask(|answer| Command::Join(Box::new(options), answer)).await.map(|_| ())
+    }
+
+    /// Begins a swarm from a backup.
+    ///
+    /// # Errors
+    /// The node is a member; an address makes no sense; the backup cannot be used.
+    pub async fn restore(&self, options: RestoreOptions) -> Result<NodeId, NodeError> {
+        let id = self.ask(|answer| Command::Restore(Box::new(options), answer)).await?;
+        id.ok_or(NodeError::NotMember)
     }
 
     /// Leaves the swarm.

@@ -9,13 +9,15 @@ use shoal_identity::node_identity::NodeIdentity;
 use shoal_life::membership::{Consent, Effect, Event, Membership, Outcome, Refusal, Stage};
 use shoal_model::fault::report;
 use shoal_model::id::NodeId;
+use shoal_model::spec::node::NodeRole;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 
 use crate::error::NodeError;
-use crate::node::{InitOptions, JoinOptions, Member, NodeConfig, Seen, View};
+use crate::node::{InitOptions, JoinOptions, Member, NodeConfig, RestoreOptions, Seen, View};
 use crate::record::Folder;
-use crate::{renewal, start, steps};
+use crate::seat::{News, Seat, Tools};
+use crate::{recover, renewal, seat, start, steps};
 
 /// Pause before what failed is tried again: files that cannot be used, leftovers.
 const RETRY: Duration = Duration::from_secs(5);
@@ -27,6 +29,7 @@ pub(crate) type Answer = oneshot::Sender<Result<Option<NodeId>, NodeError>>;
 pub(crate) enum Command {
     Init(Box<InitOptions>, Answer),
     Join(Box<JoinOptions>, Answer),
+    Restore(Box<RestoreOptions>, Answer),
     Leave { force: bool, answer: Answer },
     Close,
 }
@@ -35,12 +38,16 @@ pub(crate) enum Command {
 enum Way {
     Init(Box<InitOptions>),
     Join(Box<JoinOptions>),
+    Restore(Box<RestoreOptions>),
+    /// Begin again from what is here.
+    Recover(Box<InitOptions>),
 }
 
 /// What came of an effect.
 enum Came {
     Resumed(Result<Option<Box<Member>>, NodeError>),
     Entered(Result<Box<Member>, NodeError>),
+    Recovered(Result<Box<Member>, NodeError>),
     Forgotten(Result<(), NodeError>),
     Swept(Result<(), NodeError>),
     Plain(Event),
@@ -56,6 +63,8 @@ pub(crate) struct Owner {
     life: Membership,
     /// Set while [`Stage::In`], and until it is closed.
     member: Option<Box<Member>>,
+    /// Whether it manages, and its way there and back; set as `member` is, once that is public.
+    seat: Option<Seat>,
     /// What the command that is under way asks for, until its effect begins.
     way: Option<Way>,
     /// Who waits for the command that is under way.
@@ -88,6 +97,7 @@ impl Owner {
             commands,
             life,
             member: None,
+            seat: None,
             way: None,
             waiting: None,
             failure: None,
@@ -105,6 +115,7 @@ impl Owner {
         let mut opened = Some(opened);
         let mut inbox = Inbox::Open;
         let mut managers = self.agent.follow_managers();
+        let (mut role, mut removed) = (self.agent.follow_role(), self.agent.follow_removed());
         loop {
             if self.life.is_settled()
                 && let Some(opened) = opened.take()
@@ -115,8 +126,9 @@ impl Owner {
             if self.life.stage() == Stage::Closed {
                 return;
             }
+            let in_hands = self.seat.as_ref().is_some_and(Seat::holds_store);
             tokio::select! {
-                command = self.commands.recv(), if inbox == Inbox::Open => match command {
+                command = self.commands.recv(), if inbox == Inbox::Open && !in_hands => match command {
                     Some(command) => self.command(command),
                     None => {
                         inbox = Inbox::Gone;
@@ -134,6 +146,23 @@ impl Owner {
                     let known = managers.borrow_and_update().clone();
                     self.keep_managers(known).await;
                 }
+                Ok(()) = role.changed() => {
+                    let wish = *role.borrow_and_update();
+                    if let Some(wish) = wish {
+                        self.sit(|seat, tools, member| seat.told(wish, tools, member));
+                    }
+                }
+                Ok(()) = removed.changed() => {
+                    if *removed.borrow_and_update() {
+                        self.sit(Seat::removed);
+                    }
+                }
+                came = async {
+                    match &mut self.seat {
+                        Some(seat) => seat.next().await,
+                        None => std::future::pending().await,
+                    }
+                } => self.seated(came),
                 Some(ended) = self.renewal.join_next() => match ended {
                     Ok(identity) => self.renewed(identity).await,
                     Err(error) if error.is_panic() => {
@@ -148,15 +177,37 @@ impl Owner {
 
     fn command(&mut self, command: Command) {
         let (event, answer, way) = match command {
+            Command::Init(options, answer)
+                if options.force_new_cluster && !matches!(self.life.stage(), Stage::Out(_)) =>
+            {
+                if let Some(Err(error)) = self.member.as_deref().map(recover::may_recover) {
+                    // Ignored because: a client that has gone needs no answer.
+                    let _ = answer.send(Err(error));
+                    return;
+                }
+                self.sit(Seat::interrupt);
+                (Event::Recover, answer, Some(Way::Recover(options)))
+            }
             Command::Init(options, answer) => (Event::Enter, answer, Some(Way::Init(options))),
             Command::Join(options, answer) => (Event::Enter, answer, Some(Way::Join(options))),
-            Command::Leave { force, answer } => (Event::Leave(self.consent(force)), answer, None),
-            Command::Close => return self.follow(Event::Close),
+            Command::Restore(options, answer) => {
+                (Event::Enter, answer, Some(Way::Restore(options)))
+            }
+            Command::Leave { force, answer } => {
+                self.sit(Seat::interrupt);
+                (Event::Leave(self.consent(force)), answer, None)
+            }
+            Command::Close => {
+                self.sit(Seat::interrupt);
+                return self.follow(Event::Close);
+            }
         };
         let (life, effects) = self.life.step(event);
         if let Some(Effect::Refuse(refusal)) = effects.first() {
+            let others = self.other_voters();
             // Ignored because: a client that has gone needs no answer.
-            let _ = answer.send(Err(refused(*refusal)));
+            let _ = answer.send(Err(refused(*refusal, others)));
+            self.sit(Seat::go_on);
             return;
         }
         self.way = way;
@@ -166,7 +217,59 @@ impl Owner {
 
     fn consent(&self, force: bool) -> Consent {
         let manages = self.member.as_ref().is_some_and(|member| member.manager.is_some());
-        if manages && !force { Consent::Withheld } else { Consent::Given }
+        match manages {
+            true if !force => Consent::Withheld,
+            true if self.other_voters() > 0 => Consent::AfterResigning,
+            _ => Consent::Given,
+        }
+    }
+
+    /// How many managers vote beside this one, as far as it knows.
+    fn other_voters(&self) -> usize {
+        let store = self.member.as_ref().and_then(|member| Some(&member.manager.as_ref()?.1));
+        store.map_or(0, |store| {
+            let (own, group) = (store.raft_id(), store.group());
+            let voters = group.borrow();
+            voters.voters.iter().filter(|voter| voter.raft_id != own).count()
+        })
+    }
+
+    fn tools(&self) -> Tools {
+        let (config, folder) = (self.config.clone(), self.folder.clone());
+        Tools { config, folder, agent: self.agent.clone() }
+    }
+
+    /// Does something about the member's role, while it is one and stays.
+    fn sit(&mut self, act: impl FnOnce(&mut Seat, &Tools, &mut Member)) {
+        let tools = self.tools();
+        if self.life.stage() == Stage::In
+            && let (Some(seat), Some(member)) = (&mut self.seat, &mut self.member)
+        {
+            act(seat, &tools, member);
+            self.show();
+        }
+    }
+
+    /// Keeps what a step of the role brought.
+    fn seated(&mut self, came: Result<seat::Came, JoinError>) {
+        let tools = self.tools();
+        let (Some(seat), Some(member)) = (&mut self.seat, &mut self.member) else { return };
+        match seat.came(came, &tools, member) {
+            News::None | News::Changed => {}
+            News::Certified => {
+                let identity = member.identity.clone();
+                if identity.role == NodeRole::Manager
+                    && let Some((manager, _)) = &member.manager
+                    && let Err(error) = manager.set_identity(&identity)
+                {
+                    let cause = report(&error);
+                    tracing::error!(cause, "the manager cannot use this node's new certificate");
+                }
+                self.agent.set_identity(identity);
+                self.renew(renewal::Begin::WhenDue);
+            }
+        }
+        self.show();
     }
 
     fn follow(&mut self, event: Event) {
@@ -187,6 +290,8 @@ impl Owner {
         for answer in answers {
             self.answer(answer);
         }
+        // A leave that failed leaves it where it was.
+        self.sit(Seat::go_on);
     }
 
     fn carry_out(&mut self, effect: Effect) {
@@ -207,8 +312,20 @@ impl Owner {
                     let member = match way {
                         Way::Init(options) => start::init(&config, &folder, about, *options).await,
                         Way::Join(options) => steps::join(&config, &folder, about, *options).await,
+                        Way::Restore(options) => recover::restore(&config, &folder, *options).await,
+                        Way::Recover(_) => Err(NodeError::AlreadyMember),
                     };
                     Came::Entered(member.map(Box::new))
+                });
+            }
+            Effect::Recover => {
+                let Some(Way::Recover(options)) = self.way.take() else { return };
+                self.renewal.abort_all();
+                self.seat = None;
+                let manager = self.member.take().and_then(|member| member.manager);
+                self.work.spawn(async move {
+                    steps::close(manager).await;
+                    Came::Recovered(recover::recover(&config, &folder, &options).await)
                 });
             }
             Effect::Forget => {
@@ -226,11 +343,23 @@ impl Owner {
                     Came::Plain(Event::Drained)
                 });
             }
+            Effect::Resign => {
+                let member = self.member.as_ref();
+                let control = member.and_then(|m| Some(m.manager.as_ref()?.0.control()));
+                let node = member.map(|member| member.identity.node_id.clone());
+                self.work.spawn(async move {
+                    if let (Some(control), Some(node)) = (control, node) {
+                        steps::resign(&control, &node, &agent).await;
+                    }
+                    Came::Plain(Event::Resigned)
+                });
+            }
             Effect::CloseManager => {
                 self.renewal.abort_all();
-                let member = self.member.take();
+                self.seat = None;
+                let manager = self.member.take().and_then(|member| member.manager);
                 self.work.spawn(async move {
-                    steps::close(member).await;
+                    steps::close(manager).await;
                     Came::Plain(Event::ManagerClosed)
                 });
             }
@@ -247,9 +376,12 @@ impl Owner {
                 let membership = self.member.as_ref().map(|member| start::membership(member));
                 agent.set_membership(membership);
                 self.renew(renewal::Begin::WhenDue);
+                let tools = self.tools();
+                self.seat = self.member.as_mut().map(|member| Seat::begin(&tools, member));
             }
             Effect::Dismiss => {
                 self.renewal.abort_all();
+                self.seat = None;
                 agent.set_membership(None);
             }
             Effect::Answer(_) | Effect::Refuse(_) => {}
@@ -272,9 +404,10 @@ impl Owner {
     /// Keeps where managers are: those of the day on which this node joined may be gone by its next
     /// start.
     async fn keep_managers(&mut self, known: Vec<String>) {
-        let Some(member) = self.member.as_mut().filter(|_| self.life.stage() == Stage::In) else {
-            return;
-        };
+        // A step of the role writes the same file.
+        let busy = self.seat.as_ref().is_some_and(Seat::holds_store);
+        let is_in = self.life.stage() == Stage::In && !busy;
+        let Some(member) = self.member.as_mut().filter(|_| is_in) else { return };
         // A manager's own agent begins with itself; that is no news.
         if known.is_empty() || known == member.record.managers || member.manager.is_some() {
             return;
@@ -294,6 +427,10 @@ impl Owner {
     /// Takes a renewed certificate into use. Connections that are open stay.
     async fn renewed(&mut self, identity: NodeIdentity) {
         let Some(member) = &mut self.member else { return };
+        // Another role needs more than a certificate: its own way brings one.
+        if identity.role != member.identity.role {
+            return self.renew(renewal::Begin::AfterRest);
+        }
         let (path, fresh) = (self.folder.identity(), identity.clone());
         let kept = tokio::task::spawn_blocking(move || fresh.save(&path)).await;
         match kept {
@@ -335,6 +472,16 @@ impl Owner {
                 self.member = Some(member);
                 Event::Entered
             }
+            Came::Recovered(Ok(member)) => {
+                self.member = Some(member);
+                self.logged.clear();
+                Event::Recovered
+            }
+            Came::Recovered(Err(error)) => {
+                self.unusable(&error);
+                self.failure = Some(error);
+                Event::RecoverFailed
+            }
             Came::Entered(Err(error)) => {
                 self.failure = Some(error);
                 Event::EnterFailed
@@ -357,14 +504,16 @@ impl Owner {
     }
 
     /// A step that broke off, by a fault in this program, has failed like any other.
-    fn broke_off(&mut self, error: &tokio::task::JoinError) -> Event {
+    fn broke_off(&mut self, error: &JoinError) -> Event {
         tracing::error!(cause = %error, step = ?self.about, "a step of the membership broke off");
         let failure = || NodeError::BrokeOff { problem: error.to_string() };
         match self.about {
             Some(Effect::Resume) => self.came(Came::Resumed(Err(failure()))),
             Some(Effect::Enter) => self.came(Came::Entered(Err(failure()))),
+            Some(Effect::Recover) => self.came(Came::Recovered(Err(failure()))),
             Some(Effect::Forget) => self.came(Came::Forgotten(Err(failure()))),
             Some(Effect::Sweep) => self.came(Came::Swept(Err(failure()))),
+            Some(Effect::Resign) => Event::Resigned,
             Some(Effect::Tell) => Event::Told,
             Some(Effect::Drain) => Event::Drained,
             Some(Effect::CloseManager) => Event::ManagerClosed,
@@ -400,6 +549,7 @@ impl Owner {
                 role: member.record.role,
                 addr: member.record.advertise.ip(),
                 control: member.manager.as_ref().map(|(manager, _)| manager.control()),
+                trouble: self.seat.as_ref().map_or_else(String::new, |s| s.trouble().to_owned()),
             },
             (Stage::Unusable | Stage::Retrying, _) => View::Broken(self.logged.clone()),
             _ => View::Pending,
@@ -415,11 +565,12 @@ enum Inbox {
     Gone,
 }
 
-fn refused(refusal: Refusal) -> NodeError {
+fn refused(refusal: Refusal, others: usize) -> NodeError {
     match refusal {
         Refusal::AlreadyMember => NodeError::AlreadyMember,
         Refusal::NotMember => NodeError::NotMember,
-        Refusal::Manager => NodeError::LastManager,
+        Refusal::Manager if others == 0 => NodeError::LastManager,
+        Refusal::Manager => NodeError::OneOfManagers { rest: others, all: others + 1 },
         Refusal::Busy => NodeError::Busy,
     }
 }

@@ -30,6 +30,10 @@ pub struct Record {
     pub data_path: IpAddr,
     /// Managers that were known when it joined.
     pub managers: Vec<String>,
+    /// Of a manager whose store nobody can have reached yet: the number that it is made with. A
+    /// store that is missing without this is lost, and never made anew under its number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub opening: Option<u64>,
 }
 
 impl Record {
@@ -42,7 +46,32 @@ impl Record {
         data_path: IpAddr,
         managers: Vec<String>,
     ) -> Self {
-        Self { format: FORMAT, role, listen, advertise, data_path, managers }
+        let opening = None;
+        Self { format: FORMAT, role, listen, advertise, data_path, managers, opening }
+    }
+
+    /// The same node as a worker, which goes to `managers`.
+    #[must_use]
+    pub fn as_worker(&self, managers: Vec<String>) -> Self {
+        Self { role: NodeRole::Worker, managers, opening: None, ..self.clone() }
+    }
+
+    /// The same node as a manager whose store is still to be made.
+    #[must_use]
+    pub fn as_opening(&self, raft_id: u64) -> Self {
+        Self { role: NodeRole::Manager, opening: Some(raft_id), ..self.clone() }
+    }
+
+    /// The same node as a manager whose store is there.
+    #[must_use]
+    pub fn as_manager(&self) -> Self {
+        Self { role: NodeRole::Manager, opening: None, ..self.clone() }
+    }
+
+    /// Whether `addr` is where this node itself is a manager.
+    #[must_use]
+    pub fn is_own(&self, addr: &str) -> bool {
+        [self.advertise, self.listen].iter().any(|own| own.to_string() == addr)
     }
 }
 
@@ -121,6 +150,26 @@ impl Folder {
             }
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
             Err(error) => Err(self.record_failed("remove", error)),
+        }
+    }
+
+    /// Whether there are files of a store.
+    #[must_use]
+    pub fn has_store(&self) -> bool {
+        self.store().exists()
+    }
+
+    /// Removes the store.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub fn sweep_store(&self) -> Result<(), NodeError> {
+        let path = self.store();
+        match fs::remove_dir_all(&path) {
+            Err(source) if source.kind() != ErrorKind::NotFound => {
+                Err(NodeError::File { action: "remove", path, source })
+            }
+            _ => Ok(()),
         }
     }
 

@@ -1,6 +1,7 @@
 //! Renews this node's certificate long before it ends: the owner starts it with each identity, and
 //! gets the next one.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use shoal_agent::agent::Agent;
@@ -10,7 +11,7 @@ use shoal_model::fault::report;
 use shoal_model::time::{Clock, Timestamp};
 use shoal_wire::client;
 use shoal_wire::error::WireError;
-use shoal_wire::message::{PROTOCOL_VERSION, RenewCertificate};
+use shoal_wire::message::{CertificateReply, PROTOCOL_VERSION, RenewCertificate};
 
 use crate::error::NodeError;
 
@@ -80,29 +81,45 @@ impl Renewal {
     async fn ask(&self) -> Result<NodeIdentity, NodeError> {
         let told = self.agent.managers();
         let managers = if told.is_empty() { &self.known } else { &told };
-        let mut last = NodeError::Address {
-            what: "manager",
-            text: String::new(),
-            problem: "none is known".to_owned(),
-        };
-        for addr in managers {
-            match ask_one(addr, &self.identity).await {
-                Ok(fresh) => return Ok(fresh),
-                Err(error) => last = error,
-            }
-        }
-        Err(last)
+        let (identity, _) = ask_any(managers, &self.identity, None).await?;
+        Ok(identity)
     }
 }
 
-/// A new certificate for a new key.
-async fn ask_one(addr: &str, identity: &NodeIdentity) -> Result<NodeIdentity, NodeError> {
+/// A new certificate for a new key, from the first manager that gives one, and what came with it.
+/// `manager_addr` says that this node is ready to be a manager there.
+pub(crate) async fn ask_any(
+    managers: &[String],
+    identity: &NodeIdentity,
+    manager_addr: Option<SocketAddr>,
+) -> Result<(NodeIdentity, CertificateReply), NodeError> {
+    let mut last = NodeError::Address {
+        what: "manager",
+        text: String::new(),
+        problem: "none is known".to_owned(),
+    };
+    for addr in managers {
+        match ask_one(addr, identity, manager_addr).await {
+            Ok(fresh) => return Ok(fresh),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+async fn ask_one(
+    addr: &str,
+    identity: &NodeIdentity,
+    manager_addr: Option<SocketAddr>,
+) -> Result<(NodeIdentity, CertificateReply), NodeError> {
     let failed = |action| move |source| NodeError::Identity { action, source };
     let refused = |source: WireError| NodeError::Renew { addr: addr.to_owned(), source };
     let key = KeyAndCsr::generate().map_err(failed("make a key"))?;
     let client = client::connect(addr, identity).await.map_err(refused)?;
-    let request = RenewCertificate { version: PROTOCOL_VERSION, csr_pem: key.csr_pem };
+    let (version, csr_pem) = (PROTOCOL_VERSION, key.csr_pem);
+    let request = RenewCertificate { version, csr_pem, manager_addr };
     let reply = client.renew(request).await.map_err(refused)?;
-    NodeIdentity::new(reply.cert_pem, key.key_pem, identity.root_pem.clone())
-        .map_err(failed("use the certificate that the manager issued"))
+    let fresh = NodeIdentity::new(reply.cert_pem.clone(), key.key_pem, identity.root_pem.clone())
+        .map_err(failed("use the certificate that the manager issued"))?;
+    Ok((fresh, reply))
 }

@@ -26,6 +26,7 @@ use crate::address::Addresses;
 use crate::error::NodeError;
 use crate::node::{InitOptions, Member, NodeConfig};
 use crate::record::{Folder, Record};
+use crate::recover;
 
 /// How long a join waits for its manager's vote. Docker's client waits 20 s.
 const VOTE_PATIENCE: Duration = Duration::from_secs(10);
@@ -109,7 +110,8 @@ pub(crate) async fn reopen(
     let store = Store::open(store_config(folder, identity, &others))
         .await
         .map_err(|source| NodeError::Store { action: "open", source })?;
-    let begun = match self_issue(config, folder, &store, identity) {
+    let settled = recover::settle(config, &store, identity, record).await;
+    let begun = match settled.and_then(|()| self_issue(config, folder, &store, identity)) {
         Ok(()) => {
             others.set_identity(identity.clone());
             begin(config, &store, identity, others, record).await
@@ -164,12 +166,12 @@ pub(crate) async fn votes(store: &Store) -> bool {
     matches!(tokio::time::timeout(VOTE_PATIENCE, votes).await, Ok(Ok(_)))
 }
 
-fn store_config(folder: &Folder, identity: &NodeIdentity, others: &OtherManagers) -> StoreConfig {
-    StoreConfig {
-        dir: folder.store(),
-        node: identity.node_id.clone(),
-        peers: Arc::new(others.clone()),
-    }
+pub(crate) fn store_config(
+    folder: &Folder,
+    identity: &NodeIdentity,
+    others: &OtherManagers,
+) -> StoreConfig {
+    StoreConfig::new(folder.store(), identity.node_id.clone(), Arc::new(others.clone()))
 }
 
 /// Replaces a manager's expired certificate, by the root's key in the cluster's state.
@@ -195,16 +197,20 @@ fn self_issue(
 }
 
 /// What a manager's certificate for itself says.
-struct Own<'a> {
-    id: &'a NodeId,
-    cluster: &'a ClusterId,
-    validity: Duration,
-    now: Timestamp,
+pub(crate) struct Own<'a> {
+    pub(crate) id: &'a NodeId,
+    pub(crate) cluster: &'a ClusterId,
+    pub(crate) validity: Duration,
+    pub(crate) now: Timestamp,
 }
 
 impl Own<'_> {
     /// Issues it for a new key, and keeps both.
-    fn issue(self, by: &RootAuthority, folder: &Folder) -> Result<NodeIdentity, NodeError> {
+    pub(crate) fn issue(
+        self,
+        by: &RootAuthority,
+        folder: &Folder,
+    ) -> Result<NodeIdentity, NodeError> {
         let failed = |action| move |source| NodeError::Identity { action, source };
         let key = KeyAndCsr::generate().map_err(failed("make a key"))?;
         let Self { id, cluster, validity, now } = self;
@@ -219,7 +225,7 @@ impl Own<'_> {
 }
 
 /// How long certificates of a cluster last.
-fn validity(spec: &ClusterSpec) -> Duration {
+pub(crate) fn validity(spec: &ClusterSpec) -> Duration {
     let expiry = spec.ca_config.node_cert_expiry.map(|n| n.duration());
     expiry.filter(|v| !v.is_zero()).unwrap_or(NODE_VALIDITY)
 }
@@ -278,6 +284,7 @@ fn first_node(
             message: String::new(),
             addr: record.advertise.ip().to_string(),
             since: now,
+            back_by: None,
         },
         index: NodeIndex(1),
         data_path_addr: Some(record.data_path),

@@ -6,12 +6,18 @@ use shoal_agent::agent::Agent;
 use shoal_identity::authority::KeyAndCsr;
 use shoal_identity::node_identity::NodeIdentity;
 use shoal_identity::token::JoinToken;
+use shoal_manager::control::Control;
+use shoal_manager::error::ControlError;
+use shoal_manager::manager::Manager;
 use shoal_model::fault::report;
+use shoal_model::id::NodeId;
 use shoal_model::object::NodeDescription;
-use shoal_model::spec::node::NodeRole;
+use shoal_model::spec::node::{NodeRole, NodeSpec};
+use shoal_store::Store;
 use shoal_wire::client;
 use shoal_wire::error::WireError;
 use shoal_wire::message::NodeFacts;
+use tokio::time::timeout;
 
 use crate::address::Addresses;
 use crate::error::NodeError;
@@ -23,6 +29,12 @@ use crate::{address, start};
 /// what is left is killed with the containers.
 const LEAVE_DEADLINE: Duration = Duration::from_secs(30);
 
+/// How long it may take until the others go on without a manager that leaves: two elections, and
+/// some changes of the group.
+const RESIGN_DEADLINE: Duration = Duration::from_secs(15);
+/// Attempts at saying so while somebody else changes this node.
+const RESIGN_TRIES_MAX: u32 = 10;
+
 /// Starts what the files say; `None` if this node is no member.
 ///
 /// # Errors
@@ -31,18 +43,36 @@ pub(crate) async fn resume(
     config: &NodeConfig,
     folder: &Folder,
 ) -> Result<Option<Box<Member>>, NodeError> {
-    let Some(record) = folder.read()? else { return Ok(None) };
-    let path = folder.identity();
-    let failed = |source| NodeError::Identity { action: "read this node's identity", source };
-    let mut identity = NodeIdentity::load(&path).map_err(failed)?.ok_or_else(|| {
-        let source = std::io::Error::from(std::io::ErrorKind::NotFound);
-        NodeError::File { action: "read", path, source }
-    })?;
-    let manager = match record.role {
-        NodeRole::Manager => Some(start::reopen(config, folder, &mut identity, &record).await?),
-        NodeRole::Worker => None,
+    let Some(mut record) = folder.read()? else { return Ok(None) };
+    let mut identity = identity(folder)?;
+    // It was out of the group before the last daemon ended: only then a manager gets such a
+    // certificate.
+    if record.role == NodeRole::Manager && identity.role == NodeRole::Worker {
+        let others = record.managers.iter().filter(|addr| !record.is_own(addr));
+        record = record.as_worker(others.cloned().collect());
+        folder.write(&record)?;
+    }
+    let manager = match (record.role, record.opening) {
+        (NodeRole::Manager, None) => {
+            Some(start::reopen(config, folder, &mut identity, &record).await?)
+        }
+        // Its store is made by whoever looks after its role.
+        (NodeRole::Manager, Some(_)) | (NodeRole::Worker, _) => None,
     };
     Ok(Some(Box::new(Member { identity, record, manager })))
+}
+
+/// This node's identity, as it is kept.
+///
+/// # Errors
+/// It cannot be used, or there is none.
+pub(crate) fn identity(folder: &Folder) -> Result<NodeIdentity, NodeError> {
+    let path = folder.identity();
+    let failed = |source| NodeError::Identity { action: "read this node's identity", source };
+    NodeIdentity::load(&path).map_err(failed)?.ok_or_else(|| {
+        let source = std::io::Error::from(std::io::ErrorKind::NotFound);
+        NodeError::File { action: "read", path, source }
+    })
 }
 
 /// Joins a swarm: asks its managers for a certificate, and keeps it.
@@ -105,6 +135,36 @@ pub(crate) async fn join(
     Ok(Member { identity, record, manager })
 }
 
+/// Takes this manager out of the group, as far as the others allow it, and waits until it is.
+pub(crate) async fn resign(control: &Control, node: &NodeId, agent: &Agent) {
+    if let Err(error) = demote(control, node).await {
+        let cause = report(&error);
+        tracing::warn!(cause, "this manager leaves without the others' consent");
+        return;
+    }
+    let mut role = agent.follow_role();
+    let out = role.wait_for(|wish| wish.is_some_and(|wish| wish.role == NodeRole::Worker));
+    if !matches!(timeout(RESIGN_DEADLINE, out).await, Ok(Ok(_))) {
+        tracing::warn!("this manager leaves before it is known to be out of the group");
+    }
+}
+
+async fn demote(control: &Control, node: &NodeId) -> Result<(), ControlError> {
+    let mut tries = RESIGN_TRIES_MAX;
+    loop {
+        let state = control.state();
+        let Some(known) = state.nodes.get(node).filter(|n| n.spec.role == NodeRole::Manager) else {
+            return Ok(());
+        };
+        let spec = NodeSpec { role: NodeRole::Worker, ..known.spec.clone() };
+        tries -= 1;
+        match control.update_node(node, known.meta.version, spec).await {
+            Err(error) if error.is_out_of_sequence() && tries > 0 => {}
+            said => return said,
+        }
+    }
+}
+
 /// Waits for the tasks to end.
 pub(crate) async fn drain(agent: &Agent) {
     if let Err(error) = agent.drained(LEAVE_DEADLINE).await {
@@ -113,10 +173,8 @@ pub(crate) async fn drain(agent: &Agent) {
 }
 
 /// Ends the node's own manager, if it has one.
-pub(crate) async fn close(member: Option<Box<Member>>) {
-    if let Some(member) = member
-        && let Some((manager, store)) = member.manager
-    {
+pub(crate) async fn close(manager: Option<(Manager, Store)>) {
+    if let Some((manager, store)) = manager {
         manager.shutdown().await;
         store.shutdown().await;
     }

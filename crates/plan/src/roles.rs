@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use shoal_model::cluster_state::ClusterState;
 use shoal_model::id::NodeId;
+use shoal_model::object::Node;
 use shoal_model::spec::node::NodeRole;
 
 /// Most managers of a cluster. More make every write slower and no failure more survivable.
@@ -21,6 +22,8 @@ pub struct GroupView {
     pub voters: BTreeSet<u64>,
     /// Who only learns, and whether it has learned enough to vote.
     pub learners: BTreeMap<u64, bool>,
+    /// Who was heard lately, the leader itself among them.
+    pub heard: BTreeSet<u64>,
     /// Whether the last change of the group is complete.
     pub settled: bool,
 }
@@ -41,6 +44,8 @@ pub enum RoleStep {
     Promote(u64),
     /// Take a member out.
     Remove(u64),
+    /// The leader itself is to go: another voter leads first, and takes it out.
+    HandOver,
     /// Nothing of it is left in the group: the node is a worker from here on.
     Forget(NodeId),
 }
@@ -49,7 +54,7 @@ pub enum RoleStep {
 /// for a member that learns.
 ///
 /// Members come before members go, so that a replacement never makes the group smaller than it has
-/// to be; the leader goes last.
+/// to be; the leader goes last, and never without another voter to lead.
 #[must_use]
 pub fn next_step(state: &ClusterState, group: &GroupView) -> Option<RoleStep> {
     if !group.settled {
@@ -68,12 +73,14 @@ pub fn next_step(state: &ClusterState, group: &GroupView) -> Option<RoleStep> {
         return Some(RoleStep::Promote(*id));
     }
     let members = group.voters.iter().chain(group.learners.keys());
-    let mut leaving: Vec<u64> = members.copied().filter(|id| !keep.contains(id)).collect();
-    leaving.sort_by_key(|id| (*id == group.own, *id));
-    if let Some(id) = leaving.first() {
+    let mut leaving = members.filter(|id| !keep.contains(id) && **id != group.own);
+    if let Some(id) = leaving.next() {
         return Some(RoleStep::Remove(*id));
     }
-    unwanted.first().map(|(node, _)| RoleStep::Forget(node.id.clone()))
+    if let Some((node, _)) = unwanted.iter().find(|(_, id)| !is_member(id)) {
+        return Some(RoleStep::Forget(node.id.clone()));
+    }
+    (!keep.contains(&group.own) && group.voters.len() > 1).then_some(RoleStep::HandOver)
 }
 
 /// Whether as many managers as voters need are reached once `leaving` is not one any more.
@@ -83,4 +90,23 @@ pub fn keeps_quorum(voters: &BTreeSet<u64>, reached: &BTreeSet<u64>, leaving: u6
     let (all, up) =
         rest.fold((0, 0), |(all, up), id| (all + 1, up + usize::from(reached.contains(id))));
     up > all / 2
+}
+
+/// What the leader tells a node of its role; `None` while it is on its way out of the group.
+#[must_use]
+pub fn wish_of(node: &Node) -> Option<(NodeRole, Option<u64>)> {
+    match (node.spec.role, &node.manager) {
+        (NodeRole::Manager, manager) => {
+            Some((NodeRole::Manager, manager.as_ref().map(|manager| manager.raft_id)))
+        }
+        (NodeRole::Worker, None) => Some((NodeRole::Worker, None)),
+        (NodeRole::Worker, Some(_)) => None,
+    }
+}
+
+/// Whether one more manager fits.
+#[must_use]
+pub fn has_room(state: &ClusterState) -> bool {
+    let is_one = |node: &Node| node.spec.role == NodeRole::Manager || node.manager.is_some();
+    state.nodes.values().filter(|node| is_one(node)).count() < MANAGERS_MAX
 }

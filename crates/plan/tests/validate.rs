@@ -10,6 +10,7 @@ use shoal_model::fault::{Fault, FaultKind};
 use shoal_model::spec::cluster::ClusterSpec;
 use shoal_model::spec::network::NetworkSpec;
 use shoal_model::spec::service::ServiceSpec;
+use shoal_plan::roles::GroupView;
 use shoal_plan::validate::{self, SpecError};
 
 /// A service as JSON, with `patch` laid over it.
@@ -417,5 +418,5 @@ fn specs_are_bounded() {
     let node = cluster.state.nodes.get(&node).unwrap();
     let mut spec = node.spec.clone();
     spec.labels.insert("a".into(), "x".repeat(validate::SPEC_BYTES_MAX));
-    validate::changed_node(&cluster.state, node, &spec).unwrap_err();
+    validate::changed_node(&cluster.state, &GroupView::default(), node, &spec).unwrap_err();
 }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::{daemon, demo, doctor, tools, unikernel};
+use crate::{backup, daemon, demo, doctor, tools, unikernel};
 
 /// Swarm mode done right, in one program.
 #[derive(Debug, Parser)]
@@ -30,6 +30,10 @@ struct Cli {
 pub enum Command {
     /// Run a node.
     Daemon(Box<DaemonArgs>),
+    /// Write the state of this manager's swarm to a file.
+    Backup(backup::BackupArgs),
+    /// Begin a swarm from such a file, on a machine that is in none.
+    Restore(backup::RestoreArgs),
     /// Run the founding scenario on three nodes in network namespaces of this machine.
     Demo(demo::DemoArgs),
     /// Tell what this machine can do, and what to do about the rest.
@@ -261,6 +265,8 @@ pub fn parse(args: Vec<OsString>) -> Result<Command, clap::Error> {
 pub fn run(command: Command) -> ExitCode {
     match command {
         Command::Daemon(args) => daemon::run(&args),
+        Command::Backup(args) => backup::backup(&args),
+        Command::Restore(args) => backup::restore(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Unikernel(command) => unikernel::run(command),

@@ -76,8 +76,7 @@ async fn measure(store: &Store, writers: usize, objects: usize) {
 async fn main() {
     let parent = std::env::args_os().nth(1).map_or_else(std::env::temp_dir, PathBuf::from);
     let dir = parent.join(format!("shoal-proposals-{}", std::process::id()));
-    let config =
-        StoreConfig { dir: dir.clone(), node: NodeId::new("node"), peers: Arc::new(NoPeers) };
+    let config = StoreConfig::new(dir.clone(), NodeId::new("node"), Arc::new(NoPeers));
     let store = Store::bootstrap(config.clone(), put(0)).await.unwrap();
     for objects in [100, 10_000] {
         let mut fill = tokio::task::JoinSet::new();

@@ -44,7 +44,7 @@ pub(crate) struct Core {
     pub(crate) raft: Raft,
     pub(crate) raft_id: u64,
     pub(crate) links: Arc<Links>,
-    disk: Disk,
+    pub(crate) disk: Disk,
     /// The last entry in the log when it was opened, and the term then.
     last_index: u64,
     first_term: u64,
@@ -58,10 +58,10 @@ impl Core {
         expected: Option<u64>,
         published: &Arc<Published>,
     ) -> Result<Self, StoreError> {
-        let dir = config.dir.clone();
+        let (dir, medium) = (config.dir.clone(), config.medium.clone());
         let publish = Arc::clone(published);
-        let (disk, log, machine, last_index) = blocking(config, move || {
-            let disk = Disk::open(&dir)?;
+        let (disk, log, machine, last_index, epoch) = blocking(config, move || {
+            let disk = Disk::open(&dir, medium.as_ref())?;
             let found = disk.member().raft_id;
             if let Some(expected) = expected
                 && found != expected
@@ -72,7 +72,8 @@ impl Core {
             let log = LogStore::new(disk.clone());
             let machine = StateMachine::load(disk.clone(), publish)?;
             let last_index = log.last_index();
-            Ok((disk, log, machine, last_index))
+            let epoch = disk.epoch()?;
+            Ok((disk, log, machine, last_index, epoch))
         })
         .await?;
         let settings = Config {
@@ -87,7 +88,7 @@ impl Core {
         let settings = settings.validate().map_err(|e| stopped(&e))?;
         let raft_id = disk.member().raft_id;
         let own = Member { node: config.node.to_string(), raft_id };
-        let links = Arc::new(Links::new(own, Arc::clone(&config.peers)));
+        let links = Arc::new(Links::new(own, Arc::clone(&config.peers), epoch));
         let network = Network::new(Arc::clone(&links));
         let started = Raft::new(raft_id, Arc::new(settings), network, log, machine).await;
         let started = match started {

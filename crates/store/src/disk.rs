@@ -14,12 +14,16 @@ use redb::{Builder, Database, DatabaseError, ReadableDatabase, TableDefinition};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::commit::{Held, commit};
+use crate::epoch::{Epoch, EpochRecord};
 use crate::error::StoreError;
 use crate::failure::{DiskFailure, io_failure};
 use crate::first_format;
 use crate::log_store::encode;
+use crate::medium::{self, OpenMedium};
 use crate::peer::Member;
-use crate::record::{EntryRecord, HeadRecord, LogIdRecord, MemberRecord, RECORD_VERSION};
+use crate::record::{
+    EntryRecord, HeadRecord, LogIdRecord, MemberRecord, RECORD_VERSION, RecordError,
+};
 use crate::seal::Sealer;
 
 /// The version of everything in the file.
@@ -28,8 +32,6 @@ pub(crate) const FORMAT_VERSION: u32 = 2;
 const FILE: &str = "store.redb";
 /// The key file's name.
 const KEY_FILE: &str = "store.key";
-/// Memory for cached pages: the whole log and snapshot of a usual cluster fit.
-const CACHE_BYTES: usize = 16 << 20;
 /// Writes that may wait for the thread. Consensus has at most a handful under way.
 const JOBS_MAX: usize = 64;
 /// How long dropping a part of the log may wait for the snapshot that holds it: far longer than
@@ -52,6 +54,8 @@ pub(crate) const PURGED_RECORD: &str = "purged";
 pub(crate) const TAIL_RECORD: &str = "tail";
 /// Up to where entries are known to be confirmed.
 pub(crate) const COMMITTED_RECORD: &str = "committed";
+/// Which beginning of the cluster it goes back to.
+pub(crate) const EPOCH_RECORD: &str = "epoch";
 /// The snapshot's description.
 pub(crate) const SNAPSHOT_RECORD: &str = "snapshot";
 
@@ -110,8 +114,13 @@ pub(crate) fn exists(dir: &Path) -> bool {
 }
 
 impl Disk {
-    /// Makes a new file in `dir` for `member`. Either it is there whole afterwards, or not.
-    pub(crate) fn create(dir: &Path, member: &Member) -> Result<(), StoreError> {
+    /// Makes a new file in `dir` for `member`, of `epoch` if that is known already. Either it is
+    /// there whole afterwards, or not.
+    pub(crate) fn create(
+        dir: &Path,
+        member: &Member,
+        epoch: Option<Epoch>,
+    ) -> Result<(), StoreError> {
         let path = dir.join(FILE);
         let failed = |e: &std::io::Error| io_failure("create", e);
         shoal_durable::make_private_dir(dir).map_err(|e| failed(&e))?;
@@ -122,6 +131,7 @@ impl Disk {
         let record = MemberRecord { v: RECORD_VERSION, member: member.clone() };
         let member = sealer.seal(&meta_record(MEMBER_RECORD), &encode("member", &record)?)?;
         let tail = sealer.seal(&meta_record(TAIL_RECORD), b"null")?;
+        let epoch = sealer.seal(&meta_record(EPOCH_RECORD), &EpochRecord::encode(epoch)?)?;
         let write = || -> Result<(), redb::Error> {
             let txn = database.begin_write()?;
             {
@@ -129,6 +139,7 @@ impl Disk {
                 meta.insert(FORMAT_RECORD, FORMAT_VERSION.to_le_bytes().as_slice())?;
                 meta.insert(MEMBER_RECORD, member.as_slice())?;
                 meta.insert(TAIL_RECORD, tail.as_slice())?;
+                meta.insert(EPOCH_RECORD, epoch.as_slice())?;
                 txn.open_table(LOG)?;
                 txn.open_table(SNAPSHOT)?;
             }
@@ -140,7 +151,7 @@ impl Disk {
     }
 
     /// Opens the file in `dir`. One of an earlier format is written anew.
-    pub(crate) fn open(dir: &Path) -> Result<Self, StoreError> {
+    pub(crate) fn open(dir: &Path, medium: Option<&OpenMedium>) -> Result<Self, StoreError> {
         let path = dir.join(FILE);
         if !path.exists() {
             return Err(StoreError::Missing { path });
@@ -149,8 +160,7 @@ impl Disk {
             let problem = "it is no regular file".to_owned();
             return Err(StoreError::Damaged { action: "open", path, problem });
         }
-        let opened = Builder::new().set_cache_size(CACHE_BYTES).open(&path);
-        let database = opened.map_err(|error| match error {
+        let database = medium::open(&path, medium).map_err(|error| match error {
             DatabaseError::DatabaseAlreadyOpen => StoreError::InUse { path: path.clone() },
             other => other.at("open", &path),
         })?;
@@ -338,6 +348,16 @@ impl Disk {
     /// What is damaged, said with the file's name.
     pub(crate) fn damaged(&self, action: &'static str, problem: String) -> StoreError {
         self.0.note(StoreError::Damaged { action, path: self.0.path.clone(), problem })
+    }
+
+    /// What cannot be used: of a later version, or damaged.
+    pub(crate) fn unfit(&self, action: &'static str, what: &str, why: &RecordError) -> StoreError {
+        let problem = format!("{what}: {why}");
+        let path = self.0.path.clone();
+        self.0.note(match why.is_later() {
+            true => StoreError::NeedsUpgrade { action, path, problem },
+            false => StoreError::Damaged { action, path, problem },
+        })
     }
 
     /// The first failure since it was opened.

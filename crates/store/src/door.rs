@@ -12,6 +12,7 @@ use tokio::sync::watch;
 
 use crate::consensus::{SnapshotMeta, Vote};
 use crate::core::Core;
+use crate::epoch::Epoch;
 use crate::error::StoreError;
 use crate::peer::{Lane, Member};
 use crate::question::{Ask, Question, Reply, digest, raw};
@@ -56,6 +57,16 @@ impl Door {
         Self(Arc::new(Inner { current, trouble, coming }))
     }
 
+    /// Why the manager `from` cannot be answered, if that is because it goes back to another
+    /// beginning of the cluster: a better reason than any other.
+    #[must_use]
+    pub fn stranger(&self, from: &NodeId, body: &RawValue) -> Option<StoreError> {
+        let core = self.0.current.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let question = serde_json::from_str::<Question>(body.get()).ok()?;
+        let own = core.links.epoch().filter(|own| own.id != question.epoch)?;
+        Some(stranger(own, from, &question.from))
+    }
+
     /// Answers `body`, which the node `from` sent; who it is must be proven already. On which lane
     /// it came makes no difference.
     ///
@@ -71,12 +82,31 @@ impl Door {
         let question: Question =
             serde_json::from_str(body.get()).map_err(|e| unfit(e.to_string()))?;
         core.may_ask(from, &question).map_err(unfit)?;
+        core.of_one_epoch(from, &question).await?;
         let reply = core.answer(question, &self.0.coming).await.map_err(|error| match error {
             AnswerError::Unfit(problem) => unfit(problem),
             AnswerError::Store(error) => error,
         })?;
         raw(&reply).map_err(|e| unfit(e.to_string()))
     }
+}
+
+impl Core {
+    /// Whether asker and asked go back to one beginning of the cluster. Who joins takes that of the
+    /// first member who speaks to it.
+    async fn of_one_epoch(&self, from: &NodeId, question: &Question) -> Result<(), StoreError> {
+        match self.links.epoch() {
+            None => self.links.set_epoch(self.disk.join_epoch(question.epoch).await?),
+            Some(own) if own.id == question.epoch => {}
+            Some(own) => return Err(stranger(own, from, &question.from)),
+        }
+        Ok(())
+    }
+}
+
+/// That `from` is of another epoch than `own`.
+fn stranger(own: Epoch, from: &NodeId, member: &Member) -> StoreError {
+    StoreError::Stranger { from: from.to_string(), left: member.raft_id <= own.since }
 }
 
 /// Why there is no answer.

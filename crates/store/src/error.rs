@@ -69,11 +69,31 @@ pub enum StoreError {
         /// Why not.
         problem: String,
     },
+    /// The leadership was not handed over.
+    #[error("hand over the leadership of the managers: {problem}")]
+    HandOver {
+        /// Why not.
+        problem: String,
+    },
     /// Another manager asked what this one cannot answer.
     #[error("answer manager '{from}': {problem}")]
     Question {
         /// The node that asked.
         from: String,
+        /// Why not.
+        problem: String,
+    },
+    /// Another manager asked that goes back to another beginning of the cluster.
+    #[error("answer manager '{from}': {}", other_epoch(*left))]
+    Stranger {
+        /// The node that asked.
+        from: String,
+        /// Whether it is the one that was left behind.
+        left: bool,
+    },
+    /// This manager cannot go on alone.
+    #[error("recover the swarm from this manager: {problem}")]
+    Recover {
         /// Why not.
         problem: String,
     },
@@ -103,6 +123,17 @@ pub enum StoreError {
         /// Which file.
         path: PathBuf,
         /// Which part of it, and how.
+        problem: String,
+    },
+    /// Something in the file, or what another manager wrote, is of a later version of the program.
+    /// Nothing is damaged, and nothing is skipped or guessed.
+    #[error("{action} the store '{}': {problem}: upgrade this manager", path.display())]
+    NeedsUpgrade {
+        /// What was tried.
+        action: &'static str,
+        /// Which file.
+        path: PathBuf,
+        /// Which part, of which version.
         problem: String,
     },
     /// The store has been shut down.
@@ -182,6 +213,14 @@ fn known(leader: &Option<Member>) -> String {
     leader.as_ref().map_or_else(|| ", and no leader is known".to_owned(), is)
 }
 
+fn other_epoch(left: bool) -> &'static str {
+    if left {
+        "the swarm was recovered without this manager"
+    } else {
+        "one of the two was left behind when the swarm was recovered"
+    }
+}
+
 fn unheard(missing: &[Member]) -> String {
     if missing.is_empty() {
         return String::new();
@@ -200,6 +239,9 @@ impl Fault for StoreError {
             )
             | Self::Exists { .. }
             | Self::Group { .. }
+            | Self::Stranger { .. }
+            | Self::Recover { .. }
+            | Self::HandOver { .. }
             | Self::InUse { .. } => FaultKind::Conflict,
             Self::Refused(ApplyError::TooLarge { .. })
             | Self::TooLarge { .. }
@@ -214,6 +256,7 @@ impl Fault for StoreError {
             | Self::Stopped { .. } => FaultKind::Unavailable,
             Self::Missing { .. } => FaultKind::NotFound,
             Self::Version { .. }
+            | Self::NeedsUpgrade { .. }
             | Self::OtherMember { .. }
             | Self::Seal { .. }
             | Self::Key { .. }
@@ -245,6 +288,10 @@ impl Fault for StoreError {
             Self::Behind { .. } => "SH-STO-018",
             Self::Group { .. } => "SH-STO-019",
             Self::Question { .. } => "SH-STO-020",
+            Self::Stranger { .. } => "SH-STO-030",
+            Self::Recover { .. } => "SH-STO-031",
+            Self::NeedsUpgrade { .. } => "SH-STO-032",
+            Self::HandOver { .. } => "SH-STO-025",
         }))
     }
 
@@ -258,7 +305,14 @@ impl Fault for StoreError {
             }
             Self::Behind { .. } => "try again; check this manager's disk and network if it lasts",
             Self::Group { .. } => "try again once 'docker node ls' shows the group as it should be",
+            Self::HandOver { .. } => "try again; another manager must be reachable for it",
             Self::Question { .. } => "run the same version of shoal on all managers",
+            Self::Stranger { .. } => {
+                "on the manager that was left behind: 'docker swarm leave --force', then join again"
+            }
+            Self::Recover { .. } => {
+                "use a manager that was a member for longer, or 'shoal restore' with a backup"
+            }
             Self::Busy { .. } => "try again in a moment; the disk of the leader is too slow",
             Self::Stopped { .. } => "try again; the daemon is stopping or leaves its cluster",
             Self::Full { .. } => "free space under --data-root; the store goes on by itself",
@@ -273,6 +327,7 @@ impl Fault for StoreError {
             Self::Exists { .. } => "leave the cluster first: 'docker swarm leave --force'",
             Self::InUse { .. } => "give each daemon its own --data-root, or stop the other one",
             Self::Version { .. } => "run the version of shoal that wrote it",
+            Self::NeedsUpgrade { .. } => "run the version of shoal that the other managers run",
             Self::OtherMember { .. } => "the data root was copied from another node: remove it",
             Self::Seal { .. } | Self::Key { .. } => {
                 "restore the key file that belongs to the store, or leave and join again"

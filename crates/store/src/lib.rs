@@ -20,11 +20,13 @@
 
 #![forbid(unsafe_code)]
 
+mod backup;
 mod commit;
 mod consensus;
 mod core;
 mod disk;
 mod door;
+mod epoch;
 mod error;
 mod failure;
 mod first_format;
@@ -33,22 +35,28 @@ mod lead;
 mod life;
 mod links;
 mod log_store;
+mod medium;
 mod network;
 mod peer;
 mod proposer;
 mod question;
 mod read;
 mod record;
+mod recover;
 mod seal;
 mod state_machine;
 #[cfg(test)]
 mod storage_tests;
 mod store;
 
+pub use backup::{Backup, BackupError, BackupHead};
 pub use door::Door;
+pub use epoch::Epoch;
 pub use error::StoreError;
 pub use group::{Group, GroupStep, LAG_MAX};
 pub use lead::Lead;
+pub use medium::{Medium, OpenMedium};
 pub use peer::{Lane, Member, NoPeers, PeerError, Peers};
 pub use proposer::{PROPOSE_DEADLINE, TRANSACTION_BYTES_MAX};
+pub use recover::{Recovered, recover_alone, restore};
 pub use store::{ChangeEvent, Changes, FIRST_RAFT_ID, Store, StoreConfig};

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde_json::value::RawValue;
 use shoal_model::id::NodeId;
 
+use crate::epoch::Epoch;
 use crate::peer::{Lane, Member, PeerError, Peers};
 
 /// How often a member was heard since this member's start. Who counts silence compares two looks.
@@ -26,11 +27,30 @@ pub(crate) struct Links {
     pub(crate) own: Member,
     peers: Arc<dyn Peers>,
     heard: Mutex<BTreeMap<u64, Heard>>,
+    /// Ours, once it is known.
+    epoch: Mutex<Option<Epoch>>,
+    /// What the last member said that takes this one for a stranger.
+    stranger: Mutex<Option<String>>,
 }
 
 impl Links {
-    pub(crate) fn new(own: Member, peers: Arc<dyn Peers>) -> Self {
-        Self { own, peers, heard: Mutex::default() }
+    pub(crate) fn new(own: Member, peers: Arc<dyn Peers>, epoch: Option<Epoch>) -> Self {
+        let epoch = Mutex::new(epoch);
+        Self { own, peers, heard: Mutex::default(), epoch, stranger: Mutex::default() }
+    }
+
+    /// Our epoch, once it is known.
+    pub(crate) fn epoch(&self) -> Option<Epoch> {
+        *self.epoch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn set_epoch(&self, epoch: Epoch) {
+        *self.epoch.lock().unwrap_or_else(PoisonError::into_inner) = Some(epoch);
+    }
+
+    /// What the last member said that takes this one for a stranger, if one did.
+    pub(crate) fn stranger(&self) -> Option<String> {
+        self.stranger.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Asks `to` and notes that it answered.
@@ -49,7 +69,11 @@ impl Links {
         let call = self.peers.call(&node, lane, body, limit);
         let answer = tokio::time::timeout(limit, call)
             .await
-            .map_err(|_| PeerError::Late { after: limit })??;
+            .map_err(|_| PeerError::Late { after: limit })?;
+        if let Err(PeerError::Stranger { text }) = &answer {
+            *self.stranger.lock().unwrap_or_else(PoisonError::into_inner) = Some(text.clone());
+        }
+        let answer = answer?;
         self.note(to.raft_id, |heard| heard.answers += 1);
         Ok(answer)
     }

@@ -12,7 +12,9 @@ use openraft::{EntryPayload, LogState, RaftLogReader};
 use crate::consensus::{Entry, LogId, StorageError, Types, Vote, read_failed, write_failed};
 use crate::disk::{Disk, Op, PURGED_RECORD, SNAPSHOT_RECORD, VOTE_RECORD};
 use crate::error::StoreError;
-use crate::record::{Body, EntryRecord, GroupRecord, HeadRecord, LogIdRecord, VoteRecord};
+use crate::record::{
+    Body, EntryRecord, GroupRecord, HeadRecord, LogIdRecord, RecordError, VoteRecord,
+};
 
 /// Most bytes of entries in one message to another member, unless a single one has more: it must be
 /// across, and on that member's disk, within the time for one message.
@@ -138,7 +140,8 @@ impl Disk {
         what: &str,
         bytes: &[u8],
     ) -> Result<T, StoreError> {
-        serde_json::from_slice(bytes).map_err(|e| self.damaged("read", format!("{what}: {e}")))
+        serde_json::from_slice(bytes)
+            .map_err(|e| self.unfit("read", what, &RecordError::of(bytes, e)))
     }
 }
 
@@ -175,7 +178,7 @@ impl RaftLogReader<Types> for LogStore {
 }
 
 /// The group as the last entry made it that changed it, confirmed or not.
-fn last_group(disk: &Disk) -> Result<GroupRecord, StoreError> {
+pub(crate) fn last_group(disk: &Disk) -> Result<GroupRecord, StoreError> {
     let mut end = disk.held().tail.map_or(0, |at| at.index.saturating_add(1));
     while end > 0 {
         let start = end.saturating_sub(SEARCHED);
@@ -254,7 +257,7 @@ impl RaftLogStorage<Types> for LogStore {
                 record.committed = false;
             }
             let vote = Vote::try_from(record);
-            vote.map(Some).map_err(|e| disk.damaged("read the vote of", e.to_string()))
+            vote.map(Some).map_err(|e| disk.unfit("read the vote of", "vote", &e))
         })
         .await
     }

@@ -85,7 +85,8 @@ impl Links {
     ) -> Result<Reply, WayError> {
         let form = |source| WayError::Form { to: to.clone(), source };
         let from = self.own.clone();
-        let question = Question { v: QUESTION_VERSION, from, to: to.raft_id, ask };
+        let epoch = self.epoch().unwrap_or_default().id;
+        let question = Question { v: QUESTION_VERSION, epoch, from, to: to.raft_id, ask };
         let body: Box<RawValue> = raw(&question).map_err(form)?;
         drop(question);
         let answer = self.ask(to, lane, body, limit).await;

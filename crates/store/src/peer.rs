@@ -81,6 +81,12 @@ pub enum PeerError {
         /// Who.
         found: String,
     },
+    /// It goes back to another beginning of the cluster than this member.
+    #[error("{text}")]
+    Stranger {
+        /// What it says.
+        text: String,
+    },
     /// Something else, as text.
     #[error("{0}")]
     Other(String),

@@ -17,6 +17,9 @@ pub(crate) const PIECE_BYTES: usize = 720 << 10;
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Question {
     pub(crate) v: u32,
+    /// The asker's: see [`crate::epoch`].
+    #[serde(default)]
+    pub(crate) epoch: u64,
     pub(crate) from: Member,
     /// For which member it is meant: a node that came back under another number is another one.
     pub(crate) to: u64,

@@ -40,6 +40,27 @@ pub(crate) enum RecordError {
     Form(#[from] serde_json::Error),
 }
 
+impl RecordError {
+    /// Whether a later program can read it.
+    pub(crate) fn is_later(&self) -> bool {
+        matches!(self, Self::Version { .. } | Self::Level { .. })
+    }
+
+    /// Why `text`, which was not understood, was not: its version, if that is a later one.
+    pub(crate) fn of(text: &[u8], error: serde_json::Error) -> Self {
+        match serde_json::from_slice::<VersionOnly>(text) {
+            Ok(VersionOnly { v }) if v > RECORD_VERSION => Self::Version { found: v },
+            _ => Self::Form(error),
+        }
+    }
+}
+
+/// Of a later version, the rest may have any shape.
+#[derive(Deserialize)]
+struct VersionOnly {
+    v: u32,
+}
+
 fn readable(version: u32) -> Result<(), RecordError> {
     if version > RECORD_VERSION {
         return Err(RecordError::Version { found: version });

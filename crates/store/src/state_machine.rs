@@ -22,7 +22,7 @@ use crate::record::HeadRecord;
 use crate::store::ChangeEvent;
 
 /// Bytes of one piece of a snapshot: values far below what the file format allows.
-const PIECE_BYTES: usize = 1 << 20;
+pub(crate) const PIECE_BYTES: usize = 1 << 20;
 
 /// What readers see.
 pub(crate) struct Published {
@@ -68,9 +68,9 @@ impl Published {
 
 /// A snapshot's content.
 #[derive(Serialize, Deserialize)]
-struct Content {
-    revision: Revision,
-    objects: Vec<Object>,
+pub(crate) struct Content {
+    pub(crate) revision: Revision,
+    pub(crate) objects: Vec<Object>,
 }
 
 /// The state machine.
@@ -129,8 +129,8 @@ impl StateMachine {
             EntryPayload::Normal(payload) => {
                 let revision = Revision(entry.log_id.index);
                 let transactions = payload.decode().map_err(|e| {
-                    let problem = format!("the log entry {}: {e}", entry.log_id.index);
-                    self.disk.damaged("apply the log of", problem)
+                    let what = format!("the log entry {}", entry.log_id.index);
+                    self.disk.unfit("apply the log of", &what, &e)
                 })?;
                 let apply = |transaction| self.state.apply(revision, transaction);
                 let answer: Answer = transactions.iter().map(apply).collect();
@@ -149,9 +149,8 @@ impl StateMachine {
 fn stored_snapshot(disk: &Disk) -> Result<Option<(SnapshotMeta, Vec<u8>)>, StoreError> {
     let Some(stored) = disk.snapshot()? else { return Ok(None) };
     let head: HeadRecord = disk.decode("snapshot's description", &stored.description)?;
-    let meta = SnapshotMeta::try_from(head).map_err(|e| {
-        disk.damaged("read the snapshot of", format!("the snapshot's description: {e}"))
-    })?;
+    let meta = SnapshotMeta::try_from(head)
+        .map_err(|e| disk.unfit("read the snapshot of", "the snapshot's description", &e))?;
     Ok(Some((meta, stored.content)))
 }
 

@@ -42,13 +42,13 @@ struct Opened {
 fn made() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     let member = Member { node: "one".to_owned(), raft_id: 1 };
-    Disk::create(dir.path(), &member).unwrap();
+    Disk::create(dir.path(), &member, None).unwrap();
     dir
 }
 
 fn open(dir: &Path) -> Result<Opened, StoreError> {
     let published = Arc::new(Published::new(16));
-    let disk = Disk::open(dir)?;
+    let disk = Disk::open(dir, None)?;
     let log = LogStore::new(disk.clone());
     let machine = StateMachine::load(disk.clone(), Arc::clone(&published))?;
     Ok(Opened { disk, log, machine, published })
@@ -86,6 +86,7 @@ fn data(index: u64, bytes: usize) -> Entry {
             message: "x".repeat(bytes),
             addr: String::new(),
             since: Timestamp::ZERO,
+            back_by: None,
         },
         index: NodeIndex(u16::try_from(index).unwrap()),
         data_path_addr: None,

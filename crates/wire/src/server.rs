@@ -1,5 +1,6 @@
 //! The manager's side: listens, checks who is there, calls the handlers.
 
+mod connections;
 mod managers;
 
 use std::io;
@@ -24,6 +25,7 @@ use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{info, warn};
 
+pub use self::connections::Connections;
 pub use self::managers::ManagerHandler;
 use crate::error::WireError;
 use crate::fault::RemoteFault;
@@ -106,6 +108,7 @@ pub struct Server {
     local_addr: SocketAddr,
     stop: watch::Sender<bool>,
     sessions: Sessions,
+    connections: Connections,
     accepting: AbortOnDrop,
     serving: AbortOnDrop,
     /// Dropping it closes every connection: the RPC library runs them as tasks of its own.
@@ -135,6 +138,12 @@ impl Server {
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
+    }
+
+    /// Whose connections are open.
+    #[must_use]
+    pub fn connections(&self) -> Connections {
+        self.connections.clone()
     }
 
     /// Stops: no new connection, sessions get `Bye`, then everything is closed.
@@ -221,9 +230,11 @@ pub fn serve(
         }
     });
     let (open, closed) = watch::channel(());
-    let accepting = AbortOnDrop(tokio::spawn(accept(listener, tls, ready, closed)));
+    let connections = Connections::default();
+    let ends = Ends { closed, connections: connections.clone() };
+    let accepting = AbortOnDrop(tokio::spawn(accept(listener, tls, ready, ends)));
     let serving = AbortOnDrop(serving);
-    Ok(Server { local_addr, stop, sessions, accepting, serving, _open: open })
+    Ok(Server { local_addr, stop, sessions, connections, accepting, serving, _open: open })
 }
 
 /// Where connections go once it is known whose they are.
@@ -247,7 +258,7 @@ async fn accept(
     listener: TcpListener,
     tls: watch::Receiver<Arc<rustls::ServerConfig>>,
     ready: Ready,
-    closed: watch::Receiver<()>,
+    ends: Ends,
 ) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut handshakes = JoinSet::new();
@@ -270,12 +281,11 @@ async fn accept(
         };
         let config = Arc::clone(&tls.borrow());
         let ready = ready.clone();
-        let mut closed = closed.clone();
+        let ends = ends.clone();
         handshakes.spawn(async move {
             match open(stream, remote, config).await {
                 Ok(stream) => {
-                    // Ignored because: both ends of the wait mean that the server is gone.
-                    let closed = Box::pin(async move { drop(closed.changed().await) });
+                    let closed = ends.of(&stream);
                     ready.take(Watched::new(stream, Place { closed, _place: place })).await;
                 }
                 // The peer has been told by a TLS alert; there is nobody else to tell.
@@ -286,6 +296,34 @@ async fn accept(
                 ),
             }
         });
+    }
+}
+
+/// What ends a connection from this side.
+#[derive(Clone)]
+struct Ends {
+    closed: watch::Receiver<()>,
+    connections: Connections,
+}
+
+impl Ends {
+    /// Is over when the server is gone, or the peer is to be.
+    fn of(mut self, stream: &ServerStream) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        let peer = stream.connect_info().identity;
+        let entry = peer.map(|peer| self.connections.enter(peer.node_id));
+        Box::pin(async move {
+            let ended = async {
+                match &entry {
+                    Some(entry) => entry.end.notified().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                // Ignored because: both ends of the wait mean that the server is gone.
+                _ = self.closed.changed() => {}
+                () = ended => {}
+            }
+        })
     }
 }
 

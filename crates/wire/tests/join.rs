@@ -51,7 +51,8 @@ async fn a_node_joins_renews_and_keeps_its_identity_on_disk() {
 
     let client = soon("connect", connect(&server.addr, &identity)).await.unwrap();
     let pair = KeyAndCsr::generate().unwrap();
-    let request = RenewCertificate { version: PROTOCOL_VERSION, csr_pem: pair.csr_pem };
+    let request =
+        RenewCertificate { version: PROTOCOL_VERSION, csr_pem: pair.csr_pem, manager_addr: None };
     let reply = soon("renew", client.renew(request)).await.unwrap();
     assert_eq!(reply.node_id, identity.node_id);
     assert_eq!(reply.role, NodeRole::Worker);
@@ -203,7 +204,8 @@ async fn without_a_certificate_only_joining_is_possible() {
         soon("connect", shoal_wire::client::connect_with(&server.addr, config)).await.unwrap();
     let error = soon("session", client.session(hello("n1"))).await.map(|_| ()).unwrap_err();
     assert_eq!(id_of(&error), "SH-WIR-015", "{error:?}");
-    let request = RenewCertificate { version: PROTOCOL_VERSION, csr_pem: String::new() };
+    let request =
+        RenewCertificate { version: PROTOCOL_VERSION, csr_pem: String::new(), manager_addr: None };
     let error = soon("renew", client.renew(request)).await.map(|_| ()).unwrap_err();
     assert_eq!(id_of(&error), "SH-WIR-015", "{error:?}");
 }
@@ -243,7 +245,8 @@ async fn an_expired_certificate_is_good_for_the_next_one_only() {
     let error = soon("session", client.session(hello("n1"))).await.map(|_| ()).unwrap_err();
     assert_eq!(id_of(&error), "SH-IDN-005", "{error:?}");
     let pair = KeyAndCsr::generate().unwrap();
-    let request = RenewCertificate { version: PROTOCOL_VERSION, csr_pem: pair.csr_pem };
+    let request =
+        RenewCertificate { version: PROTOCOL_VERSION, csr_pem: pair.csr_pem, manager_addr: None };
     let reply = soon("renew", client.renew(request)).await.unwrap();
     let root = cluster.root.cert_pem().to_owned();
     let fresh = NodeIdentity::new(reply.cert_pem, pair.key_pem, root).unwrap();

@@ -15,7 +15,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("unikernel", &["unikernel-abi", "usernet"]),
     ("plan", &["model"]),
     ("identity", &["durable", "model"]),
-    ("store", &["durable", "model"]),
+    ("store", &["life", "durable", "model"]),
     ("wire", &["model", "identity"]),
     ("image", &["durable", "model"]),
     ("runtime", &["tender", "unikernel-abi", "durable", "model"]),

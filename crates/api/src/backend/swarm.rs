@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 use shoal_model::cluster_state::ClusterState;
@@ -43,6 +44,18 @@ pub trait SwarmMembership: Send + Sync {
     /// failed.
     async fn join(&self, request: JoinRequest) -> ApiResult<()>;
 
+    /// The whole state of the cluster, with all its secrets, as a file in clear.
+    ///
+    /// # Errors
+    /// 503 if the node is no manager.
+    async fn backup(&self) -> ApiResult<Bytes>;
+
+    /// Begins a swarm from such a file.
+    ///
+    /// # Errors
+    /// 503 if the node is part of one already, 400 if the file cannot be used.
+    async fn restore(&self, request: RestoreRequest) -> ApiResult<NodeId>;
+
     /// Leaves the swarm and forgets it.
     ///
     /// # Errors
@@ -76,6 +89,19 @@ pub struct InitRequest {
     /// Whether this node gets tasks.
     #[serde(deserialize_with = "empty_as_default")]
     pub availability: Availability,
+}
+
+/// What `POST /shoal/restore` asks for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RestoreRequest {
+    /// Where the manager listens, `address:port`; `0.0.0.0:2377` if empty.
+    pub listen_addr: String,
+    /// What other nodes are told; found out if empty.
+    pub advertise_addr: String,
+    /// Where VXLAN frames go; as the advertised address if empty.
+    pub data_path_addr: String,
+    /// The file.
+    pub file: Bytes,
 }
 
 /// The body of `POST /swarm/join`.

@@ -79,6 +79,18 @@ impl SwarmMembership for Swarm {
         *self.worker.lock().unwrap() = true;
         Ok(())
     }
+    async fn backup(&self) -> ApiResult<bytes::Bytes> {
+        if self.control.lock().unwrap().is_none() {
+            return Err(ApiError::unavailable(self.status().not_a_manager()));
+        }
+        Ok(bytes::Bytes::from_static(b"the whole swarm"))
+    }
+    async fn restore(&self, request: RestoreRequest) -> ApiResult<NodeId> {
+        if &*request.file != b"the whole swarm" {
+            return Err(ApiError::invalid("read the backup: it is not one of shoal's"));
+        }
+        self.init(InitRequest::default()).await
+    }
     async fn leave(&self, _: bool) -> ApiResult<()> {
         *self.control.lock().unwrap() = None;
         *self.worker.lock().unwrap() = false;
@@ -118,6 +130,7 @@ impl Control {
                 message: String::new(),
                 addr: "10.1.2.3".into(),
                 since: AT,
+                back_by: None,
             },
             index: NodeIndex(1),
             data_path_addr: Some("10.1.2.3".parse().unwrap()),

@@ -113,6 +113,7 @@ impl World {
                 message: String::new(),
                 addr: "127.0.0.1".into(),
                 since: now,
+                back_by: None,
             },
             index: NodeIndex(1),
             data_path_addr: Some(IpAddr::from([127, 0, 0, 1])),
@@ -126,11 +127,8 @@ impl World {
         let put = |object| Change::Put { object, expect: Expect::Absent };
         let changes =
             vec![put(Object::Cluster(Box::new(cluster))), put(Object::Node(Box::new(node)))];
-        let config = StoreConfig {
-            dir: dir.path().join("store"),
-            node: identity.node_id.clone(),
-            peers: Arc::new(NoPeers),
-        };
+        let (path, peers) = (dir.path().join("store"), Arc::new(NoPeers));
+        let config = StoreConfig::new(path, identity.node_id.clone(), peers);
         let store = Store::bootstrap(config, Transaction { changes, at: now }).await.unwrap();
         let addr = SocketAddr::from(([127, 0, 0, 1], 0));
         let manager = start(&store, &identity, addr).await;

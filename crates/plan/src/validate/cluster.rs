@@ -1,10 +1,11 @@
 //! Networks, nodes, the cluster's settings.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use shoal_model::cluster_state::ClusterState;
-use shoal_model::object::{ManagerStatus, Network, Node, NodeState};
+use shoal_model::object::{Network, Node};
 use shoal_model::spec::cluster::ClusterSpec;
 use shoal_model::spec::network::NetworkSpec;
 use shoal_model::spec::node::{NodeRole, NodeSpec};
@@ -13,7 +14,7 @@ use shoal_model::time::Nanos;
 use super::bounds::{self, SPEC_BYTES_MAX};
 use super::{SpecError, check_name};
 use crate::allocation::find_network;
-use crate::roles::keeps_quorum;
+use crate::roles::{GroupView, MANAGERS_MAX, has_room, keeps_quorum};
 
 /// Shortest life of a certificate that Docker accepts.
 pub const CERT_EXPIRY_MIN: Duration = Duration::from_secs(3600);
@@ -155,60 +156,69 @@ pub fn removable_network(state: &ClusterState, network: &Network) -> Result<(), 
     Ok(())
 }
 
-/// Checks the new spec of a node.
+/// Checks the new spec of a node; `group` is as its leader sees it now.
 ///
 /// # Errors
 /// [`SpecError`] in Docker's words.
-pub fn changed_node(state: &ClusterState, node: &Node, spec: &NodeSpec) -> Result<(), SpecError> {
+pub fn changed_node(
+    state: &ClusterState,
+    group: &GroupView,
+    node: &Node,
+    spec: &NodeSpec,
+) -> Result<(), SpecError> {
     bounds::fits("node", SPEC_BYTES_MAX, spec)?;
     bounds::labels(&spec.labels)?;
-    match (&node.manager, spec.role) {
-        (None, NodeRole::Manager) => Err(SpecError::not_implemented(
-            "promoting a node; let it leave, and join it again with a manager's token",
-        )),
-        (Some(manager), NodeRole::Worker) if node.spec.role == NodeRole::Manager => {
-            demotable(state, node, manager)
+    match (node.spec.role, spec.role) {
+        (NodeRole::Worker, NodeRole::Manager) if node.manager.is_none() && !has_room(state) => {
+            Err(too_many_managers())
         }
+        (NodeRole::Manager, NodeRole::Worker) => demotable(state, group, node),
         _ => Ok(()),
     }
+}
+
+/// That a cluster has as many managers as it may.
+#[must_use]
+pub fn too_many_managers() -> SpecError {
+    SpecError::conflict(format!(
+        "the swarm has {MANAGERS_MAX} managers; more than {MANAGERS_MAX} would make it slower and no \
+         safer: the node can be a worker"
+    ))
 }
 
 /// Checks that the others go on without a node that is to be removed, if it is a manager.
 ///
 /// # Errors
 /// [`SpecError`] says how many of the managers would be left.
-pub fn removable_manager(state: &ClusterState, node: &Node) -> Result<(), SpecError> {
-    match &node.manager {
-        Some(manager) if node.spec.role == NodeRole::Manager => demotable(state, node, manager),
-        _ => Ok(()),
-    }
+pub fn removable_manager(
+    state: &ClusterState,
+    group: &GroupView,
+    node: &Node,
+) -> Result<(), SpecError> {
+    if node.spec.role == NodeRole::Manager { demotable(state, group, node) } else { Ok(()) }
 }
 
-/// Whether a manager may be taken out of the group, as far as the state knows the others.
-fn demotable(state: &ClusterState, node: &Node, manager: &ManagerStatus) -> Result<(), SpecError> {
-    let managers = || {
-        let voters = state.nodes.values().filter(|n| n.spec.role == NodeRole::Manager);
-        voters.filter_map(|n| n.manager.as_ref())
-    };
-    let voters: BTreeSet<u64> = managers().map(|m| m.raft_id).collect();
-    if voters.len() < 2 {
-        return Err(SpecError::invalid("attempting to demote the last manager of the swarm"));
-    }
-    if node.status.state != NodeState::Down {
-        return Err(SpecError::not_implemented(
-            "demoting a manager whose daemon runs; stop the daemon first, and let the node join \
-             again as a worker",
-        ));
-    }
-    let reached = managers().filter(|m| m.reachable).map(|m| m.raft_id).collect();
-    if keeps_quorum(&voters, &reached, manager.raft_id) {
+/// Whether a manager may be taken out of the group.
+fn demotable(state: &ClusterState, group: &GroupView, node: &Node) -> Result<(), SpecError> {
+    let stays = |n: &&Arc<Node>| n.id != node.id && n.spec.role == NodeRole::Manager;
+    let others = state.nodes.values().filter(stays).filter_map(|n| n.manager.as_ref());
+    let voters: BTreeSet<u64> =
+        others.map(|m| m.raft_id).filter(|id| group.voters.contains(id)).collect();
+    let Some(leaving) = &node.manager else { return Ok(()) };
+    // Who only learns counts for nothing.
+    if !group.voters.contains(&leaving.raft_id) {
         return Ok(());
     }
-    let rest = voters.len() - 1;
-    let up = reached.iter().filter(|id| **id != manager.raft_id).count();
+    if voters.is_empty() {
+        return Err(SpecError::invalid("attempting to demote the last manager of the swarm"));
+    }
+    if keeps_quorum(&voters, &group.heard, leaving.raft_id) {
+        return Ok(());
+    }
+    let (rest, up) = (voters.len(), voters.intersection(&group.heard).count());
     Err(SpecError::conflict(format!(
-        "node {} cannot be taken out of the managers: of the {rest} managers that would remain only {up} can be \
-         reached, and nothing could be changed any more",
+        "node {} cannot be taken out of the managers: of the {rest} managers that would remain only \
+         {up} can be reached, and nothing could be changed any more",
         node.id
     )))
 }

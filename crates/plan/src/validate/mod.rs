@@ -13,7 +13,7 @@ use shoal_model::name::NameError;
 pub use bounds::{PORTS_MAX, SERVICE_BYTES_MAX, SPEC_BYTES_MAX};
 pub use cluster::{
     CERT_EXPIRY_MIN, changed_cluster, changed_node, new_network, removable_manager,
-    removable_network,
+    removable_network, too_many_managers,
 };
 pub use payload::{
     CONFIG_BYTES_MAX, SECRET_BYTES_MAX, changed_payload, check_existence, new_config, new_secret,

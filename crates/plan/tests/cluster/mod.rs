@@ -140,6 +140,7 @@ impl FakeCluster {
                 message: String::new(),
                 addr: underlay.to_string(),
                 since: self.now,
+                back_by: None,
             },
             index: NodeIndex(index),
             data_path_addr: Some(underlay),

@@ -168,7 +168,7 @@ fn api_state(settings: &Settings, parts: &Parts) -> ApiState {
     let facts = facts::facts(settings, &parts.instance, parts.started_at, &parts.abilities.found());
     ApiState {
         facts,
-        swarm: Arc::new(Membership { node: parts.node.clone() }),
+        swarm: Arc::new(Membership { node: parts.node.clone(), clock: Arc::new(now) }),
         containers: Arc::new(adapter::engine::EngineBackend::new(parts.engine.clone())),
         volumes: Arc::new(adapter::engine::EngineBackend::new(parts.engine.clone())),
         images: Arc::new(adapter::image::StoreBackend::new(

@@ -3,14 +3,18 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use ipnet::IpNet;
 use shoal_api::backend::swarm::{
-    InitRequest, JoinRequest, LocalState, SwarmControl, SwarmMembership, SwarmStatus,
+    InitRequest, JoinRequest, LocalState, RestoreRequest, SwarmControl, SwarmMembership,
+    SwarmStatus,
 };
 use shoal_api::error::{ApiError, ApiResult};
 use shoal_model::id::NodeId;
 use shoal_model::spec::node::NodeRole;
-use shoal_node::node::{InitOptions, JoinOptions, Node, Standing};
+use shoal_model::time::Clock;
+use shoal_node::node::{InitOptions, JoinOptions, Node, RestoreOptions, Standing};
+use shoal_store::Backup;
 
 /// UDP port of VXLAN (RFC 7348) if nobody says another.
 const DATA_PATH_PORT: u16 = 4789;
@@ -22,6 +26,7 @@ const SUBNET_PREFIX_LEN: u8 = 24;
 /// The node behind the API.
 pub struct Membership {
     pub node: Node,
+    pub clock: Clock,
 }
 
 #[async_trait]
@@ -56,16 +61,8 @@ impl SwarmMembership for Membership {
     }
 
     async fn init(&self, request: InitRequest) -> ApiResult<NodeId> {
-        for (asked, what) in [
-            (request.force_new_cluster, "swarm init --force-new-cluster"),
-            (
-                request.auto_lock_managers || request.spec.encryption_config.auto_lock_managers,
-                "swarm init --autolock",
-            ),
-        ] {
-            if asked {
-                return Err(ApiError::missing(what));
-            }
+        if request.auto_lock_managers || request.spec.encryption_config.auto_lock_managers {
+            return Err(ApiError::missing("swarm init --autolock"));
         }
         let options = init_options(request)?;
         self.node.init(options).await.map_err(ApiError::from)
@@ -81,6 +78,23 @@ impl SwarmMembership for Membership {
             availability: request.availability,
         };
         self.node.join(options).await.map_err(ApiError::from)
+    }
+
+    async fn backup(&self) -> ApiResult<Bytes> {
+        let not_here = || ApiError::unavailable(self.status().not_a_manager());
+        let state = self.node.control().ok_or_else(not_here)?.state();
+        let taken = (self.clock)();
+        let made = tokio::task::spawn_blocking(move || Backup::of(&state, taken)?.encode(None));
+        let made = made.await.map_err(|_| ApiError::unavailable("the daemon is stopping"))?;
+        Ok(Bytes::from(made?))
+    }
+
+    async fn restore(&self, request: RestoreRequest) -> ApiResult<NodeId> {
+        let RestoreRequest { listen_addr, advertise_addr, data_path_addr, file } = request;
+        let read = tokio::task::spawn_blocking(move || Backup::decode(&file, None)).await;
+        let backup = read.map_err(|_| ApiError::unavailable("the daemon is stopping"))??;
+        let options = RestoreOptions { listen_addr, advertise_addr, data_path_addr, backup };
+        self.node.restore(options).await.map_err(ApiError::from)
     }
 
     async fn leave(&self, force: bool) -> ApiResult<()> {
@@ -135,5 +149,6 @@ fn init_options(request: InitRequest) -> ApiResult<InitOptions> {
         subnet_prefix_len,
         spec: request.spec,
         availability: request.availability,
+        force_new_cluster: request.force_new_cluster,
     })
 }

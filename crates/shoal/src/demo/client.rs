@@ -51,6 +51,17 @@ impl Api {
         Ok(text)
     }
 
+    /// `GET` of at most `most` bytes.
+    pub async fn download(&self, path: &str, most: u64) -> Result<Bytes> {
+        let most = usize::try_from(most).unwrap_or(usize::MAX);
+        self.send_for("GET", path, "application/json", Bytes::new(), most).await
+    }
+
+    /// `POST` of bytes; the answer is JSON.
+    pub async fn post_bytes(&self, path: &str, body: Bytes) -> Result<Value> {
+        parse(&self.send("POST", path, "application/octet-stream", body).await?, path)
+    }
+
     /// `DELETE`.
     pub async fn delete(&self, path: &str) -> Result<()> {
         self.send("DELETE", path, "application/json", Bytes::new()).await.map(drop)
@@ -69,14 +80,32 @@ impl Api {
     }
 
     async fn send(&self, method: &str, path: &str, kind: &str, body: Bytes) -> Result<Bytes> {
-        let exchange = self.exchange(method, path, kind, body);
+        self.send_for(method, path, kind, body, ANSWER_BYTES_MAX).await
+    }
+
+    async fn send_for(
+        &self,
+        method: &str,
+        path: &str,
+        kind: &str,
+        body: Bytes,
+        most: usize,
+    ) -> Result<Bytes> {
+        let exchange = self.exchange(method, path, kind, body, most);
         match tokio::time::timeout(REQUEST_DEADLINE, exchange).await {
             Ok(answer) => answer.with_context(|| format!("{method} {path}")),
             Err(_) => bail!("{method} {path}: no answer within {} s", REQUEST_DEADLINE.as_secs()),
         }
     }
 
-    async fn exchange(&self, method: &str, path: &str, kind: &str, body: Bytes) -> Result<Bytes> {
+    async fn exchange(
+        &self,
+        method: &str,
+        path: &str,
+        kind: &str,
+        body: Bytes,
+        most: usize,
+    ) -> Result<Bytes> {
         let stream = UnixStream::connect(&self.socket)
             .await
             .with_context(|| format!("connect to '{}'", self.socket.display()))?;
@@ -91,7 +120,7 @@ impl Api {
             .body(Full::new(body))?;
         let answer = sender.send_request(request).await?;
         let status = answer.status();
-        let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
+        let body = Limited::new(answer.into_body(), most).collect().await;
         driver.abort();
         let body = body.map_err(|error| anyhow::anyhow!(error))?.to_bytes();
         if status.is_success() {

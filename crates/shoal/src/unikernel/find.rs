@@ -36,14 +36,13 @@ pub struct Target {
 }
 
 impl HostArgs {
-    fn api(&self) -> Result<Api> {
+    /// The daemon's API.
+    pub fn api(&self) -> Result<Api> {
         let url = self.host.as_deref().filter(|url| !url.is_empty());
         let path = match url {
             None => SOCKET,
             Some(url) => url.strip_prefix("unix://").with_context(|| {
-                format!(
-                    "not implemented: '{url}': counters are read on the node itself, unix://PATH"
-                )
+                format!("not implemented: '{url}': this is done on the node itself, unix://PATH")
             })?,
         };
         Ok(Api::new(Path::new(path)))

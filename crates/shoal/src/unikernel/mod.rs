@@ -2,7 +2,7 @@
 //! from outside: nothing in them is rebuilt, and watching costs them nothing but some stores into a
 //! page of memory.
 
-mod find;
+pub mod find;
 mod pcap;
 mod top;
 

@@ -11,7 +11,8 @@ use serde_json::value::RawValue;
 use shoal_model::change::Transaction;
 use shoal_model::id::NodeId;
 use shoal_store::{
-    Door, GroupStep, Lane, Lead, Member, PeerError, Peers, Store, StoreConfig, StoreError,
+    Door, GroupStep, Lane, Lead, Member, OpenMedium, PeerError, Peers, Store, StoreConfig,
+    StoreError,
 };
 use tokio::time::Instant;
 
@@ -107,7 +108,10 @@ impl Peers for Plug {
                 self.board.0.lock().unwrap().bulk += 1;
             }
             self.board.travel(to.as_str(), &self.own).await;
-            answer.map_err(|e| PeerError::Other(e.to_string()))
+            answer.map_err(|e| match e {
+                StoreError::Stranger { .. } => PeerError::Stranger { text: e.to_string() },
+                e => PeerError::Other(e.to_string()),
+            })
         };
         let late = |_| PeerError::Late { after: limit };
         tokio::time::timeout(limit, call).await.map_err(late)?
@@ -129,21 +133,33 @@ pub struct Trio {
     dir: tempfile::TempDir,
     /// Stores that live elsewhere.
     elsewhere: BTreeMap<u64, PathBuf>,
+    /// What lies beneath all of them.
+    pub medium: Option<OpenMedium>,
 }
 
 impl Trio {
     /// A first store that leads.
     pub async fn first(first: Transaction) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let mut this = Self {
+        let mut this = Self::empty();
+        this.begin(first).await;
+        this
+    }
+
+    /// No store yet.
+    pub fn empty() -> Self {
+        Self {
             board: Board::default(),
             stores: BTreeMap::new(),
-            dir,
+            dir: tempfile::tempdir().unwrap(),
             elsewhere: BTreeMap::new(),
-        };
-        let store = Store::bootstrap(this.config(1), first).await.unwrap();
-        this.add(1, store);
-        this
+            medium: None,
+        }
+    }
+
+    /// Makes the first store, which leads.
+    pub async fn begin(&mut self, first: Transaction) {
+        let store = Store::bootstrap(self.config(1), first).await.unwrap();
+        self.add(1, store);
     }
 
     /// Three stores, all of them voters; the first leads.
@@ -157,7 +173,8 @@ impl Trio {
 
     pub fn config(&self, raft_id: u64) -> StoreConfig {
         let peers = Arc::new(Plug { board: self.board.clone(), own: name(raft_id) });
-        StoreConfig { dir: self.path(raft_id), node: NodeId::new(name(raft_id)), peers }
+        let config = StoreConfig::new(self.path(raft_id), NodeId::new(name(raft_id)), peers);
+        StoreConfig { medium: self.medium.clone(), ..config }
     }
 
     /// The store of `raft_id` is made below `dir`.

@@ -4,6 +4,7 @@
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
 
 pub mod board;
+pub mod journal;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -20,7 +21,7 @@ use tokio::time::Instant;
 
 pub fn config(dir: &Path) -> StoreConfig {
     let node = NodeId::new("node-of-the-store");
-    StoreConfig { dir: dir.join("raft"), node, peers: Arc::new(NoPeers) }
+    StoreConfig::new(dir.join("raft"), node, Arc::new(NoPeers))
 }
 
 /// Until when a write may take here.
@@ -46,6 +47,7 @@ pub fn node(number: u16, message: &str) -> Object {
             message: message.to_owned(),
             addr: String::new(),
             since: Timestamp::ZERO,
+            back_by: None,
         },
         index: NodeIndex(number),
         data_path_addr: None,

@@ -1,0 +1,89 @@
+//! Whose connections are open, so that those of a node that is no member any more can be ended.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use shoal_model::id::NodeId;
+use tokio::sync::Notify;
+
+/// The open connections of nodes that have proven who they are. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Connections(Arc<Mutex<Open>>);
+
+#[derive(Debug, Default)]
+struct Open {
+    /// As many as there are connections, which are bounded.
+    nodes: BTreeMap<NodeId, BTreeMap<u64, Arc<Notify>>>,
+    last: u64,
+}
+
+impl Connections {
+    fn with<T>(&self, act: impl FnOnce(&mut Open) -> T) -> T {
+        act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Ends every connection of `node`, whatever is under way on it; how many there were. It may
+    /// come again: who it is let in as is asked at each call.
+    pub fn end(&self, node: &NodeId) -> usize {
+        self.with(|open| {
+            let of = open.nodes.get(node);
+            of.into_iter().flat_map(BTreeMap::values).for_each(|end| end.notify_one());
+            of.map_or(0, BTreeMap::len)
+        })
+    }
+
+    /// Notes a connection of `node`.
+    pub(super) fn enter(&self, node: NodeId) -> Entry {
+        let end = Arc::new(Notify::new());
+        let number = self.with(|open| {
+            open.last += 1;
+            let of = open.nodes.entry(node.clone()).or_default();
+            of.insert(open.last, Arc::clone(&end));
+            open.last
+        });
+        Entry { connections: self.clone(), node, number, end }
+    }
+}
+
+/// A connection that is open, for as long as this lives.
+#[derive(Debug)]
+pub(super) struct Entry {
+    connections: Connections,
+    node: NodeId,
+    number: u64,
+    /// Says that it is to end.
+    pub(super) end: Arc<Notify>,
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.connections.with(|open| {
+            let Some(of) = open.nodes.get_mut(&self.node) else { return };
+            of.remove(&self.number);
+            if of.is_empty() {
+                open.nodes.remove(&self.node);
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn only_the_connections_of_that_node_end() {
+        let connections = Connections::default();
+        let (one, other) = (NodeId::new("one"), NodeId::new("other"));
+        let entries = [&one, &one, &other].map(|id| connections.enter(id.clone()));
+        assert_eq!(connections.end(&one), 2);
+        entries[0].end.notified().await;
+        entries[1].end.notified().await;
+        let [first, second, last] = entries;
+        drop((first, second));
+        assert_eq!(connections.end(&one), 0);
+        assert_eq!(connections.end(&other), 1);
+        drop(last);
+        connections.with(|open| assert!(open.nodes.is_empty()));
+    }
+}
