@@ -58,6 +58,36 @@ impl Seat {
         [self.leader(), self.follower()]
     }
 
+    /// A terminal by `host`, whose size is set through the other manager, by another request.
+    fn resizes(&self, host: &Host, word: &str) {
+        let sized = "until [ \"$(stty size 2>/dev/null)\" = \"33 99\" ]; do sleep 0.1; done; \
+                     echo sized";
+        let mut client = host.command("script");
+        client.args(["-qec", &format!("docker exec -it {word} sh -c '{sized}'"), "/dev/null"]);
+        client.env("DOCKER_HOST", host.socket()).env("DOCKER_CONFIG", host.dir().join("config"));
+        client.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut client = client.spawn().unwrap();
+        let exec = eventually("the exec to be seen", CONVERGE, || {
+            let seen = host.docker_json(&format!("container inspect {word}"));
+            let id = seen[0]["ExecIDs"][0].as_str().map(str::to_owned);
+            id.ok_or_else(|| seen[0]["ExecIDs"].to_string())
+        });
+        let other = if host.name() == "node-1" { self.follower() } else { self.leader() };
+        let socket = other.socket();
+        let socket = socket.trim_start_matches("unix://");
+        // The client sets the size of its own terminal once, at a time of its choice.
+        let status = eventually("the terminal to have its size", CONVERGE, || {
+            let resize = format!(
+                "curl -sS -m 20 --unix-socket {socket} -X POST \
+                 'http://x/v1.47/exec/{exec}/resize?h=33&w=99'"
+            );
+            let out = other.try_sh(&resize);
+            client.try_wait().unwrap().ok_or_else(|| said(&out))
+        });
+        assert!(status.success(), "{status}");
+        assert_eq!(line(&mut client), "sized");
+    }
+
     /// Every word by which the container is meant.
     fn words(&self) -> [String; 4] {
         let name = format!("web.1.{}", self.task);
@@ -122,23 +152,7 @@ fn a_process_is_run_in_a_tasks_container_from_every_manager() {
         assert_eq!((out.stderr.as_slice(), out.status.code()), (&b"oh\n"[..], Some(7)));
         let missing = host.docker_fails(&format!("exec {word} no-such-program"));
         assert!(missing.contains("not found"), "{missing}");
-        // A terminal, and its size, which is set by another request.
-        let sized = "until [ \"$(stty size)\" = '33 99' ]; do sleep 0.1; done; echo sized";
-        let mut terminal = spawn(host, &["exec", "-t", word, "sh", "-c", sized]);
-        let exec = eventually("the exec to be seen", CONVERGE, || {
-            let seen = host.docker_json(&format!("container inspect {word}"));
-            let id = seen[0]["ExecIDs"][0].as_str().map(str::to_owned);
-            id.ok_or_else(|| seen[0]["ExecIDs"].to_string())
-        });
-        // Any manager finds it.
-        let socket = seat.follower().socket();
-        let socket = socket.trim_start_matches("unix://");
-        seat.follower().sh(&format!(
-            "curl -sS -f -m 20 --unix-socket {socket} -X POST \
-             'http://x/v1.47/exec/{exec}/resize?h=33&w=99'"
-        ));
-        assert_eq!(line(&mut terminal), "sized");
-        assert!(terminal.wait().unwrap().success());
+        seat.resizes(host, word);
         host.docker(&format!("exec -d {word} touch /tmp/detached-{}", host.name()));
         eventually("the detached exec", CONVERGE, || {
             let out = host.try_docker(&format!("exec {word} ls /tmp/detached-{}", host.name()));
@@ -172,7 +186,7 @@ fn what_a_tasks_container_does_is_seen_from_every_manager() {
         let (stdout, stderr) = (String::from_utf8_lossy(&out.stdout), &out.stderr);
         assert!(stdout.starts_with("first\ntick\n"), "{stdout}");
         assert_eq!(stderr, b"warned\n");
-        assert_eq!(host.docker(&format!("logs -n 1 {name}")).lines().last(), Some("tick"));
+        assert_eq!(host.docker(&format!("logs -n 3 {name}")).lines().last(), Some("tick"));
         let mut follow = spawn(host, &["logs", "-f", "-n", "0", &name]);
         assert_eq!((line(&mut follow), line(&mut follow)), ("tick".into(), "tick".into()));
         end(follow);

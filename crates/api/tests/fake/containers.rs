@@ -113,7 +113,12 @@ impl ContainerBackend for Containers {
         let running = *one.started.borrow() && one.ended.borrow().is_none();
         Ok(json!({
             "Id": id, "Name": format!("/{}", one.name),
-            "Config": { "Tty": tty, "Labels": one.spec.config.labels }, "ExecIDs": ["e1"],
+            "Config": {
+                "Tty": tty,
+                "OpenStdin": one.spec.config.attach_stdin,
+                "Labels": one.spec.config.labels,
+            },
+            "ExecIDs": ["e1"],
             "State": { "Running": running, "ExitCode": 0 },
             "HostConfig": { "LogConfig": { "Type": "json-file", "Config": {} } },
         }))
