@@ -162,7 +162,7 @@ pub enum RequestFault {
     #[error("the daemon is stopping")]
     Stopping,
     /// The node that a request was passed on to is gone, or cannot be heard.
-    #[error("the stream to node {node} broke off: {problem}")]
+    #[error("the stream to node '{node}' broke off: {problem}")]
     NodeLost {
         /// Which.
         node: String,

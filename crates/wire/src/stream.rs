@@ -28,6 +28,7 @@ use tonic::Status;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 
 use crate::client::Client;
+use crate::error::WireError;
 use crate::fault::RemoteFault;
 use crate::status;
 
@@ -226,12 +227,14 @@ impl Tunnel {
     }
 
     fn broken(&self, why: Option<Status>) -> io::Error {
-        let Some(status) = why else {
-            let text = format!("the stream with '{}' broke off", self.addr);
-            return io::Error::new(io::ErrorKind::UnexpectedEof, text);
-        };
-        let error = status::to_error(status, &self.addr, STREAM_MESSAGE_MAX);
-        io::Error::new(io::ErrorKind::ConnectionReset, error)
+        match why.map(|status| status::to_error(status, &self.addr, STREAM_MESSAGE_MAX)) {
+            Some(WireError::Remote(fault)) => io::Error::other(fault),
+            Some(error @ (WireError::TooLarge { .. } | WireError::Malformed { .. })) => {
+                io::Error::other(error)
+            }
+            // What the layers below say of it helps nobody who reads this line.
+            _ => io::Error::new(io::ErrorKind::UnexpectedEof, "the connection ended"),
+        }
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>, piece: Piece) -> Poll<io::Result<()>> {

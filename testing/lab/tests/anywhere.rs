@@ -6,6 +6,8 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::process::{Child, Output, Stdio};
 use std::time::Duration;
 
+use serde_json::{Value, json};
+use shoal_lab::http::{Outcome, Request};
 use shoal_lab::{CONVERGE, Cluster, Host, eventually, must, within};
 
 /// What the task's container does: says something, then something again and again.
@@ -161,10 +163,54 @@ fn a_process_is_run_in_a_tasks_container_from_every_manager() {
         // Its life is the cluster's.
         assert!(host.docker_fails(&format!("stop {word}")).contains("No such container"));
     }
+    a_leaders_own(&seat);
     // A worker knows only its own.
     let own = seat.worker().docker(&format!("exec {} echo here", seat.container));
     assert_eq!(own, "here");
     seat.cluster.finish();
+}
+
+/// A task on the node that leads, from the manager that follows, and execs that both find.
+fn a_leaders_own(seat: &Seat) {
+    let create = ["service", "create", "-d", "--name", "boss", "--constraint"];
+    let rest = ["node.hostname==node-1", "shoal:lab", "sh", "-c", SAYS];
+    seat.leader().docker_args(&[&create[..], &rest[..]].concat());
+    seat.cluster.wait_tasks("boss", 1);
+    let container = seat.cluster.container(1, "boss");
+    eventually("the follower to reach the leader's container", CONVERGE, || {
+        let out = seat.follower().try_docker(&format!("exec {container} echo boss"));
+        if out.stdout == b"boss\n" { Ok(()) } else { Err(said(&out)) }
+    });
+    let ask = |host: &Host, method: &'static str, path: String, body: Option<Value>| {
+        let request = Request::new(method, path);
+        let request = body.iter().fold(request, |request, body| request.json(body));
+        let socket = host.socket();
+        let answer = request.send(socket.trim_start_matches("unix://").as_ref());
+        let Outcome::Answered(status, text) = answer else { panic!("{method}: {answer:?}") };
+        assert!((200..300).contains(&status), "{method}: {status} {text}");
+        serde_json::from_str(&text).unwrap_or(Value::Null)
+    };
+    // Made by one, started by another, looked at by a third.
+    for (makes, starts) in [(seat.follower(), seat.leader()), (seat.leader(), seat.follower())] {
+        let name = &seat.words()[3];
+        for target in [container.as_str(), name] {
+            let body = json!({ "Cmd": ["true"], "AttachStdout": true });
+            let made = ask(makes, "POST", format!("/containers/{target}/exec"), Some(body));
+            let exec = made["Id"].as_str().unwrap();
+            if makes.name() == "node-1" && target == container {
+                // Its own, and nobody else's: it was not passed on.
+                assert!(!exec.contains('.'), "{exec}");
+                continue;
+            }
+            let detached = json!({ "Detach": true });
+            ask(starts, "POST", format!("/exec/{exec}/start"), Some(detached));
+            eventually("the exec to end", CONVERGE, || {
+                let seen = ask(makes, "GET", format!("/exec/{exec}/json"), None);
+                assert_eq!(seen["ID"], exec, "{seen}");
+                if seen["ExitCode"] == 0 { Ok(()) } else { Err(seen.to_string()) }
+            });
+        }
+    }
 }
 
 #[test]
@@ -296,8 +342,8 @@ fn a_node_that_dies_costs_one_line() {
         let (status, text) = ended(child, "a client to hear of the end");
         drain.join().unwrap().unwrap();
         assert_ne!(status, 0, "{text}");
-        let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
-        assert!(!lines.is_empty() && text.contains("node-2"), "{text}");
+        let lines = text.lines().filter(|line| line.contains("node-2")).count();
+        assert!(lines == 1 && text.contains("SH-API-009"), "{text}");
     }
     for host in seat.managers() {
         for args in
@@ -306,6 +352,8 @@ fn a_node_that_dies_costs_one_line() {
             let args = args.replace("{}", &name);
             let text = within(&args, DARK_MAX, || host.docker_fails(&args));
             assert!(text.contains("node-2"), "docker {args}: {text}");
+            let lines = text.lines().filter(|line| line.contains("node-2")).count();
+            assert_eq!(lines, 1, "docker {args}: {text}");
         }
         // The task itself is still to be seen.
         let task = host.docker_json(&format!("inspect {}", seat.task));
