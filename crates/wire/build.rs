@@ -47,5 +47,20 @@ fn main() {
         .package("shoal.v1")
         .method(method("call", "Call", "ControlCall", "PeerReply").build())
         .build();
-    Builder::new().compile(&[join, dispatcher, raft, control]);
+    let streams = Service::builder()
+        .name("Streams")
+        .package("shoal.v1")
+        .method(
+            Method::builder()
+                .name("open")
+                .route_name("Open")
+                .input_type("crate::stream::Piece")
+                .output_type("crate::stream::Piece")
+                .codec_path("crate::stream::PieceCodec")
+                .client_streaming()
+                .server_streaming()
+                .build(),
+        )
+        .build();
+    Builder::new().compile(&[join, dispatcher, raft, control, streams]);
 }

@@ -31,6 +31,7 @@ use crate::held::Attachments;
 use crate::local::{LocalNetwork, LocalNetworks, MTU_DEFAULT};
 use crate::report::Reporter;
 use crate::session::SessionHub;
+use crate::streams::{StreamService, Streams};
 use crate::{places, session, tasks};
 
 /// How long a node that leaves waits for its tasks to be handed over. A task that takes longer to
@@ -90,6 +91,7 @@ pub(crate) struct Inner {
     pub(crate) reporter: Reporter,
     pub(crate) hub: SessionHub,
     pub(crate) tasks: tasks::Table,
+    pub(crate) streams: Streams,
     /// This node as the templates of a task may name it; read once, for as long as the daemon runs.
     description: tokio::sync::OnceCell<NodeDescription>,
     damage: Damage,
@@ -123,6 +125,7 @@ impl Agent {
                 reporter: Reporter::default(),
                 hub: SessionHub::default(),
                 tasks: tasks::Table::open(&dir, &damage),
+                streams: Streams::default(),
                 description: tokio::sync::OnceCell::new(),
                 damage,
                 stop: CancellationToken::new(),
@@ -159,6 +162,16 @@ impl Agent {
         let agent = self.clone();
         self.spawn(async move { places::watch_exits(&agent).await });
         self.changed();
+    }
+
+    /// From now on `service` serves the streams that managers ask for. The first one stays.
+    pub fn serve_streams(&self, service: Arc<dyn StreamService>) {
+        self.inner.streams.serve(service);
+    }
+
+    /// Ends when the agent does.
+    pub(crate) fn stopping(&self) -> CancellationToken {
+        self.inner.stop.clone()
     }
 
     /// Runs a loop until the agent stops.

@@ -25,4 +25,5 @@ mod logs;
 mod places;
 mod report;
 pub mod session;
+pub mod streams;
 mod tasks;

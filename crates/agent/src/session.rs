@@ -385,6 +385,7 @@ async fn serve(agent: &Agent, mut session: ClientSession, described: watch::Rece
             ManagerMessage::AttachReply(reply) => sent = attached(agent, *reply, &sender).await,
             ManagerMessage::OpenLogs(open) => logs.open(agent, open, sender.clone()),
             ManagerMessage::CloseLogs(close) => logs.close(close.stream),
+            ManagerMessage::OpenStream(open) => agent.inner.streams.open(agent, open),
             ManagerMessage::Managers(list) => hub.set_managers(&list.managers),
             ManagerMessage::Role(wish) => {
                 hub.role.send_replace(Some(wish));

@@ -161,6 +161,14 @@ pub enum RequestFault {
     /// The daemon stops.
     #[error("the daemon is stopping")]
     Stopping,
+    /// The node that a request was passed on to is gone, or cannot be heard.
+    #[error("the stream to node '{node}' broke off: {problem}")]
+    NodeLost {
+        /// Which.
+        node: String,
+        /// What is known of it.
+        problem: String,
+    },
     /// A handler panicked; the daemon goes on.
     #[error("internal error while answering {route}: {problem}")]
     Panicked {
@@ -176,7 +184,9 @@ impl Fault for RequestFault {
         match self {
             Self::NotImplemented { .. } => FaultKind::NotImplemented,
             Self::Panicked { .. } => FaultKind::Internal,
-            Self::TooManyChanges { .. } | Self::Stopping => FaultKind::Unavailable,
+            Self::TooManyChanges { .. } | Self::Stopping | Self::NodeLost { .. } => {
+                FaultKind::Unavailable
+            }
             _ => FaultKind::Invalid,
         }
     }
@@ -192,6 +202,7 @@ impl Fault for RequestFault {
             Self::Panicked { .. } => "SH-API-006",
             Self::BodySlow { .. } => "SH-API-007",
             Self::TooManyChanges { .. } => "SH-API-008",
+            Self::NodeLost { .. } => "SH-API-009",
             Self::Stopping => return None,
         }))
     }
@@ -203,6 +214,9 @@ impl Fault for RequestFault {
                 Some("wait for some of them, or look at what they wait for".into())
             }
             Self::Stopping => Some("send it again when the daemon runs".into()),
+            Self::NodeLost { .. } => {
+                Some("look at the node's state with 'docker node ls', and at the task's".into())
+            }
             Self::BodySlow { .. } => Some("send the whole body at once".into()),
             _ => None,
         }

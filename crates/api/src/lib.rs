@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 pub mod adapter;
+pub mod anywhere;
 pub mod backend;
 pub mod decode;
 pub mod error;

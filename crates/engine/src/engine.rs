@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use shoal_image::store::ImageStore;
 use shoal_life::container::{Command, Stopper};
-use shoal_model::fault;
+use shoal_model::fault::{self, Fault as _, FaultKind};
 use shoal_model::filter::Filters;
 use shoal_model::id::ContainerId;
 use shoal_model::name::{Lookup, resolve};
@@ -195,6 +195,12 @@ impl Engine {
     pub fn stopped_by_daemon(&self, word: &str) -> Result<bool, EngineError> {
         let stopper = self.find(word)?.read(|record| record.run.life.stopper);
         Ok(stopper == Stopper::Daemon)
+    }
+
+    /// Whether `word` means a container of this node, or several.
+    #[must_use]
+    pub fn knows(&self, word: &str) -> bool {
+        !self.find(word).is_err_and(|error| error.kind() == FaultKind::NotFound)
     }
 
     pub(crate) fn now(&self) -> Timestamp {

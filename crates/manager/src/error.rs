@@ -91,6 +91,14 @@ pub enum ControlError {
         /// How long we waited.
         after: Duration,
     },
+    /// A node does not open the stream that it was asked for.
+    #[error("reach node '{name}': {why}")]
+    NodeAway {
+        /// Its host name.
+        name: String,
+        /// What is known of it.
+        why: String,
+    },
     /// Another manager asks for something that this version does not know.
     #[error("not implemented: {name}")]
     UnknownRequest {
@@ -186,7 +194,7 @@ impl Fault for ControlError {
             Self::Stopping | Self::NotLeading | Self::PassOn { .. } | Self::Late { .. } => {
                 FaultKind::Unavailable
             }
-            Self::NoMajority { .. } => FaultKind::Unavailable,
+            Self::NoMajority { .. } | Self::NodeAway { .. } => FaultKind::Unavailable,
             Self::UnknownRequest { .. } => FaultKind::NotImplemented,
             Self::UnknownReply { .. } | Self::Malformed { .. } => FaultKind::Internal,
         }
@@ -201,6 +209,7 @@ impl Fault for ControlError {
             Self::Removed { .. } => Some(FaultId("SH-MGR-007")),
             Self::Remote(fault) => fault.id(),
             Self::NoMajority { .. } => Some(FaultId("SH-MGR-012")),
+            Self::NodeAway { .. } => Some(FaultId("SH-MGR-013")),
             Self::NotLeading => Some(FaultId(NOT_LEADING)),
             Self::PassOn { .. } | Self::Late { .. } => Some(FaultId("SH-MGR-009")),
             Self::Stopping => Some(FaultId(STOPPING)),
@@ -224,6 +233,11 @@ impl Fault for ControlError {
             Self::NotLeading => Some("try again; another manager leads or will soon".to_owned()),
             Self::PassOn { .. } | Self::Late { .. } => Some(
                 "check with 'docker node ls' that a majority of the managers is reachable"
+                    .to_owned(),
+            ),
+            Self::NodeAway { .. } => Some(
+                "look at its state with 'docker node ls'; a node that is ready must reach this \
+                 manager at TCP 2377"
                     .to_owned(),
             ),
             Self::UnknownRequest { .. } => Some("upgrade the leader".to_owned()),

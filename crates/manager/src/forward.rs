@@ -232,6 +232,10 @@ impl Control {
                 shared.leading().await?.read_log(node, number).await?
             }
             ControlRequest::CloseLog { number } => shared.leading().await?.close_log(node, number),
+            ControlRequest::OpenStream { node: to, number } => {
+                tracing::debug!(manager = %node, %to, "a manager asks for a stream to a node");
+                shared.leading().await?.tell_to_open(node, &to, number, by).await?
+            }
             ControlRequest::Unknown { name } => {
                 return Err(ControlError::UnknownRequest { name });
             }

@@ -26,6 +26,7 @@ mod join;
 pub mod manager;
 mod members;
 mod membership;
+pub mod open;
 mod payloads;
 pub mod peers;
 mod planner;

@@ -15,6 +15,7 @@ use crate::control::Control;
 use crate::dispatcher::Dispatcher;
 use crate::error::ManagerError;
 use crate::join::Doorkeeper;
+use crate::open::{Awaited, StreamDoor};
 use crate::peers::{ManagerDoor, OtherManagers};
 use crate::shared::Shared;
 use crate::writer::Writer;
@@ -83,6 +84,7 @@ impl Manager {
             advertise,
             events: broadcast::channel(events::BACKLOG).0,
             managers: watch::channel(Vec::new()).0,
+            awaited: Awaited::default(),
             leads: watch::channel(false).0,
             tenure: watch::channel(None).0,
             stopping: watch::channel(false).0,
@@ -96,6 +98,7 @@ impl Manager {
             join: Arc::new(Doorkeeper(Control::new(Arc::clone(&shared)))),
             sessions: Arc::new(Dispatcher(Arc::clone(&shared))),
             managers: Arc::new(ManagerDoor(Control::new(Arc::clone(&shared)))),
+            streams: Arc::new(StreamDoor(Arc::clone(&shared))),
         };
         let (newest, current) = watch::channel(tls);
         let server = serve(listener, current, handlers)?;

@@ -161,6 +161,13 @@ pub enum ControlRequest {
         /// Its number.
         number: u64,
     },
+    /// A node is to open a stream to the manager that asks.
+    OpenStream {
+        /// Which.
+        node: NodeId,
+        /// What the stream is known by there.
+        number: u64,
+    },
     /// A kind that this version does not know.
     #[serde(skip)]
     Unknown {
@@ -170,7 +177,7 @@ pub enum ControlRequest {
 }
 
 /// The names of all requests.
-const REQUESTS: [&str; 16] = [
+const REQUESTS: [&str; 17] = [
     "create_service",
     "update_service",
     "remove_service",
@@ -187,6 +194,7 @@ const REQUESTS: [&str; 16] = [
     "open_log",
     "read_log",
     "close_log",
+    "open_stream",
 ];
 
 /// What a request changes, and its answer.
@@ -219,6 +227,7 @@ impl ControlRequest {
             Self::OpenLog { .. } => "open_log",
             Self::ReadLog { .. } => "read_log",
             Self::CloseLog { .. } => "close_log",
+            Self::OpenStream { .. } => "open_stream",
             Self::Unknown { name } => name,
         }
     }
@@ -247,16 +256,23 @@ impl ControlRequest {
                     | Self::Renew { .. }
                     | Self::OpenLog { .. }
                     | Self::CloseLog { .. }
+                    | Self::OpenStream { .. }
             )
     }
 
     /// Whether it changes anything.
     pub(crate) fn only_reads(&self) -> bool {
-        matches!(self, Self::OpenLog { .. } | Self::ReadLog { .. } | Self::CloseLog { .. })
+        matches!(
+            self,
+            Self::OpenLog { .. }
+                | Self::ReadLog { .. }
+                | Self::CloseLog { .. }
+                | Self::OpenStream { .. }
+        )
     }
 
     /// What it changes in `state`, with the group of managers as it is now. Joins and renewals are
-    /// more than a change, logs are none: they are not here.
+    /// more than a change, logs and streams are none: they are not here.
     pub(crate) fn changes(
         &self,
         state: &ClusterState,
@@ -290,6 +306,7 @@ impl ControlRequest {
             | Self::OpenLog { .. }
             | Self::ReadLog { .. }
             | Self::CloseLog { .. }
+            | Self::OpenStream { .. }
             | Self::Unknown { .. } => {
                 Err(ControlError::UnknownRequest { name: self.name().to_owned() })
             }

@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 
 use crate::clock::SteadyClock;
 use crate::error::ControlError;
+use crate::open::Awaited;
 use crate::peers::OtherManagers;
 use crate::tenure::Tenure;
 use crate::writer::Writer;
@@ -55,6 +56,8 @@ pub(crate) struct Shared {
     pub events: broadcast::Sender<Event>,
     /// Every manager that nodes may connect to, as the state has it.
     pub managers: watch::Sender<Vec<ManagerAddr>>,
+    /// Streams that nodes are to open to this manager.
+    pub awaited: Awaited,
     /// Whether this manager leads.
     pub leads: watch::Sender<bool>,
     /// What there is only while this manager leads.

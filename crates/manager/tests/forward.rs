@@ -268,6 +268,7 @@ fn about(world: &World, request: &ControlRequest) -> Value {
         ControlRequest::OpenLog { .. }
         | ControlRequest::ReadLog { .. }
         | ControlRequest::CloseLog { .. }
+        | ControlRequest::OpenStream { .. }
         | ControlRequest::Unknown { .. } => Value::Null,
     }
 }

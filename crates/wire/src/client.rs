@@ -25,8 +25,10 @@ use crate::rpc::control_client::ControlClient;
 use crate::rpc::dispatcher_client::DispatcherClient;
 use crate::rpc::join_client::JoinClient;
 use crate::rpc::raft_client::RaftClient;
+use crate::rpc::streams_client::StreamsClient;
 use crate::session::{ClientSession, Opening};
 use crate::status::{self, within};
+use crate::stream::{Opened, Piece, STREAM_MESSAGE_MAX, Tunnel, queue};
 use crate::transport::{ClientStream, Fate, connect_tcp, connect_tls, manager_at};
 use crate::{JOIN_MESSAGE_MAX, PEER_BODY_MAX, PEER_MESSAGE_MAX, SESSION_MESSAGE_MAX};
 
@@ -230,6 +232,29 @@ impl Client {
         let (first, stream) = within("session", &self.addr, WELCOME_DEADLINE, call).await?;
         let welcome = self.welcome(first)?;
         Ok(opening.welcomed(welcome, stream))
+    }
+
+    /// Opens the stream `number`, which the manager has asked for. The connection is the stream's
+    /// from then on.
+    ///
+    /// # Errors
+    /// [`WireError::Remote`] when the manager does not wait for it (any more).
+    pub async fn stream(self, number: u64) -> Result<Tunnel, WireError> {
+        let (sender, outgoing) = queue();
+        // The queue is empty, and `outgoing` holds its other end.
+        let first = Piece::open(Opened { v: PROTOCOL_VERSION, number });
+        if sender.try_send(first).is_err() {
+            return Err(WireError::Closed { addr: self.addr.to_string(), source: None });
+        }
+        let call = async {
+            let mut client = StreamsClient::new(self.channel.clone())
+                .max_decoding_message_size(STREAM_MESSAGE_MAX);
+            let response = client.open(Request::new(outgoing)).await;
+            Ok(response.map_err(|s| self.error(s))?.into_inner())
+        };
+        let incoming = within("stream", &self.addr, WELCOME_DEADLINE, call).await?;
+        let addr = Arc::clone(&self.addr);
+        Ok(Tunnel::new(incoming, sender, &addr, Some(self)))
     }
 
     fn welcome(&self, first: Option<ManagerMessage>) -> Result<Welcome, WireError> {

@@ -1,6 +1,7 @@
 //! Peer RPC: what nodes say to each other, over mutual TLS.
 //!
-//! HTTP/2 with gRPC framing (tonic) and JSON bodies; services are declared by hand in `build.rs`.
+//! HTTP/2 with gRPC framing (tonic) and JSON bodies, but for the bytes of [`stream`]; services are
+//! declared by hand in `build.rs`.
 //! The crate moves messages and notices dead peers; it decides nothing. Handlers are traits that
 //! `manager` implements, sessions are handles that `agent` drives. What managers say to each other
 //! crosses as opaque JSON: consensus is none of this crate's business.
@@ -24,6 +25,7 @@ pub mod peers;
 pub mod server;
 pub mod session;
 mod status;
+pub mod stream;
 mod transport;
 mod watched;
 
@@ -34,6 +36,7 @@ mod rpc {
     include!(concat!(env!("OUT_DIR"), "/shoal.v1.Dispatcher.rs"));
     include!(concat!(env!("OUT_DIR"), "/shoal.v1.Raft.rs"));
     include!(concat!(env!("OUT_DIR"), "/shoal.v1.Control.rs"));
+    include!(concat!(env!("OUT_DIR"), "/shoal.v1.Streams.rs"));
 }
 
 /// Largest message of a session. A full assignment of a large cluster (10,000 tasks on a network)

@@ -220,6 +220,8 @@ pub enum ManagerMessage {
     OpenLogs(OpenLogs),
     /// Nobody reads that log any more.
     CloseLogs(CloseLogs),
+    /// Open a stream to a manager.
+    OpenStream(OpenStream),
     /// The managers have changed.
     Managers(Managers),
     /// What this node is to be.
@@ -256,6 +258,7 @@ read_envelope!(ManagerMessage {
     "attach_reply" => AttachReply,
     "open_logs" => OpenLogs,
     "close_logs" => CloseLogs,
+    "open_stream" => OpenStream,
     "managers" => Managers,
     "role" => Role,
     "converged" => Converged,
@@ -439,6 +442,16 @@ pub struct OpenLogs {
 pub struct CloseLogs {
     /// Which stream.
     pub stream: u64,
+}
+
+/// Open a stream ([`crate::stream`]) to a manager, which waits for it. Only the manager that leads
+/// says so, and only for one that has asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenStream {
+    /// Says which of the manager's requests the stream is for.
+    pub number: u64,
+    /// The manager, and where it is.
+    pub manager: ManagerAddr,
 }
 
 /// Lines of a log.

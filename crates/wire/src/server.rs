@@ -2,6 +2,7 @@
 
 mod connections;
 mod managers;
+mod streams;
 
 use std::io;
 use std::net::SocketAddr;
@@ -27,6 +28,7 @@ use tracing::{info, warn};
 
 pub use self::connections::Connections;
 pub use self::managers::ManagerHandler;
+pub use self::streams::{StreamHandler, nobody_waits};
 use crate::error::WireError;
 use crate::fault::RemoteFault;
 use crate::message::{
@@ -100,6 +102,8 @@ pub struct Handlers {
     pub sessions: Arc<dyn SessionHandler>,
     /// Other managers.
     pub managers: Arc<dyn ManagerHandler>,
+    /// Streams that nodes open.
+    pub streams: Arc<dyn StreamHandler>,
 }
 
 /// A running server. Dropping it stops the server at once.
@@ -201,6 +205,7 @@ pub fn serve(
     .max_decoding_message_size(SESSION_MESSAGE_MAX)
     .max_encoding_message_size(SESSION_MESSAGE_MAX);
     let (raft, control) = managers::doors(&handlers.managers);
+    let opened = streams::door(handlers.streams);
     let run = |streams: u32, deadline: Duration| {
         let (ready, connections) = mpsc::channel(HANDSHAKES_MAX);
         let mut stopping = stopping.clone();
@@ -213,6 +218,7 @@ pub fn serve(
             .add_service(dispatcher.clone())
             .add_service(raft.clone())
             .add_service(control.clone())
+            .add_service(opened.clone())
             .serve_with_incoming_shutdown(ReceiverStream::new(connections), async move {
                 // Ignored because: a server that is gone altogether stops too.
                 drop(stopping.wait_for(|stop| *stop).await);

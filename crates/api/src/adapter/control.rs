@@ -19,7 +19,7 @@ use shoal_model::spec::payload::PayloadSpec;
 use shoal_model::spec::service::{EndpointMode, PortConfig, PublishMode, ServiceSpec};
 use tokio::sync::broadcast::error::RecvError;
 
-use crate::backend::swarm::{Rotations, ServiceUpdate, ServiceWritten, SwarmControl};
+use crate::backend::swarm::{NodeStream, Rotations, ServiceUpdate, ServiceWritten, SwarmControl};
 use crate::error::ApiResult;
 
 /// The manager's control as the routes see it.
@@ -190,6 +190,10 @@ impl SwarmControl for ManagerControl {
             unlock_key: rotate.unlock_key,
         };
         Ok(self.0.update_cluster(version, spec, rotation).await?)
+    }
+
+    async fn open_stream(&self, node: &NodeId) -> ApiResult<NodeStream> {
+        Ok(Box::new(self.0.open_stream(node).await?))
     }
 
     async fn logs(

@@ -91,6 +91,10 @@ impl ContainerBackend for EngineBackend {
         to_json(self.0.inspect(word, size).await?)
     }
 
+    async fn knows(&self, word: &str) -> bool {
+        self.0.knows(word)
+    }
+
     async fn start(&self, word: &str) -> ApiResult<()> {
         Ok(self.0.start(word).await?)
     }

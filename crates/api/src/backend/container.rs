@@ -42,6 +42,10 @@ pub trait ContainerBackend: Send + Sync {
     /// # Errors
     /// 404.
     async fn inspect(&self, word: &str, size: bool) -> ApiResult<Value>;
+    /// Whether `word` means one of this node's containers, or several.
+    async fn knows(&self, word: &str) -> bool {
+        !self.inspect(word, false).await.is_err_and(|error| error.is_not_found())
+    }
     /// Starts it.
     ///
     /// # Errors

@@ -15,6 +15,7 @@ use shoal_model::spec::network::NetworkSpec;
 use shoal_model::spec::node::{Availability, NodeSpec};
 use shoal_model::spec::payload::PayloadSpec;
 use shoal_model::spec::service::ServiceSpec;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 
 use crate::error::ApiResult;
@@ -330,6 +331,12 @@ pub trait SwarmControl: Send + Sync {
         rotate: Rotations,
     ) -> ApiResult<()>;
 
+    /// A stream to a node, on which [`crate::anywhere::serve`] answers.
+    ///
+    /// # Errors
+    /// 503 with the node's name if it does not answer within seconds, 404 if it is no member.
+    async fn open_stream(&self, node: &NodeId) -> ApiResult<NodeStream>;
+
     /// Output of the tasks of a service, or of one task, from every node.
     ///
     /// # Errors
@@ -340,6 +347,14 @@ pub trait SwarmControl: Send + Sync {
         options: LogSelection,
     ) -> ApiResult<BoxStream<'static, TaskLog>>;
 }
+
+/// Bytes to a node and back.
+pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Duplex for S {}
+
+/// A stream to a node.
+pub type NodeStream = Box<dyn Duplex>;
 
 /// What a service route wrote.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -7,6 +7,7 @@ use futures::FutureExt;
 use http::{HeaderValue, Method, Request, StatusCode};
 use hyper::body::Incoming;
 
+use crate::anywhere;
 use crate::backend::ApiState;
 use crate::error::{ApiError, RequestFault};
 use crate::http::Call;
@@ -59,7 +60,8 @@ async fn handle(
     };
     let query = Query::parse(head.uri.query().unwrap_or(""));
     let changes = state.changes.clone();
-    let work = (route.handler)(Call { state, version, query, params, head, body: Some(body) });
+    let call = Call { state, version, query, params, head, body: Some(body) };
+    let work = anywhere::direct(route, call).await?;
     match route.conduct {
         Conduct::Change => changes.see_through(work).await?,
         Conduct::Read | Conduct::Stream => work.await,

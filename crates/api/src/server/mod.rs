@@ -30,9 +30,9 @@ use crate::server::listen::{Accepted, Listener};
 /// shorter time makes them meet a closed one.
 const IDLE_MAX: Duration = Duration::from_secs(600);
 /// Most header lines of a request; docker sends about ten.
-const HEADERS_MAX: usize = 128;
+pub(crate) const HEADERS_MAX: usize = 128;
 /// Longest head of a request. Filters and registry credentials travel in it.
-const HEAD_BYTES_MAX: usize = 512 << 10;
+pub(crate) const HEAD_BYTES_MAX: usize = 512 << 10;
 /// How long running requests may take once the daemon stops; streams are cut after it.
 const DRAIN_MAX: Duration = Duration::from_secs(2);
 /// Pause after a failed accept (out of descriptors), so that it does not spin.

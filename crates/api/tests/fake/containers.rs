@@ -20,7 +20,8 @@ use tokio::sync::{mpsc, watch};
 #[derive(Default)]
 pub struct Containers {
     all: Mutex<BTreeMap<String, Arc<One>>>,
-    execs: Mutex<BTreeMap<String, bool>>,
+    /// The container, and whether the program is missing.
+    execs: Mutex<BTreeMap<String, (String, bool)>>,
     pub calls: Mutex<Vec<String>>,
     /// While it is closed, creates wait.
     pub closed: watch::Sender<bool>,
@@ -111,7 +112,13 @@ impl ContainerBackend for Containers {
         let tty = one.spec.config.tty.unwrap_or(false);
         let running = *one.started.borrow() && one.ended.borrow().is_none();
         Ok(json!({
-            "Id": id, "Name": format!("/{}", one.name), "Config": { "Tty": tty },
+            "Id": id, "Name": format!("/{}", one.name),
+            "Config": {
+                "Tty": tty,
+                "OpenStdin": one.spec.config.attach_stdin,
+                "Labels": one.spec.config.labels,
+            },
+            "ExecIDs": ["e1"],
             "State": { "Running": running, "ExitCode": 0 },
             "HostConfig": { "LogConfig": { "Type": "json-file", "Config": {} } },
         }))
@@ -220,10 +227,10 @@ impl ContainerBackend for Containers {
         Ok(json!({ "ContainersDeleted": [], "SpaceReclaimed": 0 }))
     }
     async fn exec_create(&self, word: &str, spec: ExecCreate) -> ApiResult<String> {
-        self.find(word)?;
+        let (container, _) = self.find(word)?;
         let mut execs = self.execs.lock().unwrap();
         let id = format!("{:0>64x}", execs.len() + 0xeee);
-        execs.insert(id.clone(), spec.cmd.first().is_some_and(|c| c == "missing"));
+        execs.insert(id.clone(), (container, spec.cmd.first().is_some_and(|c| c == "missing")));
         Ok(id)
     }
     async fn exec_facts(&self, id: &str) -> ApiResult<ExecFacts> {
@@ -234,16 +241,18 @@ impl ContainerBackend for Containers {
             .ok_or_else(|| ApiError::not_found(format!("No such exec instance: {id}")))
     }
     async fn exec_start(&self, id: &str, _: ExecStart) -> ApiResult<Option<Stdio>> {
-        if self.execs.lock().unwrap()[id] {
+        if self.execs.lock().unwrap()[id].1 {
             return Err(ApiError::invalid("exec: \"missing\": executable file not found in $PATH"));
         }
         let (_keep, started) = watch::channel(true);
         Ok(Some(echo(false, true, started, || {})))
     }
     async fn exec_inspect(&self, id: &str) -> ApiResult<Value> {
-        let missing = self.execs.lock().unwrap()[id];
+        let found = self.execs.lock().unwrap().get(id).cloned();
+        let missing = || ApiError::not_found(format!("No such exec instance: {id}"));
+        let (container, missing) = found.ok_or_else(missing)?;
         let code = if missing { 127 } else { 7 };
-        Ok(json!({ "ID": id, "Running": false, "ExitCode": code, "ContainerID": "" }))
+        Ok(json!({ "ID": id, "Running": false, "ExitCode": code, "ContainerID": container }))
     }
     async fn exec_resize(&self, _: &str, _: TerminalSize) -> ApiResult<()> {
         Ok(())

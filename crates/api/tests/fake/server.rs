@@ -32,6 +32,11 @@ pub struct Server {
     runtime: Option<tokio::runtime::Runtime>,
 }
 
+/// Another node's: its containers, and nothing of a swarm.
+pub fn elsewhere(containers: Arc<Containers>) -> Arc<ApiState> {
+    state(Swarm::default(), containers, Arc::new(Images))
+}
+
 /// A state over fakes, but for containers, volumes, events and images.
 fn state<E, I>(swarm: Swarm, engine: Arc<E>, images: Arc<I>) -> Arc<ApiState>
 where

@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use ipnet::IpNet;
+use shoal_api::backend::ApiState;
 use shoal_api::backend::swarm::*;
 use shoal_api::error::{ApiError, ApiResult};
 use shoal_model::change::{Change, Expect, Object, ObjectKey, Transaction};
@@ -29,12 +30,32 @@ const AT: Timestamp = Timestamp::from_secs(1_500_000_000);
 #[derive(Clone, Default)]
 pub struct Swarm {
     control: Arc<Mutex<Option<Control>>>,
+    /// The one other node that can be reached.
+    pub elsewhere: Arc<Mutex<Option<Arc<ApiState>>>>,
     pub worker: Arc<Mutex<bool>>,
     changes: Arc<tokio::sync::watch::Sender<u64>>,
 }
 
 #[derive(Clone)]
-pub struct Control(Arc<Mutex<(ClusterState, CountingIds)>>);
+pub struct Control(Arc<Mutex<(ClusterState, CountingIds)>>, Elsewhere);
+
+type Elsewhere = Arc<Mutex<Option<Arc<ApiState>>>>;
+
+pub const OTHER_NODE: &str = "node0000000000000000000n2";
+
+impl Swarm {
+    /// Moves the only task to the other node, as if it were this container there; the task's id.
+    pub fn move_task(&self, container: &str) -> String {
+        let control = self.control.lock().unwrap().clone().unwrap();
+        let mut task = (**control.state().tasks.values().next().unwrap()).clone();
+        task.node_id = Some(OTHER_NODE.into());
+        task.status.container.as_mut().unwrap().container_id = ContainerId::new(container);
+        let id = task.id.to_string();
+        control.delete(ObjectKey::Task(task.id.clone())).unwrap();
+        control.put(Object::Task(Box::new(task)), Expect::Any).unwrap();
+        id
+    }
+}
 
 #[async_trait]
 impl SwarmMembership for Swarm {
@@ -68,7 +89,7 @@ impl SwarmMembership for Swarm {
                  swarm and join another one.",
             ));
         }
-        *slot = Some(Control::new(request.spec));
+        *slot = Some(Control::new(request.spec, self.elsewhere.clone()));
         self.changes.send_modify(|count| *count += 1);
         Ok(NODE.into())
     }
@@ -99,8 +120,8 @@ impl SwarmMembership for Swarm {
 }
 
 impl Control {
-    fn new(spec: ClusterSpec) -> Self {
-        let control = Self(Arc::default());
+    fn new(spec: ClusterSpec, elsewhere: Elsewhere) -> Self {
+        let control = Self(Arc::default(), elsewhere);
         let key = rcgen::KeyPair::generate().unwrap();
         let ca = rcgen::CertificateParams::new(Vec::new()).unwrap().self_signed(&key).unwrap();
         let cluster = Cluster {
@@ -347,6 +368,13 @@ impl SwarmControl for Control {
         let mut cluster = (**self.state().cluster.as_ref().unwrap()).clone();
         cluster.spec = spec;
         self.put(Object::Cluster(Box::new(cluster)), Expect::Version(version))
+    }
+    async fn open_stream(&self, node: &NodeId) -> ApiResult<NodeStream> {
+        let state = self.1.lock().unwrap().clone().filter(|_| node.as_str() == OTHER_NODE);
+        let state = state.ok_or_else(|| ApiError::unavailable("reach node 'two': it is off"))?;
+        let (ours, theirs) = tokio::io::duplex(1 << 10);
+        tokio::spawn(shoal_api::anywhere::serve(state, theirs));
+        Ok(Box::new(ours))
     }
     async fn logs(&self, of: LogsOf, _: LogSelection) -> ApiResult<BoxStream<'static, TaskLog>> {
         let state = self.state();

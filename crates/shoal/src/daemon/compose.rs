@@ -29,6 +29,7 @@ use super::health::Health;
 use super::networks::Networks;
 use super::settings::Settings;
 use super::swarm::Membership;
+use super::visitors::Visitors;
 use super::{facts, lock};
 use crate::doctor::Checkup;
 
@@ -59,6 +60,7 @@ pub async fn run(settings: &Settings) -> Result<()> {
     let looked_after = async move { abilities.keep(|| agent.describe_again()).await };
     tokio::spawn(stop.clone().run_until_cancelled_owned(looked_after));
     let state = Arc::new(api_state(settings, &parts));
+    parts.agent.serve_streams(Arc::new(Visitors(state.clone())));
     let mut server = tokio::spawn(shoal_api::server::serve(listeners, state, stop.clone()));
     tracing::info!(hosts = ?settings.hosts, name = settings.node_name, "node is up");
     let ended = tokio::select! {

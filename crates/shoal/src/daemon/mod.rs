@@ -8,6 +8,7 @@ mod lock;
 mod networks;
 mod settings;
 mod swarm;
+mod visitors;
 
 use std::process::ExitCode;
 use std::time::Duration;

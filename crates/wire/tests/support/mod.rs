@@ -25,9 +25,10 @@ use shoal_wire::message::{
 };
 use shoal_wire::peers::Lane;
 use shoal_wire::server::{
-    Handlers, JoinHandler, ManagerHandler, Server, SessionHandler, listen, serve,
+    Handlers, JoinHandler, ManagerHandler, Server, SessionHandler, StreamHandler, listen, serve,
 };
 use shoal_wire::session::ServerSession;
+use shoal_wire::stream::Tunnel;
 use tokio::sync::{mpsc, watch};
 
 pub fn now() -> Timestamp {
@@ -78,6 +79,7 @@ pub struct TestHandler {
     sessions: mpsc::Sender<ServerSession>,
     heard: watch::Sender<String>,
     here: watch::Sender<usize>,
+    tunnels: mpsc::Sender<(NodeId, Tunnel)>,
 }
 
 #[async_trait]
@@ -136,6 +138,23 @@ impl TestHandler {
 impl SessionHandler for TestHandler {
     async fn session(&self, session: ServerSession) {
         self.sessions.send(session).await.unwrap();
+    }
+}
+
+/// Hands every stream to the test, but for the number 0.
+#[async_trait]
+impl StreamHandler for TestHandler {
+    async fn stream(
+        &self,
+        from: PeerIdentity,
+        number: u64,
+        tunnel: Tunnel,
+    ) -> Result<(), RemoteFault> {
+        if number == 0 {
+            return Err(shoal_wire::server::nobody_waits());
+        }
+        self.tunnels.try_send((from.node_id, tunnel)).unwrap();
+        Ok(())
     }
 }
 
@@ -205,6 +224,8 @@ pub struct TestServer {
     pub tls: watch::Sender<Arc<rustls::ServerConfig>>,
     /// The last order of another manager.
     pub heard: watch::Receiver<String>,
+    /// Streams that nodes have opened, and who.
+    pub tunnels: mpsc::Receiver<(NodeId, Tunnel)>,
 }
 
 /// A manager of `cluster` that shows `identity`.
@@ -218,14 +239,25 @@ pub async fn start_at(addr: &str, cluster: &Arc<Cluster>, identity: &NodeIdentit
     let (heard, orders) = watch::channel(String::new());
     let here = watch::Sender::new(0);
     let cluster = Arc::clone(cluster);
-    let handler =
-        Arc::new(TestHandler { cluster: Arc::clone(&cluster), sessions: deliver, heard, here });
+    let (tunnels, opened) = mpsc::channel(8);
+    let handler = Arc::new(TestHandler {
+        cluster: Arc::clone(&cluster),
+        sessions: deliver,
+        heard,
+        here,
+        tunnels,
+    });
     let (tls, config) = watch::channel(identity.server_config().unwrap());
     let listener = listen(addr.parse().unwrap()).await.unwrap();
-    let handlers = Handlers { join: handler.clone(), sessions: handler.clone(), managers: handler };
+    let handlers = Handlers {
+        join: handler.clone(),
+        sessions: handler.clone(),
+        managers: handler.clone(),
+        streams: handler,
+    };
     let server = serve(listener, config, handlers).unwrap();
     let addr = server.local_addr().to_string();
-    TestServer { server, addr, sessions, cluster, tls, heard: orders }
+    TestServer { server, addr, sessions, cluster, tls, heard: orders, tunnels: opened }
 }
 
 pub async fn start(cluster: &Arc<Cluster>) -> TestServer {
