@@ -23,8 +23,8 @@ use crate::statuses::Reports;
 use crate::{assigner, members, planner, relay, statuses};
 
 /// How long a session that comes while nobody leads waits for a leadership to begin here. A manager
-/// that was taken out of the group while it was off waits for one in vain, and its own node with it:
-/// well below the silence after which that node counts as down.
+/// that was taken out of the group while it was off waits for one in vain, and its own node with
+/// it: well below the silence after which that node counts as down.
 const BEGIN_PATIENCE: Duration = Duration::from_millis(750);
 
 /// How long a majority may take to confirm that this manager leads.
