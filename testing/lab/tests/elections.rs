@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::{Child, Command};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -87,7 +87,7 @@ impl Writers {
     }
 }
 
-fn write(socket: &PathBuf, number: usize, stop: &AtomicBool) -> (u32, Vec<String>) {
+fn write(socket: &Path, number: usize, stop: &AtomicBool) -> (u32, Vec<String>) {
     let (mut count, mut failed) = (0, Vec::new());
     while !stop.load(Ordering::SeqCst) {
         let name = format!("w{number}-{count}");

@@ -3,7 +3,8 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::mpsc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -63,7 +64,9 @@ pub fn inside(args: &[String]) -> Result<()> {
     }
     let mut stopped = Figures::default();
     for _ in 0..stops {
-        bench.round(&mut stopped, |host| drop(host.stop_daemon()))?;
+        bench.round(&mut stopped, |host| {
+            host.stop_daemon();
+        })?;
     }
     killed.print("kill -9 of the leader");
     stopped.print("SIGTERM of the leader");
@@ -127,22 +130,20 @@ impl Bench<'_> {
         std::thread::sleep(CALM);
         let rest: Vec<PathBuf> =
             (1..=3).filter(|index| *index != leader).map(|index| self.socket(index)).collect();
-        let (done, stop) = mpsc::channel();
+        let stop = Arc::new(AtomicBool::new(false));
         let writer = {
             let (socket, name) = (rest[1].clone(), format!("w{}", self.count));
+            let stop = Arc::clone(&stop);
             std::thread::spawn(move || write_on(&socket, &name, &stop))
-        };
-        let (told, began) = mpsc::channel();
-        let watcher = {
-            let (rest, dead) = (rest.clone(), format!("node-{leader}"));
-            std::thread::spawn(move || -> Result<f64> {
-                let began: Instant = began.recv().context("hear when it began")?;
-                until(began, || rest.iter().any(|s| leads(s).is_some_and(|name| name != dead)))
-            })
         };
         let host = self.cluster.node(leader);
         let began = Instant::now();
-        told.send(began).context("tell when it began")?;
+        let watcher = {
+            let (rest, dead) = (rest.clone(), format!("node-{leader}"));
+            std::thread::spawn(move || {
+                until(began, || rest.iter().any(|s| leads(s).is_some_and(|name| name != dead)))
+            })
+        };
         let asker = {
             let (socket, name) = (rest[0].clone(), format!("f{}", self.count));
             std::thread::spawn(move || until(began, || network(&socket, &name)))
@@ -154,7 +155,7 @@ impl Bench<'_> {
         };
         figures.shown.push(joined(watcher)?);
         figures.written.push(joined(asker)?);
-        drop(done);
+        stop.store(true, Ordering::SeqCst);
         let (gap, failed) = writer.join().unwrap_or((PATIENCE.as_secs_f64(), 1));
         figures.gap.push(gap);
         figures.failed += failed;
@@ -214,10 +215,10 @@ fn network(socket: &Path, name: &str) -> bool {
     matches!(answer, Outcome::Answered(201 | 409, _))
 }
 
-/// Writes until `stop` hangs up; the longest that one took, and how many failed.
-fn write_on(socket: &Path, name: &str, stop: &mpsc::Receiver<()>) -> (f64, usize) {
+/// Writes until `stop` says so; the longest that one took, and how many failed.
+fn write_on(socket: &Path, name: &str, stop: &AtomicBool) -> (f64, usize) {
     let (mut longest, mut failed, mut count) = (0.0f64, 0, 0);
-    while stop.try_recv() != Err(mpsc::TryRecvError::Disconnected) {
+    while !stop.load(Ordering::SeqCst) {
         let began = Instant::now();
         let name = format!("{name}-{count}");
         failed += usize::from(!network(socket, &name));
