@@ -2,6 +2,7 @@
 
 use std::io::Cursor;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use openraft::Snapshot;
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, VoteRequest};
@@ -101,9 +102,9 @@ fn vote(record: VoteRecord, from: u64) -> Result<Vote, AnswerError> {
 
 impl Core {
     /// Asks whether `member` is there.
-    pub(crate) async fn ping(&self, member: &Member) {
+    pub(crate) async fn ping(&self, member: &Member, limit: Duration) {
         // Anything else is silence.
-        if self.links.ping(member).await.is_ok() {
+        if self.links.ping(member, limit).await.is_ok() {
             self.elections.present(member.raft_id);
         }
     }

@@ -1,5 +1,5 @@
-//! Who leads, as this member sees it: see [`crate::leadership`]. Silence is counted by looks, so that
-//! time in which this process was not let run is not taken for the others' silence.
+//! Who leads, as this member sees it: see [`crate::leadership`]. Silence is counted by looks, so
+//! that time in which this process was not let run is not taken for the others' silence.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
@@ -17,11 +17,13 @@ use crate::group::Group;
 use crate::leadership::CADENCE;
 use crate::peer::Member;
 
-/// Silence after which a member counts as not heard: ten beats, and longer than an election needs as
-/// a rule.
+/// Silence after which a member counts as not heard: ten beats, and longer than an election needs
+/// as a rule.
 pub(crate) const SILENCE: Duration = Duration::from_millis(1_000);
 /// Time between two questions to everybody who is there, while nobody leads.
 const PING_EVERY: Duration = Duration::from_millis(400);
+/// How long such a question may take.
+const PING_LIMIT: Duration = Duration::from_millis(800);
 /// Questions under way: more members than a group may have are not asked at once.
 const PINGS_MAX: usize = 32;
 
@@ -218,7 +220,7 @@ pub(crate) async fn observe(core: &Core, signs: &Signs) {
             asked = now + PING_EVERY;
             for member in seen.group.voters.iter().filter(|m| m.raft_id != core.raft_id) {
                 let (core, member) = (core.clone(), member.clone());
-                pings.spawn(async move { core.ping(&member).await });
+                pings.spawn(async move { core.ping(&member, PING_LIMIT).await });
             }
         }
         signs.show(seen);

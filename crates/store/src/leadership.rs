@@ -50,8 +50,8 @@ pub(crate) struct Elections {
     disk: Disk,
     part: Mutex<Part>,
     standing: watch::Sender<Standing>,
-    /// Whether proposals have to wait.
-    hold: watch::Sender<bool>,
+    /// While proposals have to wait: for the which time.
+    hold: watch::Sender<Option<u64>>,
     /// Read by who changes the group, written by who waits for that to end.
     changes: RwLock<()>,
 }
@@ -60,7 +60,10 @@ struct Part {
     /// Gone for the time of a step, and at the end.
     life: Option<Leadership>,
     members: BTreeMap<u64, Member>,
+    /// Beats to each whose echo is awaited.
     beats: BTreeMap<u64, usize>,
+    /// How often proposals had to wait.
+    holds: u64,
     pulses: pulse::Pulses,
     tasks: JoinSet<()>,
     /// Who waits for the outcome of a hand-over.
@@ -81,6 +84,7 @@ impl Elections {
             life: Some(Leadership::begin(RaftId(own), CADENCE)),
             members: BTreeMap::new(),
             beats: BTreeMap::new(),
+            holds: 0,
             pulses: pulse::Pulses::default(),
             tasks: JoinSet::new(),
             handing: None,
@@ -93,7 +97,7 @@ impl Elections {
             disk,
             part: Mutex::new(part),
             standing: watch::Sender::new(nobody),
-            hold: watch::Sender::new(false),
+            hold: watch::Sender::new(None),
             changes: RwLock::new(()),
         })
     }
@@ -107,8 +111,8 @@ impl Elections {
         self.standing.subscribe()
     }
 
-    /// Whether proposals have to wait.
-    pub(crate) fn hold(&self) -> watch::Receiver<bool> {
+    /// While proposals have to wait: for the which time.
+    pub(crate) fn hold(&self) -> watch::Receiver<Option<u64>> {
         self.hold.subscribe()
     }
 
@@ -228,9 +232,9 @@ impl Elections {
     pub(crate) async fn change(&self) -> RwLockReadGuard<'_, ()> {
         loop {
             // Ignored because: whoever holds the other end is this.
-            let _ = self.hold.subscribe().wait_for(|hold| !hold).await;
+            let _ = self.hold.subscribe().wait_for(Option::is_none).await;
             let guard = self.changes.read().await;
-            if !*self.hold.borrow() {
+            if self.hold.borrow().is_none() {
                 return guard;
             }
         }
@@ -284,9 +288,8 @@ impl Elections {
             Effect::Beat { term, number, voice } => {
                 let (term, number, mute) = (term.0, number.0, voice == Voice::Mute);
                 for to in part.members.values().cloned().collect::<Vec<_>>() {
-                    let waiting = part.beats.entry(to.raft_id).or_default();
-                    if *waiting < BEATS_MAX {
-                        *waiting += 1;
+                    let waiting = part.beats.get(&to.raft_id).copied().unwrap_or_default();
+                    if waiting < BEATS_MAX {
                         self.send_beat(part, to, Ask::Beat { term, number, mute });
                     }
                 }
@@ -324,7 +327,8 @@ impl Elections {
                 }
             }
             Effect::Hold(hold) => {
-                self.hold.send_replace(hold);
+                part.holds += u64::from(hold);
+                self.hold.send_replace(hold.then_some(part.holds));
             }
             Effect::Show(standing) => {
                 self.standing.send_replace(standing);
@@ -339,8 +343,8 @@ impl Elections {
     }
 
     fn send_beat(self: &Arc<Self>, part: &mut Part, to: Member, ask: Ask) {
-        let this = Arc::clone(self);
-        part.spawn(async move {
+        let (this, id) = (Arc::clone(self), to.raft_id);
+        let sent = part.spawn(async move {
             let reply = this.links.put(&to, Lane::Vote, ask, BEAT_LIMIT).await;
             if let Some(waiting) = this.part().beats.get_mut(&to.raft_id) {
                 *waiting = waiting.saturating_sub(1);
@@ -351,6 +355,7 @@ impl Elections {
                 this.give(Event::Echo { from, number });
             }
         });
+        *part.beats.entry(id).or_default() += usize::from(sent);
     }
 
     fn send_probe(self: &Arc<Self>, part: &mut Part, to: Member, round: Round, ask: Ask) {
@@ -368,11 +373,14 @@ impl Elections {
 }
 
 impl Part {
-    fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) {
+    /// Whether there was room for it.
+    fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) -> bool {
         while self.tasks.try_join_next().is_some() {}
-        if self.tasks.len() < TASKS_MAX {
+        let room = self.tasks.len() < TASKS_MAX;
+        if room {
             self.tasks.spawn(task);
         }
+        room
     }
 }
 

@@ -15,7 +15,8 @@ pub(crate) struct Links {
     /// This member.
     pub(crate) own: Member,
     peers: Arc<dyn Peers>,
-    /// How often each member answered since this one's start. Who counts silence compares two looks.
+    /// How often each member answered since this one's start. Who counts silence compares two
+    /// looks.
     heard: Mutex<BTreeMap<u64, u64>>,
     /// Whether nothing that a leader says goes out.
     mute: AtomicBool,

@@ -35,8 +35,6 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_m
 /// How long an append may go on: a second, and another one for each of so many bytes.
 const APPEND_LIMIT: Duration = Duration::from_secs(1);
 const APPEND_BYTES_A_SECOND: u64 = 256 << 10;
-/// How long a member may take to say that it is there: opening a connection is part of it.
-const PING_LIMIT: Duration = Duration::from_secs(5);
 /// How long one piece of a snapshot may take.
 const PIECE_LIMIT: Duration = Duration::from_secs(10);
 /// How long a member may take to install a snapshot.
@@ -100,8 +98,8 @@ impl Links {
 
 impl Links {
     /// Asks whether `to` is there.
-    pub(crate) async fn ping(&self, to: &Member) -> Result<(), PeerError> {
-        match self.put(to, Lane::Vote, Ask::Ping {}, PING_LIMIT).await {
+    pub(crate) async fn ping(&self, to: &Member, limit: Duration) -> Result<(), PeerError> {
+        match self.put(to, Lane::Vote, Ask::Ping {}, limit).await {
             Ok(_) => Ok(()),
             Err(WayError::Peer { source, .. }) => Err(source),
             Err(error) => Err(PeerError::Other(error.to_string())),

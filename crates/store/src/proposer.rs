@@ -111,12 +111,11 @@ pub(crate) async fn run(
     let under_way = JoinSet::new();
     let mut writer = Writer { core, queue, held: None, under_way, since_snapshot: 0 };
     let mut hold = core.elections.hold();
-    let mut told = false;
+    let mut told = None;
     let cause = loop {
         let holds = *hold.borrow_and_update();
-        told &= holds;
-        let room = writer.under_way.len() < UNDER_WAY_MAX && !holds;
-        let quiet = holds && !told && writer.under_way.is_empty();
+        let room = writer.under_way.len() < UNDER_WAY_MAX && holds.is_none();
+        let quiet = holds.is_some() && told != holds && writer.under_way.is_empty();
         tokio::select! {
             biased;
             cause = core.failed() => break cause,
@@ -133,7 +132,7 @@ pub(crate) async fn run(
             }
             // Ignored because: the core has the other end.
             _ = hold.changed() => {}
-            () = core.elections.held(), if quiet => told = true,
+            () = core.elections.held(), if quiet => told = holds,
             first = next(&mut writer.held, writer.queue), if room => {
                 if let Err(cause) = writer.write(first?).await {
                     break cause;

@@ -20,6 +20,9 @@ const QUICK: (u32, Duration) = (3, Duration::from_millis(50));
 /// Pause between attempts while there is no connection.
 const SLOW: Duration = Duration::from_millis(500);
 
+/// How long a member may take to say that it is there: opening a connection is part of it.
+const PRESENT_WITHIN: Duration = Duration::from_secs(5);
+
 /// One task for each other member.
 #[derive(Default)]
 pub(crate) struct Pulses(BTreeMap<u64, (Member, JoinHandle<()>)>);
@@ -66,7 +69,7 @@ async fn feel(elections: Weak<Elections>, links: Arc<Links>, peer: Member) {
     let mut quick = 0;
     loop {
         let mut began = None;
-        let why = match links.ping(&peer).await {
+        let why = match links.ping(&peer, PRESENT_WITHIN).await {
             Ok(()) => {
                 let Some(elections) = elections.upgrade() else { return };
                 elections.present(peer.raft_id);

@@ -273,9 +273,9 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Refused`] says why the state refused it; everything else says why the store
-    /// could not take it. Only [`StoreError::NoQuorum`], [`StoreError::Deposed`], [`StoreError::Stopped`] and, when the disk
-    /// failed during just this write, [`StoreError::Full`] and [`StoreError::Failing`] leave open
-    /// whether it happens.
+    /// could not take it. Only [`StoreError::NoQuorum`], [`StoreError::Deposed`],
+    /// [`StoreError::Stopped`] and, when the disk failed during just this write,
+    /// [`StoreError::Full`] and [`StoreError::Failing`] leave open whether it happens.
     pub async fn propose(
         &self,
         what: Transaction,

@@ -119,7 +119,7 @@ fn refusal_of_ours(error: &rustls::Error) -> Option<String> {
 
 /// What became of a client's connection, as the socket tells it: the layers above lose that. Cheap
 /// to clone.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Fate(watch::Sender<Known>);
 
 #[derive(Debug, Default)]
@@ -170,12 +170,6 @@ impl Fate {
             return WireError::Silent { addr, silent: silence };
         }
         WireError::Closed { addr, source }
-    }
-}
-
-impl Default for Fate {
-    fn default() -> Self {
-        Self(watch::Sender::default())
     }
 }
 
