@@ -3,8 +3,8 @@
 //! The leader says what the node is to be, and the certificate that it gives decides: a manager's
 //! comes with a number for the group, a worker's says that the node is out of it. On the disk the
 //! certificate is first, then the record, then the store. So a crash at any step leaves what the
-//! next daemon goes on from, and a store that may have voted is never used under another number, nor
-//! an empty one under a number that may have voted.
+//! next daemon goes on from, and a store that may have voted is never used under another number,
+//! nor an empty one under a number that may have voted.
 
 use shoal_model::spec::node::NodeRole;
 

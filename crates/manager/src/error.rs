@@ -137,6 +137,7 @@ const OUT_OF_SEQUENCE: &str = "SH-MGR-002";
 const NOT_LEADING: &str = "SH-MGR-008";
 const STOPPING: &str = "SH-MGR-010";
 const STORE_NOT_LEADING: &str = "SH-STO-002";
+const STORE_DEPOSED: &str = "SH-STO-026";
 const STORE_STOPPED: &str = "SH-STO-005";
 
 impl ControlError {
@@ -159,10 +160,11 @@ impl ControlError {
         match self {
             Self::NotLeading | Self::PassOn { sent: false, .. } => Fate::NotBegun,
             Self::PassOn { sent: true, .. } | Self::Late { .. } => Fate::Open,
-            Self::Store(StoreError::NotLeader { .. }) => Fate::Open,
+            Self::Store(StoreError::NotLeader { .. }) => Fate::NotBegun,
+            Self::Store(StoreError::Deposed { .. }) => Fate::Open,
             Self::Remote(fault) => match fault.id.as_str() {
-                NOT_LEADING => Fate::NotBegun,
-                STOPPING | STORE_NOT_LEADING | STORE_STOPPED => Fate::Open,
+                NOT_LEADING | STORE_NOT_LEADING => Fate::NotBegun,
+                STOPPING | STORE_DEPOSED | STORE_STOPPED => Fate::Open,
                 _ => Fate::Refused,
             },
             _ => Fate::Refused,

@@ -236,6 +236,9 @@ impl Control {
                 return Err(ControlError::UnknownRequest { name });
             }
             change => {
+                if change.demotes(&shared.state()) {
+                    members::hear_all(&shared.store).await;
+                }
                 let changes =
                     move |state: &_, now| change.changes(state, now, &members::group_of(&of.store));
                 shared.writer.write_by(by, changes).await?

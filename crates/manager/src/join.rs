@@ -123,8 +123,8 @@ impl Shared {
         Ok(CertificateReply { raft_id, ..reply })
     }
 
-    /// Gives a member its next certificate: of the role that it has by now. Who was told to become a
-    /// manager, and is ready to, gets its number with it.
+    /// Gives a member its next certificate: of the role that it has by now. Who was told to become
+    /// a manager, and is ready to, gets its number with it.
     pub(crate) async fn renew(
         &self,
         node_id: &NodeId,
@@ -236,8 +236,8 @@ fn new_node(
     })
 }
 
-/// What a node gets that becomes a manager. Its number is the revision in which it is written, or an
-/// earlier one that nobody had: none is ever given twice.
+/// What a node gets that becomes a manager. Its number is the revision in which it is written, or
+/// an earlier one that nobody had: none is ever given twice.
 fn new_manager(state: &ClusterState, addr: SocketAddr) -> Result<ManagerStatus, ControlError> {
     let known = state.nodes.values().filter(|node| node.manager.is_some()).count();
     if known >= MANAGERS_MAX {

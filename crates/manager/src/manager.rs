@@ -129,8 +129,10 @@ impl Manager {
         (self.renew)(identity)
     }
 
-    /// Says good-bye to the nodes and stops. The store stays open.
+    /// Gives the lead away, if it has it and somebody takes it; says good-bye to the nodes and
+    /// stops. The store stays open.
     pub async fn shutdown(mut self) {
+        peers::hand_over(&self.shared.store).await;
         self.shared.stopping.send_replace(true);
         if let Some(server) = self.server.take() {
             server.shutdown().await;

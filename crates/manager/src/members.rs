@@ -24,6 +24,8 @@ const STEP_DEADLINE: Duration = Duration::from_secs(10);
 const SEEN_WITHIN: Duration = Duration::from_millis(100);
 /// How long a manager may be down that joined and never came, before its join counts as broken off.
 const STRAY_AFTER: Duration = Duration::from_secs(20);
+/// How long every voter may take to be heard: longer than silence means anything.
+const HEARD_WITHIN: Duration = Duration::from_millis(1_500);
 /// Pause after a step that failed, and between looks at members that learn.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -35,8 +37,8 @@ pub(crate) async fn run(tenure: Arc<Tenure>) {
         revision.mark_unchanged();
         let view = group.borrow_and_update().clone();
         let step = next_step(&tenure.shared.state(), &seen(&view, store.raft_id()));
-        let done = match step {
-            Some(step) => {
+        let done = match (drop_strays(&tenure, &view).await, step) {
+            (Ok(false), Some(step)) => {
                 let done = carry_out(&tenure, step).await;
                 // What it changed is seen in a moment, and need not be asked for twice.
                 // Ignored because: late means asking once more; a store that is closed is seen
@@ -44,10 +46,8 @@ pub(crate) async fn run(tenure: Arc<Tenure>) {
                 drop(timeout(SEEN_WITHIN, group.changed()).await);
                 done
             }
-            None => match drop_strays(&tenure, &view).await {
-                Ok(false) => tell(&tenure, &view).await,
-                dropped => dropped,
-            },
+            (Ok(false), None) => tell(&tenure, &view).await,
+            (dropped, _) => dropped,
         };
         match done {
             Ok(true) => continue,
@@ -68,13 +68,28 @@ pub(crate) async fn run(tenure: Arc<Tenure>) {
     }
 }
 
+/// Waits a moment until every voter is heard: one that has just begun to lead has not heard from
+/// everybody yet, and one that is silent is silent for longer.
+pub(crate) async fn hear_all(store: &Store) {
+    let (own, mut group) = (store.raft_id(), store.group());
+    let heard = |group: &Group| {
+        let is_heard = |m: &Member| m.raft_id == own || group.heard.contains(&m.raft_id);
+        group.voters.iter().all(is_heard)
+    };
+    // Ignored because: who is not heard by then counts as silent.
+    drop(timeout(HEARD_WITHIN, group.wait_for(heard)).await);
+}
+
 /// The group as this manager sees it now.
 pub(crate) fn group_of(store: &Store) -> GroupView {
     seen(&store.group().borrow(), store.raft_id())
 }
 
 fn seen(group: &Group, own: u64) -> GroupView {
-    let learned = |id: &u64| group.behind.get(id).is_some_and(|lag| *lag <= LAG_MAX);
+    // In a young cluster even one that never answered lags a few entries only.
+    let learned = |id: &u64| {
+        group.heard.contains(id) && group.behind.get(id).is_some_and(|lag| *lag <= LAG_MAX)
+    };
     GroupView {
         own,
         heard: group.heard.iter().copied().chain([own]).collect(),

@@ -10,7 +10,7 @@ use shoal_identity::node_identity::NodeIdentity;
 use shoal_identity::peer::PeerIdentity;
 use shoal_model::fault::{Fault as _, FaultId, report};
 use shoal_model::id::{NodeId, Revision};
-use shoal_store::{Group, Lane, Lead, PeerError, Peers};
+use shoal_store::{Group, Lane, Lead, PeerError, Peers, Store};
 use shoal_wire::error::{Evidence, WireError};
 use shoal_wire::fault::RemoteFault;
 use shoal_wire::message::ManagerAddr;
@@ -25,6 +25,9 @@ use crate::forward::{Caller, Leader, pass, read};
 use crate::requests::{ControlReply, ControlRequest};
 use crate::shared::{Shared, managers};
 
+/// How long a manager that stops waits for another to lead. More than the store takes to say that
+/// nobody does.
+const HAND_OVER_WITHIN: Duration = Duration::from_secs(3);
 /// What the store says to one that goes back to another beginning of the cluster.
 const STRANGER: FaultId = FaultId("SH-STO-030");
 
@@ -71,6 +74,24 @@ impl Peers for OtherManagers {
     ) -> Result<Box<RawValue>, PeerError> {
         let answer = self.pool.raft(to, lane_on_wire(lane), body, limit).await;
         answer.map_err(|error| why(&error))
+    }
+
+    async fn lost(&self, to: &NodeId, lane: Lane) -> PeerError {
+        why(&self.pool.lost(to, lane_on_wire(lane)).await)
+    }
+}
+
+/// Gives the lead to another manager before this one stops: nobody has to notice its end then.
+pub(crate) async fn hand_over(store: &Store) {
+    let leads = matches!(*store.lead().borrow(), Lead::Leading { .. });
+    if !leads || store.group().borrow().voters.len() < 2 {
+        return;
+    }
+    match store.hand_over(None, Instant::now() + HAND_OVER_WITHIN).await {
+        Ok(leader) => tracing::info!(%leader, "another manager leads from here on"),
+        Err(error) => {
+            tracing::warn!(cause = report(&error), "this manager stops without a successor");
+        }
     }
 }
 

@@ -12,9 +12,10 @@ use shoal_model::change::Change;
 use shoal_model::cluster_state::ClusterState;
 use shoal_model::id::{ConfigId, NetworkId, NodeId, Revision, SecretId, ServiceId};
 use shoal_model::log::{LogSelection, LogsOf};
+use shoal_model::object::Node;
 use shoal_model::spec::cluster::ClusterSpec;
 use shoal_model::spec::network::NetworkSpec;
-use shoal_model::spec::node::NodeSpec;
+use shoal_model::spec::node::{NodeRole, NodeSpec};
 use shoal_model::spec::payload::PayloadSpec;
 use shoal_model::spec::service::ServiceSpec;
 use shoal_model::time::Timestamp;
@@ -253,6 +254,13 @@ impl ControlRequest {
     /// Whether it changes anything.
     pub(crate) fn only_reads(&self) -> bool {
         matches!(self, Self::OpenLog { .. } | Self::ReadLog { .. } | Self::CloseLog { .. })
+    }
+
+    /// Whether it takes a manager out of the group.
+    pub(crate) fn demotes(&self, state: &ClusterState) -> bool {
+        let Self::UpdateNode { id, spec, .. } = self else { return false };
+        let manages = |node: &std::sync::Arc<Node>| node.spec.role == NodeRole::Manager;
+        spec.role == NodeRole::Worker && state.nodes.get(id).is_some_and(manages)
     }
 
     /// What it changes in `state`, with the group of managers as it is now. Joins and renewals are

@@ -22,8 +22,10 @@ use crate::shared::{Shared, managers};
 use crate::statuses::Reports;
 use crate::{assigner, members, planner, relay, statuses};
 
-/// How long a session that comes while nobody leads waits for a leadership to begin here.
-const BEGIN_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a session that comes while nobody leads waits for a leadership to begin here. A manager
+/// that was taken out of the group while it was off waits for one in vain, and its own node with
+/// it: well below the silence after which that node counts as down.
+const BEGIN_PATIENCE: Duration = Duration::from_millis(750);
 
 /// How long a majority may take to confirm that this manager leads.
 const SURE_WITHIN: Duration = Duration::from_secs(5);

@@ -41,8 +41,8 @@ pub enum NodeError {
     /// A manager among others does not leave by accident either.
     #[error(
         "You are attempting to leave the swarm on a node that is participating as a manager. \
-         Removing this node leaves {rest} managers out of {all}. Use `--force` to take it out of the \
-         managers and to leave. "
+         Removing this node leaves {rest} managers out of {all}. Use `--force` to take it out of \
+         the managers and to leave. "
     )]
     OneOfManagers {
         /// How many others vote.

@@ -4,8 +4,8 @@
 //! manager), keeps it on disk, and tells the agent. It decides nothing about tasks.
 //!
 //! Begin reading at [`node`], then `owner` (who alone changes the membership, by the machine of
-//! [`shoal_life::membership`]) and `seat` (whether it manages, by [`shoal_life::role`]); [`address`] finds out what to advertise, [`record`] is what is
-//! kept.
+//! [`shoal_life::membership`]) and `seat` (whether the node manages, by [`shoal_life::role`]);
+//! [`address`] finds out what to advertise, [`record`] is what is kept.
 
 #![forbid(unsafe_code)]
 

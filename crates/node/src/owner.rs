@@ -126,9 +126,10 @@ impl Owner {
             if self.life.stage() == Stage::Closed {
                 return;
             }
+            let open = inbox == Inbox::Open;
             let in_hands = self.seat.as_ref().is_some_and(Seat::holds_store);
             tokio::select! {
-                command = self.commands.recv(), if inbox == Inbox::Open && !in_hands => match command {
+                command = self.commands.recv(), if open && !in_hands => match command {
                     Some(command) => self.command(command),
                     None => {
                         inbox = Inbox::Gone;

@@ -10,6 +10,7 @@ use openraft::{Config, ServerState, SnapshotPolicy};
 use crate::consensus::{Metrics, Raft};
 use crate::disk::{Disk, Op};
 use crate::error::StoreError;
+use crate::leadership::Elections;
 use crate::links::Links;
 use crate::log_store::LogStore;
 use crate::network::Network;
@@ -23,12 +24,13 @@ const SNAPSHOT_EVERY: u64 = 5_000;
 /// Log entries that stay after a snapshot, for members that are only a little behind; large ones
 /// would keep hundreds of megabytes.
 const LOG_KEPT: u64 = 16;
-/// Time between the leader's heartbeats, milliseconds. Also the library's deadline for one append:
-/// what takes longer goes on, see [`crate::network`].
-const HEARTBEAT_MS: u64 = 150;
-/// Silence after which a member stands for election, milliseconds: more than two heartbeats, and
-/// spread so that two seldom stand at once. A new leader within two seconds is the aim.
-const ELECTION_MS: (u64, u64) = (400, 800);
+/// The library's deadline for one append, milliseconds; what takes longer goes on, see
+/// [`crate::network`]. Its heartbeats come every one and a half of this, and only renew the others'
+/// lease: signs of life are beats, see [`crate::leadership`].
+const HEARTBEAT_MS: u64 = 500;
+/// How long a vote may take, and for how long after an append a member refuses its own (its lease),
+/// milliseconds. The library asks that they are this long and differ; it does not stand by itself.
+const ELECTION_MS: (u64, u64) = (501, 502);
 /// How long opening may go without applying anything before it fails. The log is bounded, see
 /// [`SNAPSHOT_EVERY`]; a machine that needs longer for one batch has another trouble.
 const OPEN_PROGRESS: Duration = Duration::from_secs(20);
@@ -45,6 +47,7 @@ pub(crate) struct Core {
     pub(crate) raft_id: u64,
     pub(crate) links: Arc<Links>,
     pub(crate) disk: Disk,
+    pub(crate) elections: Arc<Elections>,
     /// The last entry in the log when it was opened, and the term then.
     last_index: u64,
     first_term: u64,
@@ -81,6 +84,7 @@ impl Core {
             heartbeat_interval: HEARTBEAT_MS,
             election_timeout_min: ELECTION_MS.0,
             election_timeout_max: ELECTION_MS.1,
+            enable_elect: false,
             snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_EVERY),
             max_in_snapshot_log_to_keep: LOG_KEPT,
             ..Config::default()
@@ -100,7 +104,8 @@ impl Core {
         };
         match started {
             Ok((raft, first_term)) => {
-                Ok(Self { raft, raft_id, links, disk, last_index, first_term })
+                let elections = Elections::new(raft.clone(), Arc::clone(&links), disk.clone());
+                Ok(Self { raft, raft_id, links, elections, disk, last_index, first_term })
             }
             Err(error) => {
                 let why = disk.failure().unwrap_or_else(|| stopped(&error));
@@ -150,6 +155,8 @@ impl Core {
     pub(crate) async fn wait_ready(&self) -> Result<(), StoreError> {
         let mut applied = None;
         loop {
+            // Nobody else has to be asked. Of one that leads already it is ignored.
+            self.raft.trigger().elect().await.map_err(|e| self.why(&e))?;
             let wait = self.raft.wait(Some(OPEN_PROGRESS));
             let ready = wait.metrics(
                 |m| {
@@ -210,6 +217,7 @@ impl Core {
 
     /// Stops; the file is closed when this returns.
     pub(crate) async fn stop(&self) {
+        self.elections.end();
         // Ignored because: it only fails when the library's task has ended already; one that hangs
         // finds its file closed.
         let _ = tokio::time::timeout(STOP_DEADLINE, self.raft.shutdown()).await;

@@ -14,7 +14,7 @@ use crate::consensus::{SnapshotMeta, Vote};
 use crate::core::Core;
 use crate::epoch::Epoch;
 use crate::error::StoreError;
-use crate::peer::{Lane, Member};
+use crate::peer::Member;
 use crate::question::{Ask, Question, Reply, digest, raw};
 use crate::record::{HeadRecord, VoteRecord};
 
@@ -133,8 +133,10 @@ fn vote(record: VoteRecord, from: u64) -> Result<Vote, AnswerError> {
 impl Core {
     /// Asks whether `member` is there.
     pub(crate) async fn ping(&self, member: &Member, limit: Duration) {
-        // Ignored because: whoever answers is noted as heard.
-        let _ = self.links.put(member, Lane::Vote, Ask::Ping {}, limit).await;
+        // Anything else is silence.
+        if self.links.ping(member, limit).await.is_ok() {
+            self.elections.present(member.raft_id);
+        }
     }
 
     /// Whether the node `from` is who the question says, and this member whom it is meant for.
@@ -166,6 +168,12 @@ impl Core {
         let from = question.from.raft_id;
         match question.ask {
             Ask::Ping {} => Ok(Reply::Pong {}),
+            Ask::Beat { term, number, mute } => Ok(self.elections.beat(from, term, number, mute)),
+            Ask::Probe { term, last } => Ok(self.elections.probed(from, term, last)),
+            Ask::Stand { term, last, beat } => {
+                self.elections.bidden(from, term, last, beat);
+                Ok(Reply::Silent {})
+            }
             Ask::Vote { vote: record, last } => {
                 let request = VoteRequest::new(vote(record, from)?, last.map(Into::into));
                 let answer = self.raft.vote(request).await;
@@ -177,15 +185,22 @@ impl Core {
                 })
             }
             Ask::Append { vote: record, prev, entries, commit } => {
-                self.links.led(from);
+                let vote = vote(record, from)?;
+                let term = vote.leader_id().term;
+                self.elections.appended(from, term);
                 let request = AppendEntriesRequest {
-                    vote: vote(record, from)?,
+                    vote,
                     prev_log_id: prev.map(Into::into),
                     entries: entries.into_iter().map(Into::into).collect(),
                     leader_commit: commit.map(Into::into),
                 };
                 let answer = self.raft.append_entries(request).await;
-                Ok(match answer.map_err(|e| AnswerError::Store(self.why(&e)))? {
+                let answer = answer.map_err(|e| AnswerError::Store(self.why(&e)))?;
+                if !matches!(answer, AppendEntriesResponse::HigherVote(_)) {
+                    // The library has looked at the clock somewhere in between.
+                    self.elections.appended(from, term);
+                }
+                Ok(match answer {
                     AppendEntriesResponse::Success => Reply::Appended {},
                     AppendEntriesResponse::PartialSuccess(last) => {
                         Reply::AppendedTo { last: last.map(Into::into) }
@@ -195,17 +210,12 @@ impl Core {
                 })
             }
             Ask::Head { vote: record, head, bytes } => {
-                self.links.led(from);
-                self.begin(coming, from, vote(record, from)?, head, bytes).await
+                let vote = vote(record, from)?;
+                self.elections.appended(from, vote.leader_id().term);
+                self.begin(coming, from, vote, head, bytes).await
             }
-            Ask::Piece { id, offset, data } => {
-                self.links.led(from);
-                take_piece(coming, from, &id, offset, &data)
-            }
-            Ask::End { id, digest } => {
-                self.links.led(from);
-                self.install(coming, from, &id, &digest).await
-            }
+            Ask::Piece { id, offset, data } => take_piece(coming, from, &id, offset, &data),
+            Ask::End { id, digest } => self.install(coming, from, &id, &digest).await,
         }
     }
 

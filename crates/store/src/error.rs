@@ -39,6 +39,15 @@ pub enum StoreError {
         /// Managers that were not heard lately, as far as this one knows.
         missing: Vec<Member>,
     },
+    /// This manager lost the lead while the write was under way. It may be applied all the same.
+    #[error(
+        "write to the store: this manager lost the lead {} ms after it had begun to write; it may \
+         still happen", after.as_millis()
+    )]
+    Deposed {
+        /// How long the write was under way.
+        after: Duration,
+    },
     /// Nobody leads: there is no majority. Nothing was written.
     #[error(
         "write to the store: no manager has led for {} ms or more, so there is no majority{}; \
@@ -248,6 +257,7 @@ impl Fault for StoreError {
             | Self::Question { .. } => FaultKind::Invalid,
             Self::NotLeader { .. }
             | Self::NoQuorum { .. }
+            | Self::Deposed { .. }
             | Self::NoLeader { .. }
             | Self::Behind { .. }
             | Self::Busy { .. }
@@ -292,6 +302,7 @@ impl Fault for StoreError {
             Self::Recover { .. } => "SH-STO-031",
             Self::NeedsUpgrade { .. } => "SH-STO-032",
             Self::HandOver { .. } => "SH-STO-025",
+            Self::Deposed { .. } => "SH-STO-026",
         }))
     }
 
@@ -299,6 +310,7 @@ impl Fault for StoreError {
         let text = match self {
             Self::Refused(_) => return None,
             Self::TooLarge { .. } => "split the change into smaller ones",
+            Self::Deposed { .. } => "look whether it happened, and try again if not",
             Self::NotLeader { .. } => "try again; another manager leads or will soon",
             Self::NoQuorum { .. } | Self::NoLeader { .. } => {
                 "check with 'docker node ls' that a majority of the managers is reachable"

@@ -179,6 +179,7 @@ impl Core {
     ) -> Result<(), StoreError> {
         let core = self.clone();
         let change = async move {
+            let _change = core.elections.change().await;
             let change = core.raft.change_membership(changes, retain);
             match tokio::time::timeout(STEP_DEADLINE, change).await {
                 Ok(Ok(_)) => Ok(()),

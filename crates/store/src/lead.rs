@@ -1,11 +1,11 @@
-//! Who leads, as this member sees it: from the consensus library's word and from who was heard
-//! lately. Silence is counted by looks, so that time in which this process was not let run is not
-//! taken for the others' silence.
+//! Who leads, as this member sees it: see [`crate::leadership`]. Silence is counted by looks, so
+//! that time in which this process was not let run is not taken for the others' silence.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use openraft::ServerState;
+use shoal_life::leadership::event::Standing;
 use shoal_model::time::Timestamp;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -14,15 +14,11 @@ use tokio::time::{Instant, sleep_until};
 use crate::consensus::Metrics;
 use crate::core::Core;
 use crate::group::Group;
-use crate::links::Heard;
+use crate::leadership::CADENCE;
 use crate::peer::Member;
 
-/// Time between two looks.
-const LOOK: Duration = Duration::from_millis(100);
-/// What a look counts at most, however late it comes.
-const LOOK_COUNTS_MAX: Duration = Duration::from_millis(200);
-/// Silence after which a member counts as not heard: six heartbeats, and longer than an election
-/// needs as a rule.
+/// Silence after which a member counts as not heard: ten beats, and longer than an election needs
+/// as a rule.
 pub(crate) const SILENCE: Duration = Duration::from_millis(1_000);
 /// Time between two questions to everybody who is there, while nobody leads.
 const PING_EVERY: Duration = Duration::from_millis(400);
@@ -135,48 +131,28 @@ fn wall_clock() -> Timestamp {
     Timestamp::ZERO.plus(since)
 }
 
-/// The time since each member was last heard; no entry if it never was.
-#[derive(Default)]
-struct Silences(BTreeMap<u64, Duration>);
-
-impl Silences {
-    fn pass(&mut self, passed: Duration) {
-        for silence in self.0.values_mut() {
-            *silence = silence.saturating_add(passed);
-        }
-    }
-
-    fn heard(&self, id: u64) -> bool {
-        self.0.get(&id).is_some_and(|silence| *silence <= SILENCE)
-    }
-}
-
-/// Counts the silence of each member.
+/// Counts the silence of each member; no entry if it was never heard.
 #[derive(Default)]
 struct Ears {
-    counted: BTreeMap<u64, Heard>,
-    answers: Silences,
-    acks: Silences,
-    led: Silences,
+    counted: BTreeMap<u64, u64>,
+    silences: BTreeMap<u64, Duration>,
 }
 
 impl Ears {
-    fn listen(&mut self, now: BTreeMap<u64, Heard>, passed: Duration) {
-        for silences in [&mut self.answers, &mut self.acks, &mut self.led] {
-            silences.pass(passed);
+    fn listen(&mut self, now: BTreeMap<u64, u64>, passed: Duration) {
+        for silence in self.silences.values_mut() {
+            *silence = silence.saturating_add(passed);
         }
         for (id, heard) in &now {
-            let before = self.counted.get(id).copied().unwrap_or_default();
-            let compare = |now: u64, before: u64, silences: &mut Silences| {
-                if now != before {
-                    silences.0.insert(*id, Duration::ZERO);
-                }
-            };
-            compare(heard.answers, before.answers, &mut self.answers);
-            compare(heard.acks, before.acks, &mut self.acks);
-            compare(heard.led, before.led, &mut self.led);
+            if self.counted.get(id) != Some(heard) {
+                self.silences.insert(*id, Duration::ZERO);
+            }
         }
         self.counted = now;
+    }
+
+    fn heard(&self, id: u64) -> bool {
+        self.silences.get(&id).is_some_and(|silence| *silence <= SILENCE)
     }
 }
 
@@ -187,38 +163,23 @@ struct Seen {
     applied: u64,
 }
 
-/// Whether `heard`, with this member, is a majority of every set of voters.
-fn majority(metrics: &Metrics, own: u64, ears: &Ears) -> bool {
-    metrics.membership_config.membership().get_joint_config().iter().all(|voters| {
-        let heard = voters.iter().filter(|id| **id == own || ears.acks.heard(**id)).count();
-        heard > voters.len() / 2
-    })
-}
-
-fn see(core: &Core, metrics: &Metrics, ears: &Ears) -> Seen {
+fn see(core: &Core, metrics: &Metrics, standing: &Standing, ears: &Ears) -> Seen {
     let own = core.raft_id;
-    let is_leader = metrics.state == ServerState::Leader && metrics.current_leader == Some(own);
     let mut group = core.group(metrics);
     let missing = || {
-        let silent =
-            |member: &&Member| member.raft_id != own && !ears.answers.heard(member.raft_id);
-        group.voters.iter().filter(silent).cloned().collect()
+        let silent = |member: &&Member| member.raft_id != own && !ears.heard(member.raft_id);
+        nobody(group.voters.iter().filter(silent).cloned().collect())
     };
-    let term = metrics.current_term;
-    let lead = match metrics.current_leader {
+    let lead = match standing {
         _ if metrics.running_state.is_err() => nobody(Vec::new()),
-        _ if is_leader && majority(metrics, own, ears) && core.has_applied(metrics) => {
-            Lead::Leading { term }
+        Standing::Leading { term } if core.has_applied(metrics) => Lead::Leading { term: term.0 },
+        Standing::Following { term, leader } => {
+            Lead::Following { term: term.0, leader: core.member(metrics, leader.0) }
         }
-        Some(leader) if leader != own && ears.led.heard(leader) => {
-            Lead::Following { term, leader: core.member(metrics, leader) }
-        }
-        _ => nobody(missing()),
+        Standing::Leading { .. } | Standing::Nobody { .. } => missing(),
     };
-    if is_leader {
-        let others = group.voters.iter().chain(&group.learners).map(|member| member.raft_id);
-        group.heard =
-            others.filter(|id| *id != own && ears.acks.heard(*id)).collect::<BTreeSet<_>>();
+    if metrics.state == ServerState::Leader && metrics.current_leader == Some(own) {
+        group.heard = core.elections.heard();
         let last = metrics.last_log_index.unwrap_or_default();
         let lag = |matched: u64| last.saturating_sub(matched);
         group.behind = metrics
@@ -233,20 +194,26 @@ fn see(core: &Core, metrics: &Metrics, ears: &Ears) -> Seen {
     Seen { lead, group, applied }
 }
 
-/// Shows what `core` knows for as long as it is asked to.
+/// Has `core` take its part in deciding who leads, and shows what it knows, for as long as it is
+/// asked to.
 pub(crate) async fn observe(core: &Core, signs: &Signs) {
     let mut metrics = core.raft.metrics();
+    let mut standing = core.elections.standing();
     let mut ears = Ears::default();
-    let mut looked = Instant::now();
-    let mut asked = looked;
+    let (mut looked, mut asked) = (Instant::now(), Instant::now());
     let mut pings = JoinSet::new();
+    core.elections.core(&metrics.borrow_and_update().clone());
     loop {
         let now = Instant::now();
-        ears.listen(core.links.heard(), (now - looked).min(LOOK_COUNTS_MAX));
-        looked = now;
+        if now >= looked + CADENCE.look {
+            let passed = now - looked;
+            looked = now;
+            core.elections.look(passed);
+            ears.listen(core.links.heard(), passed.min(CADENCE.look_counts));
+        }
         let seen = {
-            let metrics = metrics.borrow_and_update();
-            see(core, &metrics, &ears)
+            let metrics = metrics.borrow();
+            see(core, &metrics, &standing.borrow_and_update(), &ears)
         };
         let quiet = matches!(seen.lead, Lead::Nobody { .. });
         if quiet && now >= asked && pings.len() < PINGS_MAX {
@@ -260,12 +227,17 @@ pub(crate) async fn observe(core: &Core, signs: &Signs) {
         while pings.try_join_next().is_some() {}
         tokio::select! {
             biased;
-            changed = metrics.changed() => if changed.is_err() {
-                signs.fail();
-                // The proposer learns of the failure and says why.
-                std::future::pending::<()>().await;
+            changed = metrics.changed() => match changed {
+                Ok(()) => core.elections.core(&metrics.borrow_and_update().clone()),
+                Err(_) => {
+                    signs.fail();
+                    // The proposer learns of the failure and says why.
+                    std::future::pending::<()>().await;
+                }
             },
-            () = sleep_until(now + LOOK) => {}
+            // Ignored because: the core has the other end.
+            _ = standing.changed() => {}
+            () = sleep_until(looked + CADENCE.look) => {}
         }
     }
 }

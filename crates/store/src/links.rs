@@ -1,6 +1,7 @@
 //! The way to the other members, and who was heard on it.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -10,23 +11,16 @@ use shoal_model::id::NodeId;
 use crate::epoch::Epoch;
 use crate::peer::{Lane, Member, PeerError, Peers};
 
-/// How often a member was heard since this member's start. Who counts silence compares two looks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Heard {
-    /// Answers to anything.
-    pub(crate) answers: u64,
-    /// Answers of its consensus to this one's: an append, a vote.
-    pub(crate) acks: u64,
-    /// What it asked as leader.
-    pub(crate) led: u64,
-}
-
 /// The way to the other members.
 pub(crate) struct Links {
     /// This member.
     pub(crate) own: Member,
     peers: Arc<dyn Peers>,
-    heard: Mutex<BTreeMap<u64, Heard>>,
+    /// How often each member answered since this one's start. Who counts silence compares two
+    /// looks.
+    heard: Mutex<BTreeMap<u64, u64>>,
+    /// Whether nothing that a leader says goes out.
+    mute: AtomicBool,
     /// Ours, once it is known.
     epoch: Mutex<Option<Epoch>>,
     /// What the last member said that takes this one for a stranger.
@@ -36,7 +30,8 @@ pub(crate) struct Links {
 impl Links {
     pub(crate) fn new(own: Member, peers: Arc<dyn Peers>, epoch: Option<Epoch>) -> Self {
         let epoch = Mutex::new(epoch);
-        Self { own, peers, heard: Mutex::default(), epoch, stranger: Mutex::default() }
+        let mute = AtomicBool::new(false);
+        Self { own, peers, heard: Mutex::default(), mute, epoch, stranger: Mutex::default() }
     }
 
     /// Our epoch, once it is known.
@@ -74,27 +69,27 @@ impl Links {
             *self.stranger.lock().unwrap_or_else(PoisonError::into_inner) = Some(text.clone());
         }
         let answer = answer?;
-        self.note(to.raft_id, |heard| heard.answers += 1);
+        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        *heard.entry(to.raft_id).or_default() += 1;
         Ok(answer)
     }
 
-    /// Notes that the consensus of `raft_id` answered.
-    pub(crate) fn acknowledged(&self, raft_id: u64) {
-        self.note(raft_id, |heard| heard.acks += 1);
+    /// Returns once there is no connection to `to`, with the reason.
+    pub(crate) async fn lost(&self, to: &Member) -> PeerError {
+        self.peers.lost(&NodeId::new(to.node.clone()), Lane::Vote).await
     }
 
-    /// Notes that the leader `raft_id` spoke.
-    pub(crate) fn led(&self, raft_id: u64) {
-        self.note(raft_id, |heard| heard.led += 1);
-    }
-
-    /// Who was heard how often.
-    pub(crate) fn heard(&self) -> BTreeMap<u64, Heard> {
+    /// Who answered how often.
+    pub(crate) fn heard(&self) -> BTreeMap<u64, u64> {
         self.heard.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn note(&self, raft_id: u64, what: impl FnOnce(&mut Heard)) {
-        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
-        what(heard.entry(raft_id).or_default());
+    /// Whether nothing that a leader says goes out.
+    pub(crate) fn is_mute(&self) -> bool {
+        self.mute.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn set_mute(&self, mute: bool) {
+        self.mute.store(mute, Ordering::SeqCst);
     }
 }

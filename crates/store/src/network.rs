@@ -70,6 +70,8 @@ pub(crate) enum WayError {
     Form { to: Member, source: serde_json::Error },
     #[error("ask {to}: its answer does not fit: {reply}")]
     Reply { to: Member, reply: String },
+    #[error("ask {to}: this manager has no majority, or hands over, and says nothing meanwhile")]
+    Mute { to: Member },
     #[error("ask {to}: the runtime stops")]
     Stopped { to: Member },
 }
@@ -92,6 +94,17 @@ impl Links {
         let answer = self.ask(to, lane, body, limit).await;
         let answer = answer.map_err(|source| WayError::Peer { to: to.clone(), source })?;
         serde_json::from_str(answer.get()).map_err(form)
+    }
+}
+
+impl Links {
+    /// Asks whether `to` is there.
+    pub(crate) async fn ping(&self, to: &Member, limit: Duration) -> Result<(), PeerError> {
+        match self.put(to, Lane::Vote, Ask::Ping {}, limit).await {
+            Ok(_) => Ok(()),
+            Err(WayError::Peer { source, .. }) => Err(source),
+            Err(error) => Err(PeerError::Other(error.to_string())),
+        }
     }
 }
 
@@ -156,13 +169,7 @@ impl Way {
         let seconds = u64::try_from(bytes).unwrap_or(u64::MAX) / APPEND_BYTES_A_SECOND;
         let limit = APPEND_LIMIT + Duration::from_secs(seconds);
         let (links, to) = (Arc::clone(&self.links), self.to.clone());
-        let task = tokio::spawn(async move {
-            let reply = links.put(&to, Lane::Log, ask, limit).await;
-            if reply.is_ok() {
-                links.acknowledged(to.raft_id);
-            }
-            reply
-        });
+        let task = tokio::spawn(async move { links.put(&to, Lane::Log, ask, limit).await });
         Call { prev, last, task }
     }
 
@@ -175,7 +182,10 @@ impl Way {
         let id = head.id.clone();
         let content = snapshot.snapshot.into_inner();
         let bytes = u64::try_from(content.len()).unwrap_or(u64::MAX);
-        let put = |ask, limit| self.links.put(&self.to, Lane::Bulk, ask, limit);
+        let put = async |ask, limit| {
+            self.speaks()?;
+            self.links.put(&self.to, Lane::Bulk, ask, limit).await
+        };
         let ask = Ask::Head { vote: vote.into(), head, bytes };
         if let Some(end) = self.ended(put(ask, PIECE_LIMIT).await?)? {
             return Ok(end);
@@ -205,6 +215,12 @@ impl Way {
             },
             reply => Err(self.unfit(&reply)),
         }
+    }
+
+    /// Whether what a leader says goes out. Whatever a member hears of it makes that member refuse
+    /// others its vote for a while: with a way out but none back that would never end.
+    fn speaks(&self) -> Result<(), WayError> {
+        if self.links.is_mute() { Err(WayError::Mute { to: self.to.clone() }) } else { Ok(()) }
     }
 
     fn unfit(&self, reply: &Reply) -> WayError {
@@ -261,6 +277,10 @@ impl RaftNetwork<Types> for Way {
         _option: RPCOption,
     ) -> RpcResult<AppendEntriesResponse<u64>> {
         self.pause.over().await;
+        if let Err(mute) = self.speaks() {
+            self.pause.note(&Err::<(), _>(&mute));
+            return Err(RPCError::Network(network(&mute)));
+        }
         let (prev, last) = ends(&rpc);
         let is_beat = rpc.entries.is_empty();
         let slot = if is_beat { self.beat.take() } else { self.entries.take() };
@@ -310,9 +330,6 @@ impl RaftNetwork<Types> for Way {
             sent = send => sent,
         };
         self.pause.note(&sent);
-        if sent.is_ok() {
-            self.links.acknowledged(self.to.raft_id);
-        }
         sent.map_err(|e| StreamingError::Network(network(&e)))
     }
 
@@ -330,8 +347,6 @@ impl RaftNetwork<Types> for Way {
             },
             reply => Err(self.unfit(&reply)),
         });
-        let reply = reply.map_err(|e| RPCError::Network(network(&e)))?;
-        self.links.acknowledged(self.to.raft_id);
-        Ok(reply)
+        reply.map_err(|e| RPCError::Network(network(&e)))
     }
 }

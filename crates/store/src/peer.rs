@@ -41,7 +41,7 @@ pub(crate) struct MemberNode {
 pub enum Lane {
     /// Entries of the log, and signs of life of the leader.
     Log,
-    /// Elections, and whether a member is there.
+    /// Elections, a leader's beats, and whether a member is there.
     Vote,
     /// Snapshots, in pieces.
     Bulk,
@@ -58,6 +58,10 @@ pub trait Peers: Send + Sync + 'static {
         body: Box<RawValue>,
         limit: Duration,
     ) -> Result<Box<RawValue>, PeerError>;
+
+    /// Keeps a connection to `to` for `lane` and returns once there is none: when it has ended, or
+    /// at once if none can be made. Says why. Costs nothing while it stands.
+    async fn lost(&self, to: &NodeId, lane: Lane) -> PeerError;
 }
 
 /// Why a manager did not answer.
@@ -96,6 +100,10 @@ pub enum PeerError {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoPeers;
 
+fn no_way(to: &NodeId) -> PeerError {
+    PeerError::Other(format!("there is no way to manager '{to}'"))
+}
+
 #[async_trait]
 impl Peers for NoPeers {
     async fn call(
@@ -105,6 +113,10 @@ impl Peers for NoPeers {
         _body: Box<RawValue>,
         _limit: Duration,
     ) -> Result<Box<RawValue>, PeerError> {
-        Err(PeerError::Other(format!("there is no way to manager '{to}'")))
+        Err(no_way(to))
+    }
+
+    async fn lost(&self, to: &NodeId, _lane: Lane) -> PeerError {
+        no_way(to)
     }
 }

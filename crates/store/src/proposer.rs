@@ -110,8 +110,12 @@ pub(crate) async fn run(
 ) -> Option<StoreError> {
     let under_way = JoinSet::new();
     let mut writer = Writer { core, queue, held: None, under_way, since_snapshot: 0 };
+    let mut hold = core.elections.hold();
+    let mut told = None;
     let cause = loop {
-        let room = writer.under_way.len() < UNDER_WAY_MAX;
+        let holds = *hold.borrow_and_update();
+        let room = writer.under_way.len() < UNDER_WAY_MAX && holds.is_none();
+        let quiet = holds.is_some() && told != holds && writer.under_way.is_empty();
         tokio::select! {
             biased;
             cause = core.failed() => break cause,
@@ -126,6 +130,9 @@ pub(crate) async fn run(
                     writer.refuse_all(&why);
                 }
             }
+            // Ignored because: the core has the other end.
+            _ = hold.changed() => {}
+            () = core.elections.held(), if quiet => told = holds,
             first = next(&mut writer.held, writer.queue), if room => {
                 if let Err(cause) = writer.write(first?).await {
                     break cause;
@@ -236,8 +243,9 @@ async fn answer(
             }
             None
         }
-        Ok(Err(ClientWriteError::ForwardToLeader(to))) => {
-            refuse(replies, &core.not_leader(to.leader_id));
+        // It may be in the log already: the library says the same of both.
+        Ok(Err(ClientWriteError::ForwardToLeader(_))) => {
+            refuse(replies, &StoreError::Deposed { after: begun.elapsed() });
             None
         }
         Ok(Err(error)) => {
@@ -247,7 +255,7 @@ async fn answer(
         // It was dropped: consensus has ended, or this member leads no more.
         Err(_) => {
             let failed = tokio::time::timeout(CAUSE_DEADLINE, core.failed()).await.ok();
-            let unsure = StoreError::NoQuorum { after: begun.elapsed(), missing: Vec::new() };
+            let unsure = StoreError::Deposed { after: begun.elapsed() };
             refuse(replies, failed.as_ref().unwrap_or(&unsure));
             failed
         }

@@ -32,6 +32,12 @@ pub(crate) struct Question {
 pub(crate) enum Ask {
     /// Whether somebody is there.
     Ping {},
+    /// To echo a leader's beat; a mute one does nothing with its office.
+    Beat { term: u64, number: u64, mute: bool },
+    /// Whether the asker would get a vote in `term`, with a log that ends with `last`.
+    Probe { term: u64, last: Option<LogIdRecord> },
+    /// To stand for election, as the asker, which leads in `term`, goes. Its last beat was `beat`.
+    Stand { term: u64, last: Option<LogIdRecord>, beat: u64 },
     /// For a vote.
     Vote { vote: VoteRecord, last: Option<LogIdRecord> },
     /// To append entries, or none: then it is a sign of life.
@@ -59,6 +65,18 @@ pub(crate) enum Ask {
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Reply {
     Pong {},
+    /// It was this beat.
+    Echo {
+        number: u64,
+    },
+    /// Nothing is said to that.
+    Silent {},
+    /// Yes or why not, for how long no vote is given, and who leads as far as is heard.
+    Would {
+        why: WhyWord,
+        lease_ms: u64,
+        leader: Option<u64>,
+    },
     Vote {
         vote: VoteRecord,
         granted: bool,
@@ -81,6 +99,23 @@ pub(crate) enum Reply {
     Installed {
         vote: VoteRecord,
     },
+}
+
+/// Whether a vote would be given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum WhyWord {
+    Yes,
+    Leads,
+    Hears,
+    Behind,
+    Promised,
+    Voted,
+    Stands,
+    Stranger,
+    /// A later program's word; no yes.
+    #[serde(other)]
+    Unknown,
 }
 
 /// What tells whether a snapshot arrived whole.

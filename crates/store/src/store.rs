@@ -298,9 +298,9 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Refused`] says why the state refused it; everything else says why the store
-    /// could not take it. Only [`StoreError::NoQuorum`], [`StoreError::Stopped`] and, when the disk
-    /// failed during just this write, [`StoreError::Full`] and [`StoreError::Failing`] leave open
-    /// whether it happens.
+    /// could not take it. Only [`StoreError::NoQuorum`], [`StoreError::Deposed`],
+    /// [`StoreError::Stopped`] and, when the disk failed during just this write,
+    /// [`StoreError::Full`] and [`StoreError::Failing`] leave open whether it happens.
     pub async fn propose(
         &self,
         what: Transaction,
@@ -378,8 +378,17 @@ impl Store {
     /// not lead anyway.
     pub async fn hand_over(&self, to: Option<u64>, by: Instant) -> Result<Member, StoreError> {
         self.lead_until(by).await?;
-        let what = to.map_or_else(|| "any manager".to_owned(), |to| format!("number {to}"));
-        Err(StoreError::HandOver { problem: format!("not implemented: handing over to {what}") })
+        let begun = Instant::now();
+        let core = self.core();
+        match timeout_at(by, core.elections.hand_over(to)).await {
+            Ok(Ok(leader)) => Ok(core.member(&core.raft.metrics().borrow(), leader)),
+            Ok(Err(error)) => Err(error),
+            Err(_) => {
+                let after = begun.elapsed().as_millis();
+                let problem = format!("nobody took it within {after} ms");
+                Err(StoreError::HandOver { problem })
+            }
+        }
     }
 
     fn late(&self, begun: Instant) -> StoreError {

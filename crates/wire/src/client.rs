@@ -276,6 +276,13 @@ impl Client {
         self.fate.is_over()
     }
 
+    /// Returns once the connection has ended, with what that says about the peer.
+    pub(crate) async fn ended(&self) -> WireError {
+        self.fate.over().await;
+        let closed = WireError::Closed { addr: self.addr.to_string(), source: None };
+        self.fate.improve(closed, &self.addr, self.silence)
+    }
+
     /// A message of consensus. Who calls bounds the wait.
     pub(crate) async fn raft(
         &self,

@@ -135,7 +135,7 @@ pub struct ManagerAddr {
 pub enum Lane {
     /// Entries of the log, and the leader's heartbeats.
     Log,
-    /// Elections.
+    /// Elections, and a leader's beats.
     Vote,
     /// Snapshots.
     Bulk,

@@ -118,6 +118,20 @@ impl PeerPool {
         self.call(to, Line::Raft(lane), limit, send).await
     }
 
+    /// Keeps the connection to `to` for `lane` and returns once there is none: when it has ended, or
+    /// at once if none can be made. [`WireError::evidence`] says what that means for the peer. Its
+    /// process's death is known here within milliseconds; that its host is gone, when the
+    /// connection is found dead.
+    pub async fn lost(&self, to: &NodeId, lane: Lane) -> WireError {
+        match self.line(to, Line::Raft(lane)) {
+            Ok(opening) => match opening.await {
+                Ok(client) => client.ended().await,
+                Err(error) => error,
+            },
+            Err(error) => error,
+        }
+    }
+
     /// Sends a request to the manager `to` and gives its answer, after `limit` at the latest.
     ///
     /// # Errors

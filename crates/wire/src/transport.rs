@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use shoal_identity::peer::PeerIdentity;
 use shoal_identity::tls;
 use shoal_model::id::NodeId;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::time::Sleep;
 use tonic::transport::server::Connected;
 
@@ -118,8 +119,8 @@ fn refusal_of_ours(error: &rustls::Error) -> Option<String> {
 
 /// What became of a client's connection, as the socket tells it: the layers above lose that. Cheap
 /// to clone.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Fate(Arc<Mutex<Known>>);
+#[derive(Clone, Debug)]
+pub(crate) struct Fate(watch::Sender<Known>);
 
 #[derive(Debug, Default)]
 struct Known {
@@ -133,33 +134,48 @@ struct Known {
 }
 
 impl Fate {
-    fn known(&self) -> MutexGuard<'_, Known> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Whether nothing can be sent any more.
     pub(crate) fn is_over(&self) -> bool {
-        self.known().over
+        self.0.borrow().over
+    }
+
+    /// Returns once nothing can be sent any more.
+    pub(crate) async fn over(&self) {
+        // Ignored because: this is the other end.
+        let _ = self.0.subscribe().wait_for(|known| known.over).await;
+    }
+
+    fn note(&self, what: impl FnOnce(&mut Known)) {
+        self.0.send_modify(what);
     }
 
     /// The better error: why the peer refused our certificate, whether it closed the connection or
     /// fell silent.
     pub(crate) fn improve(&self, error: WireError, addr: &str, silence: Duration) -> WireError {
         let WireError::Closed { source, .. } = error else { return error };
-        let mut known = self.known();
         let addr = addr.to_owned();
-        if let Some(reason) = &known.refusal {
-            return WireError::OwnCertificate { addr, reason: reason.clone() };
+        let (refusal, ended, over) = {
+            let known = self.0.borrow();
+            (known.refusal.clone(), known.ended, known.over)
+        };
+        if let Some(reason) = refusal {
+            return WireError::OwnCertificate { addr, reason };
         }
-        if known.ended {
-            known.over = true;
+        if ended {
+            self.note(|known| known.over = true);
             return WireError::Closed { addr, source };
         }
-        if known.over || source.as_deref().is_some_and(is_unanswered_ping) {
-            known.over = true;
+        if over || source.as_deref().is_some_and(is_unanswered_ping) {
+            self.note(|known| known.over = true);
             return WireError::Silent { addr, silent: silence };
         }
         WireError::Closed { addr, source }
+    }
+}
+
+impl Default for Fate {
+    fn default() -> Self {
+        Self(watch::Sender::default())
     }
 }
 
@@ -185,22 +201,25 @@ impl Observer {
 
     fn failed(&self, error: &io::Error) {
         use io::ErrorKind as K;
-        let mut known = self.0.known();
         let inner = error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>());
-        if let Some(reason) = inner.and_then(refusal_of_ours) {
-            known.refusal = Some(reason);
-        }
+        let refusal = inner.and_then(refusal_of_ours);
         // Anything else (no way to the host, no answer to what was sent) is silence.
-        known.ended |= matches!(
+        let ended = matches!(
             error.kind(),
             K::UnexpectedEof | K::ConnectionReset | K::ConnectionAborted | K::BrokenPipe
         );
+        self.0.note(|known| {
+            known.ended |= ended;
+            if refusal.is_some() {
+                known.refusal = refusal;
+            }
+        });
     }
 }
 
 impl Drop for Observer {
     fn drop(&mut self) {
-        self.0.known().over = true;
+        self.0.note(|known| known.over = true);
     }
 }
 
@@ -213,7 +232,7 @@ impl Watch for Observer {
     ) -> Poll<io::Result<()>> {
         match &result {
             Poll::Ready(Err(error)) => self.failed(error),
-            Poll::Ready(Ok(())) if !some => self.0.known().ended = true,
+            Poll::Ready(Ok(())) if !some => self.0.note(|known| known.ended = true),
             Poll::Ready(Ok(())) | Poll::Pending => {}
         }
         result

@@ -1,9 +1,10 @@
 //! `cargo xtask bench`: measurements that anyone can take again. `unikernel` compares with the
 //! other things in the same run, because machines are noisy, and writes `docs/benchmarks.md`;
-//! `node` prints a table.
+//! `node` and `failover` print tables.
 
 mod density;
 mod engine_api;
+mod failover;
 mod first_byte;
 mod ground;
 mod load;
@@ -23,9 +24,10 @@ use anyhow::{Result, bail};
 pub fn run(args: &[String]) -> Result<()> {
     match args.split_first() {
         Some((name, rest)) if name == "node" => node::run(rest),
+        Some((name, rest)) if name == "failover" => failover::run(rest),
         Some((name, rest)) if name == "unikernel" => unikernel::run(rest),
-        Some((name, _)) => bail!("no benchmark '{name}'; there are: node, unikernel"),
-        None => bail!("which benchmark? there are: node, unikernel"),
+        Some((name, _)) => bail!("no benchmark '{name}'; there are: failover, node, unikernel"),
+        None => bail!("which benchmark? there are: failover, node, unikernel"),
     }
 }
 
@@ -35,6 +37,7 @@ pub fn run(args: &[String]) -> Result<()> {
 /// If what it should measure does not come.
 pub fn inside(args: &[String]) -> Result<()> {
     match args.split_first() {
+        Some((name, rest)) if name == "failover" => failover::inside(rest),
         Some((name, rest)) if name == "first-byte" => first_byte::inside(rest),
         Some((name, rest)) if name == "node" => node::inside(rest),
         Some((name, rest)) if name == "service" => service::inside(rest),

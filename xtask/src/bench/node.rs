@@ -124,7 +124,11 @@ pub fn run(args: &[String]) -> Result<()> {
     Ok(())
 }
 
-fn build() -> Result<PathBuf> {
+/// Builds the program, optimised.
+///
+/// # Errors
+/// If it does not build.
+pub(super) fn build() -> Result<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("find the workspace")?;
     super::unikernel::build(root, &["shoal"])?;
     // Beside this program, which cargo has put in its own profile's folder.

@@ -54,6 +54,7 @@ const MAY_SLEEP: &[(&str, &str)] = &[
     ("crates/shoal/src/doctor.rs", "pause before a check is tried again"),
     ("crates/store/src/log_store.rs", "the quiet after which the commit index is written alone"),
     ("crates/store/src/lead.rs", "the next look at who was heard"),
+    ("crates/store/src/pulse.rs", "pause before a connection is tried again"),
     ("crates/store/src/network.rs", "pause before a member is asked again"),
     ("crates/store/src/read.rs", "pause before a majority is asked again"),
     ("crates/store/src/store.rs", "the end of the wait for a leader, beside its change"),
@@ -74,11 +75,13 @@ const MAY_SLEEP: &[(&str, &str)] = &[
     ("unikernels/dns/src/serve.rs", "looks again for a free connection"),
     ("xtask/src/vm/boot.rs", "looks again whether the emulator has ended, with a deadline"),
     // Measurements look for the end of what they measure.
+    ("xtask/src/bench/failover.rs", "looks again for what it measures, with a deadline; a calm"),
     ("xtask/src/bench/load.rs", "looks again whether a server listens, with a deadline"),
     ("xtask/src/bench/node.rs", "looks again for what it measures, with a deadline"),
     ("xtask/src/bench/service.rs", "looks again how many tasks run, with a deadline"),
     // Tests: conditions with a deadline, and guests that wait for one another.
     ("crates/doctor/src/run.rs", "a check that misses its deadline is the test"),
+    ("crates/store/tests/elections.rs", "a writer looks again who leads"),
     ("crates/store/tests/full_disk.rs", "looks again for a condition, with a deadline"),
     ("testing/vm/src/node.rs", "looks again for a condition, with a deadline"),
     ("crates/store/tests/durability.rs", "when to kill: any moment will do, so none is waited for"),

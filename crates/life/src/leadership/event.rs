@@ -84,6 +84,11 @@ pub enum Event {
         /// How.
         how: Evidence,
     },
+    /// A connection to a member stands: its process is there.
+    Present {
+        /// The member.
+        peer: RaftId,
+    },
     /// A member asks whether it would get this one's vote. Answered by [`Effect::Reply`].
     Asked {
         /// Who asks.

@@ -35,6 +35,7 @@ mod probe;
 mod silence;
 pub mod voters;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use self::cadence::Cadence;
@@ -152,6 +153,7 @@ impl Leadership {
             Event::Heard { from, term, word } => self.heard(from, term, word, &mut out),
             Event::Echo { from, number } => self.hearing.echo(from, number, self.beats),
             Event::Lost { peer, how } => self.hearing.lost(peer, how),
+            Event::Present { peer } => self.hearing.alive(peer),
             Event::Asked { from, probe } => {
                 let answer = self.asked(from, &probe);
                 out.push(Effect::Reply(answer));
@@ -359,6 +361,15 @@ impl Leadership {
                 Standing::Nobody { missing, elsewhere: self.elsewhere }
             }
         }
+    }
+
+    /// The other members that echoed a beat lately; while this one does not lead there are none.
+    #[must_use]
+    pub fn echoing(&self) -> BTreeSet<RaftId> {
+        if !matches!(self.stage, Stage::Leading(_)) {
+            return BTreeSet::new();
+        }
+        self.hearing.echoing(&self.cadence)
     }
 
     fn draw_pause(&mut self) -> Duration {

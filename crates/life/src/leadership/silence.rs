@@ -197,6 +197,11 @@ impl Hearing {
         self.peers.get(&member).is_some_and(|peer| peer.unechoed < cadence.quorum_grace)
     }
 
+    /// Who echoed lately.
+    pub(super) fn echoing(&self, cadence: &Cadence) -> BTreeSet<RaftId> {
+        self.peers.keys().copied().filter(|peer| self.echoes(*peer, cadence)).collect()
+    }
+
     /// Which of these voters are not heard.
     pub(super) fn missing(&self, voters: BTreeSet<RaftId>, cadence: &Cadence) -> BTreeSet<RaftId> {
         let is_missing = |peer: &Peer| {

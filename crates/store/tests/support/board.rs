@@ -22,6 +22,8 @@ pub const DEADLINE: Duration = Duration::from_secs(60);
 #[derive(Default)]
 struct Ways {
     doors: BTreeMap<String, Door>,
+    /// How often a node was unplugged: then its connections end.
+    unplugged: BTreeMap<String, u64>,
     cut: BTreeSet<(String, String)>,
     slow: BTreeMap<(String, String), Duration>,
     /// Pieces of snapshots that came through.
@@ -70,7 +72,15 @@ impl Board {
     }
 
     fn unplug(&self, node: u64) {
-        self.0.lock().unwrap().doors.remove(&name(node));
+        let mut ways = self.0.lock().unwrap();
+        ways.doors.remove(&name(node));
+        *ways.unplugged.entry(name(node)).or_default() += 1;
+    }
+
+    /// Whether a node is plugged in, and how often it was unplugged.
+    fn connection(&self, node: &str) -> (bool, u64) {
+        let ways = self.0.lock().unwrap();
+        (ways.doors.contains_key(node), ways.unplugged.get(node).copied().unwrap_or_default())
     }
 
     fn is_cut(&self, from: &str, to: &str) -> bool {
@@ -115,6 +125,20 @@ impl Peers for Plug {
         };
         let late = |_| PeerError::Late { after: limit };
         tokio::time::timeout(limit, call).await.map_err(late)?
+    }
+
+    async fn lost(&self, to: &NodeId, _lane: Lane) -> PeerError {
+        let (there, stood) = self.board.connection(to.as_str());
+        if !there {
+            return PeerError::Refused;
+        }
+        // A way that is cut ends no connection.
+        while self.board.connection(to.as_str()).1 == stood
+            || self.board.is_cut(to.as_str(), &self.own)
+        {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        PeerError::Closed
     }
 }
 
