@@ -25,11 +25,11 @@ use crate::forward::{Caller, Leader, pass, read};
 use crate::requests::{ControlReply, ControlRequest};
 use crate::shared::{Shared, managers};
 
-/// What the store says to one that goes back to another beginning of the cluster.
-const STRANGER: FaultId = FaultId("SH-STO-030");
 /// How long a manager that stops waits for another to lead. More than the store takes to say that
 /// nobody does.
 const HAND_OVER_WITHIN: Duration = Duration::from_secs(3);
+/// What the store says to one that goes back to another beginning of the cluster.
+const STRANGER: FaultId = FaultId("SH-STO-030");
 
 /// Connections to the other managers. Cheap to clone.
 #[derive(Clone)]

@@ -30,14 +30,8 @@ pub(crate) struct Links {
 impl Links {
     pub(crate) fn new(own: Member, peers: Arc<dyn Peers>, epoch: Option<Epoch>) -> Self {
         let epoch = Mutex::new(epoch);
-        Self {
-            own,
-            peers,
-            heard: Mutex::default(),
-            mute: AtomicBool::new(false),
-            epoch,
-            stranger: Mutex::default(),
-        }
+        let mute = AtomicBool::new(false);
+        Self { own, peers, heard: Mutex::default(), mute, epoch, stranger: Mutex::default() }
     }
 
     /// Our epoch, once it is known.
