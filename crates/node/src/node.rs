@@ -225,7 +225,8 @@ impl Node {
     /// Makes a new swarm, or begins this manager's again without the others.
     ///
     /// # Errors
-    /// The node is a member; nothing has to be recovered; an address makes no sense; the store or the manager fails.
+    /// The node is a member; nothing has to be recovered; an address makes no sense; the store or
+    /// the manager fails.
     pub async fn init(&self, options: InitOptions) -> Result<NodeId, NodeError> {
         let id = self.ask(|answer| Command::Init(Box::new(options), answer)).await?;
         id.ok_or(NodeError::NotMember)
