@@ -12,7 +12,7 @@ use shoal_api::routes;
 use shoal_api::server::router::{Conduct, Verb};
 use shoal_lab::http::{Outcome, Request, get};
 use shoal_lab::reality::{self, Place};
-use shoal_lab::{Lab, eventually, import_busybox};
+use shoal_lab::{Lab, eventually, import_busybox, must, shoal};
 use shoal_stopwatch::Stopwatch;
 
 /// When clients hang up, in milliseconds. At 0 within the body.
@@ -27,6 +27,8 @@ struct World {
     count: Cell<u32>,
     /// To join another host's swarm.
     join: Value,
+    /// Of that swarm, in clear.
+    backup: Vec<u8>,
 }
 
 /// A request that is cut, and what may be answered when it is sent again.
@@ -190,6 +192,12 @@ fn of_membership(world: &World, pattern: &str) -> Option<Case> {
             world.leave();
             world.post("/swarm/init", &json!({ "AdvertiseAddr": "198.51.100.1" }));
             case(post("/swarm/leave?force=1"), &[200, 503])
+        }
+        "/shoal/restore" => {
+            world.leave();
+            let mut request = post("/shoal/restore?advertiseAddr=198.51.100.1");
+            request.body = Some(("application/octet-stream", world.backup.clone()));
+            case(request, &[200, 503])
         }
         _ => return None,
     })
@@ -375,7 +383,12 @@ fn every_change_survives_that_its_client_hangs_up() {
         "RemoteAddrs": ["198.51.100.2:2377"], "JoinToken": other.docker("swarm join-token -q worker"),
         "AdvertiseAddr": "198.51.100.1",
     });
-    let world = World { place: host.place(), count: Cell::new(0), join };
+    let file = lab.dir().join("backup");
+    let mut command = other.command(&shoal().to_string_lossy());
+    command.args(["backup", "--plain", "-H", &other.socket()]).arg(&file);
+    must(&mut command);
+    let backup = std::fs::read(&file).unwrap();
+    let world = World { place: host.place(), count: Cell::new(0), join, backup };
     let (mut later, mut without) = (Vec::new(), Vec::new());
     // Membership first: the cluster's routes need one afterwards.
     for (verb, pattern) in changing_routes() {
