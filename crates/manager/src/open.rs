@@ -66,7 +66,9 @@ impl Awaited {
         let number = rand::random();
         self.with(|all| {
             if all.len() >= AWAITED_MAX {
-                let message = format!("{AWAITED_MAX} streams to nodes are being opened");
+                let message = format!(
+                    "{AWAITED_MAX} streams to nodes are being opened; try again in a moment"
+                );
                 return Err(ControlError::Precondition { message });
             }
             all.insert(number, Awaiting { node: node.clone(), give });
@@ -119,7 +121,7 @@ async fn lost(shared: Arc<Shared>, node: NodeId) -> io::Error {
         };
         let closed = up(&state) && revision.changed().await.is_err();
         if closed || !up(&state) {
-            let text = format!("node '{}' is down", name_of(&state, &node));
+            let text = format!("node '{}' is down", state.node_name(&node));
             return io::Error::new(io::ErrorKind::ConnectionReset, text);
         }
     }
@@ -153,13 +155,7 @@ impl Tenure {
 }
 
 fn away(state: &ClusterState, node: &NodeId, why: String) -> ControlError {
-    ControlError::NodeAway { name: name_of(state, node), why }
-}
-
-/// As operators know it.
-fn name_of(state: &ClusterState, node: &NodeId) -> String {
-    let name = state.nodes.get(node).map(|known| known.description.hostname.clone());
-    name.filter(|name| !name.is_empty()).unwrap_or_else(|| node.to_string())
+    ControlError::NodeAway { name: state.node_name(node), why }
 }
 
 /// Takes the streams that nodes open.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shoal_wire::server::Connections;
-use tokio::time::sleep;
+use tokio::time::timeout;
 
 use crate::shared::Shared;
 
@@ -27,7 +27,8 @@ pub(crate) async fn run(shared: Arc<Shared>, connections: Connections) {
         for gone in known.keys().filter(|id| !nodes.contains_key(*id)) {
             let (node, connections) = (gone.clone(), connections.clone());
             shared.help(async move {
-                sleep(GOODBYE).await;
+                // Ignored because: what is still open then is ended here.
+                let _ = timeout(GOODBYE, connections.none_left(&node)).await;
                 let count = connections.end(&node);
                 tracing::info!(%node, count, "a removed node's connections are ended");
             });

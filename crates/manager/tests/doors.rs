@@ -6,7 +6,6 @@
 mod support;
 
 use shoal_identity::authority::KeyAndCsr;
-use shoal_identity::node_identity::NodeIdentity;
 use shoal_manager::error::ControlError;
 use shoal_model::cluster_state::ClusterState;
 use shoal_model::fault::Fault as _;
@@ -21,19 +20,7 @@ use shoal_wire::message::{
     AttachOutcome, AttachRequest, AttachmentSet, Hello, Leave, NodeMessage, PROTOCOL_VERSION,
     RenewCertificate, TaskReport, TaskStatuses,
 };
-use support::{FakeNode, World, describe, network, running, service};
-
-fn hello(identity: &NodeIdentity) -> Hello {
-    Hello {
-        version: PROTOCOL_VERSION,
-        node_id: identity.node_id.clone(),
-        description: describe("a"),
-        advertise_addr: None,
-        data_path_addr: None,
-        revision: None,
-        previous_session: None,
-    }
-}
+use support::{FakeNode, World, hello, network, running, service};
 
 fn id_of(error: &WireError) -> Option<&'static str> {
     error.id().map(|id| id.0)

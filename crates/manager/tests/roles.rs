@@ -15,21 +15,9 @@ use shoal_model::spec::node::{NodeRole, NodeSpec};
 use shoal_wire::client;
 use shoal_wire::error::WireError;
 use shoal_wire::message::{
-    CertificateReply, Hello, ManagerMessage, PROTOCOL_VERSION, RenewCertificate, RoleWish,
+    CertificateReply, ManagerMessage, PROTOCOL_VERSION, RenewCertificate, RoleWish,
 };
-use support::{DEADLINE, FakeNode, World, describe};
-
-fn hello(identity: &NodeIdentity) -> Hello {
-    Hello {
-        version: PROTOCOL_VERSION,
-        node_id: identity.node_id.clone(),
-        description: describe("a"),
-        advertise_addr: None,
-        data_path_addr: None,
-        revision: None,
-        previous_session: None,
-    }
-}
+use support::{DEADLINE, FakeNode, World, hello};
 
 async fn set_role(world: &World, node: &NodeId, role: NodeRole) {
     let state = world.control.state();

@@ -42,6 +42,13 @@ pub struct ClusterState {
 }
 
 impl ClusterState {
+    /// A node as operators know it: its host name, or its id as long as that is not known.
+    #[must_use]
+    pub fn node_name(&self, node: &NodeId) -> String {
+        let name = self.nodes.get(node).map(|known| known.description.hostname.clone());
+        name.filter(|name| !name.is_empty()).unwrap_or_else(|| node.to_string())
+    }
+
     /// Rebuilds a state from stored objects, whose metadata is kept.
     #[must_use]
     pub fn restore(revision: Revision, objects: Vec<Object>) -> Self {

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use crate::error::NodeError;
+use crate::node::{AddressOptions, NodeConfig};
 
 /// The port of managers.
 pub const MANAGER_PORT: u16 = 2377;
@@ -50,16 +51,11 @@ impl Addresses {
     ///
     /// # Errors
     /// See [`listen`], [`advertise`] and [`data_path`].
-    pub fn find(
-        listen_addr: &str,
-        advertise_addr: &str,
-        data_path_addr: &str,
-        default_advertise: Option<&str>,
-    ) -> Result<Self, NodeError> {
-        let own = own_addresses();
-        let listen = listen(listen_addr, &own)?;
-        let advertise = advertise(advertise_addr, default_advertise, listen, &own)?;
-        let data_path = data_path(data_path_addr, advertise.ip(), &own)?;
+    pub fn find(config: &NodeConfig, wanted: &AddressOptions) -> Result<Self, NodeError> {
+        let (own, default) = (own_addresses(), config.default_advertise.as_deref());
+        let listen = listen(&wanted.listen, &own)?;
+        let advertise = advertise(&wanted.advertise, default, listen, &own)?;
+        let data_path = data_path(&wanted.data_path, advertise.ip(), &own)?;
         Ok(Self { listen, advertise, data_path })
     }
 }

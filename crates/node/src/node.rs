@@ -36,15 +36,22 @@ pub struct NodeConfig {
     pub clock: Clock,
 }
 
+/// Addresses as a user writes them.
+#[derive(Clone, Debug, Default)]
+pub struct AddressOptions {
+    /// Where to listen as a manager; empty: everywhere on port 2377.
+    pub listen: String,
+    /// What to tell other nodes; empty: found out.
+    pub advertise: String,
+    /// Where VXLAN frames come from; empty: the advertised address.
+    pub data_path: String,
+}
+
 /// What `swarm init` asks for.
 #[derive(Clone, Debug, Default)]
 pub struct InitOptions {
-    /// Where to listen; empty: everywhere on port 2377.
-    pub listen_addr: String,
-    /// What to tell other nodes; empty: found out.
-    pub advertise_addr: String,
-    /// Where VXLAN frames come from; empty: the advertised address.
-    pub data_path_addr: String,
+    /// Its addresses.
+    pub addrs: AddressOptions,
     /// UDP port of VXLAN.
     pub data_path_port: u16,
     /// Overlay subnets are cut from these.
@@ -62,12 +69,8 @@ pub struct InitOptions {
 /// What `swarm join` asks for.
 #[derive(Clone, Debug, Default)]
 pub struct JoinOptions {
-    /// Where it would listen as a manager.
-    pub listen_addr: String,
-    /// What to tell other nodes; empty: found out.
-    pub advertise_addr: String,
-    /// Where VXLAN frames come from; empty: the advertised address.
-    pub data_path_addr: String,
+    /// Its addresses.
+    pub addrs: AddressOptions,
     /// Managers to try.
     pub remote_addrs: Vec<String>,
     /// `SWMTKN-1-…`
@@ -79,12 +82,8 @@ pub struct JoinOptions {
 /// What `shoal restore` asks for.
 #[derive(Clone, Debug)]
 pub struct RestoreOptions {
-    /// Where to listen; empty: everywhere on port 2377.
-    pub listen_addr: String,
-    /// What to tell other nodes; empty: found out.
-    pub advertise_addr: String,
-    /// Where VXLAN frames come from; empty: the advertised address.
-    pub data_path_addr: String,
+    /// Its addresses.
+    pub addrs: AddressOptions,
     /// The swarm.
     pub backup: Backup,
 }

@@ -69,15 +69,10 @@ fn moved(
     known: &Record,
     options: &InitOptions,
 ) -> Result<Option<Record>, NodeError> {
-    if options.advertise_addr.is_empty() && options.data_path_addr.is_empty() {
+    if options.addrs.advertise.is_empty() && options.addrs.data_path.is_empty() {
         return Ok(None);
     }
-    let Addresses { listen, advertise, data_path } = Addresses::find(
-        &options.listen_addr,
-        &options.advertise_addr,
-        &options.data_path_addr,
-        config.default_advertise.as_deref(),
-    )?;
+    let Addresses { listen, advertise, data_path } = Addresses::find(config, &options.addrs)?;
     let managers = known.managers.clone();
     Ok(Some(Record::new(NodeRole::Manager, listen, advertise, data_path, managers)))
 }
@@ -199,12 +194,7 @@ pub(crate) async fn restore(
     folder: &Folder,
     options: RestoreOptions,
 ) -> Result<Member, NodeError> {
-    let Addresses { listen, advertise, data_path } = Addresses::find(
-        &options.listen_addr,
-        &options.advertise_addr,
-        &options.data_path_addr,
-        config.default_advertise.as_deref(),
-    )?;
+    let Addresses { listen, advertise, data_path } = Addresses::find(config, &options.addrs)?;
     folder.prepare()?;
     let now = (config.clock)();
     let state = options.backup.state().map_err(NodeError::Backup)?;

@@ -47,12 +47,7 @@ pub(crate) async fn init(
     description: NodeDescription,
     options: InitOptions,
 ) -> Result<Member, NodeError> {
-    let Addresses { listen, advertise, data_path } = Addresses::find(
-        &options.listen_addr,
-        &options.advertise_addr,
-        &options.data_path_addr,
-        config.default_advertise.as_deref(),
-    )?;
+    let Addresses { listen, advertise, data_path } = Addresses::find(config, &options.addrs)?;
     folder.prepare()?;
     let now = (config.clock)();
     let failed = |action| move |source| NodeError::Identity { action, source };

@@ -88,12 +88,7 @@ pub(crate) async fn join(
 ) -> Result<Member, NodeError> {
     let failed = |action| move |source| NodeError::Identity { action, source };
     let token = JoinToken::parse(&options.join_token).map_err(failed("read the join token"))?;
-    let Addresses { listen, advertise, data_path } = Addresses::find(
-        &options.listen_addr,
-        &options.advertise_addr,
-        &options.data_path_addr,
-        config.default_advertise.as_deref(),
-    )?;
+    let Addresses { listen, advertise, data_path } = Addresses::find(config, &options.addrs)?;
     folder.prepare()?;
     let key = KeyAndCsr::generate().map_err(failed("make a key"))?;
     let facts = NodeFacts {

@@ -8,6 +8,7 @@
 
 mod backup;
 mod cli;
+mod client;
 mod daemon;
 mod demo;
 mod doctor;

@@ -9,7 +9,7 @@ mod support;
 
 use std::time::Duration;
 
-use board::{DEADLINE, Trio, soon, until};
+use board::{DEADLINE, Trio, leading, soon, until};
 use shoal_store::{GroupStep, Lead, Store, StoreError};
 use support::{board, message, put};
 use tokio::time::Instant;
@@ -37,8 +37,21 @@ async fn all_follow(trio: &Trio, leader: u64) {
     }
 }
 
-fn others(of: u64) -> Vec<u64> {
-    (1..=3).filter(|id| *id != of).collect()
+/// The other two of three.
+fn others(of: u64) -> [u64; 2] {
+    match of {
+        1 => [2, 3],
+        2 => [1, 3],
+        _ => [1, 2],
+    }
+}
+
+/// A group that goes by one leader, and who that is.
+async fn settled() -> (Trio, u64) {
+    let trio = Trio::new(put(1, "first")).await;
+    let leader = trio.leader().await;
+    all_follow(&trio, leader).await;
+    (trio, leader)
 }
 
 /// Stops without handing over, again and again.
@@ -65,9 +78,7 @@ async fn leaders_that_end_are_replaced_one_after_the_other() {
 /// Both ways and each way alone; with writes and without.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_that_was_cut_off_returns_and_no_term_has_grown() {
-    let trio = Trio::new(put(1, "first")).await;
-    let leader = trio.leader().await;
-    all_follow(&trio, leader).await;
+    let (trio, leader) = settled().await;
     let before = term(trio.store(leader)).unwrap();
     let away = others(leader)[0];
     let rest: Vec<u64> = (1..=3).filter(|id| *id != away).collect();
@@ -108,9 +119,7 @@ async fn one_that_was_cut_off_returns_and_no_term_has_grown() {
 /// Its words arrive and it hears nothing: it is quiet then, so that the others can elect.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_hears_nobody_goes_mute_and_is_replaced() {
-    let trio = Trio::new(put(1, "first")).await;
-    let old = trio.leader().await;
-    all_follow(&trio, old).await;
+    let (trio, old) = settled().await;
     let rest = others(old);
     for other in &rest {
         trio.board.cut(*other, old);
@@ -128,11 +137,9 @@ async fn a_leader_that_hears_nobody_goes_mute_and_is_replaced() {
 /// It is cut, removed, and never hears of that.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_removed_one_that_missed_it_stands_in_vain() {
-    let trio = Trio::new(put(1, "first")).await;
-    let leader = trio.leader().await;
-    all_follow(&trio, leader).await;
+    let (trio, leader) = settled().await;
     let before = term(trio.store(leader)).unwrap();
-    let [away, other] = others(leader)[..] else { unreachable!() };
+    let [away, other] = others(leader);
     trio.board.isolate(away, &[leader, other]);
     trio.change(GroupStep::Remove(away)).await;
     trio.board.heal();
@@ -158,11 +165,7 @@ async fn the_lead_is_handed_over_under_load_and_no_write_is_left_open() {
         writers.spawn(async move {
             let mut count = 0u32;
             while !stop.load(std::sync::atomic::Ordering::SeqCst) {
-                let leads = |s: &&Store| matches!(*s.lead().borrow(), Lead::Leading { .. });
-                let Some(leader) = stores.values().find(leads) else {
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                    continue;
-                };
+                let leader = leading(stores.values()).await;
                 let by = Instant::now() + DEADLINE;
                 match leader.propose(put(100 + writer, &(count + 1).to_string()), by).await {
                     Ok(_) => count += 1,

@@ -30,7 +30,6 @@ const MAY_SLEEP: &[(&str, &str)] = &[
     ("crates/manager/src/planner.rs", "the moment that the plan named; collects changes"),
     ("crates/manager/src/statuses.rs", "pause before a write is tried again"),
     ("crates/node/src/owner.rs", "pause before owed work is tried again"),
-    ("crates/manager/src/shut_out.rs", "lets a session say good-bye before its connection ends"),
     ("crates/node/src/seat.rs", "pause before a step of a role is tried again"),
     ("crates/node/src/renewal.rs", "the moment when a certificate is due; pause between attempts"),
     ("crates/network/src/hostport/tcp.rs", "pause after accept(2) failed for want of descriptors"),
@@ -58,7 +57,10 @@ const MAY_SLEEP: &[(&str, &str)] = &[
     ("crates/store/src/network.rs", "pause before a member is asked again"),
     ("crates/store/src/read.rs", "pause before a majority is asked again"),
     ("crates/store/src/store.rs", "the end of the wait for a leader, beside its change"),
-    ("crates/store/tests/support/board.rs", "a slow way; looks again for a condition"),
+    (
+        "crates/store/tests/support/board.rs",
+        "a slow way; looks again for a condition, with a deadline",
+    ),
     ("crates/store/src/life.rs", "pause before the disk is tried again, growing to a bound"),
     ("crates/shoal/src/demo/load.rs", "the pace of the demonstration's clients"),
     ("crates/shoal/src/demo/machine.rs", "looks again for what the demonstration claims"),
@@ -81,7 +83,6 @@ const MAY_SLEEP: &[(&str, &str)] = &[
     ("xtask/src/bench/service.rs", "looks again how many tasks run, with a deadline"),
     // Tests: conditions with a deadline, and guests that wait for one another.
     ("crates/doctor/src/run.rs", "a check that misses its deadline is the test"),
-    ("crates/store/tests/elections.rs", "a writer looks again who leads"),
     ("crates/store/tests/full_disk.rs", "looks again for a condition, with a deadline"),
     ("testing/vm/src/node.rs", "looks again for a condition, with a deadline"),
     ("crates/store/tests/durability.rs", "when to kill: any moment will do, so none is waited for"),

@@ -108,7 +108,7 @@ async fn find(route: &Route, call: &Call) -> ApiResult<Option<Place>> {
         let Some((id, node)) = word.split_once(AT) else { return Ok(None) };
         let (node, id) = (NodeId::new(node), id.to_owned());
         let state = call.state.swarm.control().map(|control| control.state());
-        let name = state.map_or_else(|| node.to_string(), |state| name_of(&state, &node));
+        let name = state.map_or_else(|| node.to_string(), |state| state.node_name(&node));
         return Ok(Some(Place { node, name, id, task: None }));
     }
     // A node that is no manager knows of no other's.
@@ -157,13 +157,8 @@ fn task_container(state: &ClusterState, word: &str) -> ApiResult<Option<Place>> 
     };
     let (Some(node), Some(id)) = (task.node_id.clone(), container(task)) else { return Ok(None) };
     let by_own_id = task.name() != word && task.id.as_str().starts_with(word);
-    let name = name_of(state, &node);
+    let name = state.node_name(&node);
     Ok(Some(Place { node, name, id, task: by_own_id.then(|| Arc::clone(task)) }))
-}
-
-fn name_of(state: &ClusterState, node: &NodeId) -> String {
-    let name = state.nodes.get(node).map(|known| known.description.hostname.clone());
-    name.filter(|name| !name.is_empty()).unwrap_or_else(|| node.to_string())
 }
 
 fn container(task: &Task) -> Option<String> {

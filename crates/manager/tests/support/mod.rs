@@ -366,15 +366,7 @@ impl Agent {
 
     async fn session(&self) -> Result<(), WireError> {
         let client = client::connect(&self.addr.to_string(), &self.identity).await?;
-        let hello = Hello {
-            version: PROTOCOL_VERSION,
-            node_id: self.identity.node_id.clone(),
-            description: describe(&self.name),
-            advertise_addr: None,
-            data_path_addr: None,
-            revision: None,
-            previous_session: None,
-        };
+        let hello = Hello { description: describe(&self.name), ..hello(&self.identity) };
         let mut session = client.session(hello).await?;
         let sender = session.sender();
         *self.sender.lock().unwrap() = Some(sender.clone());
@@ -437,4 +429,17 @@ fn report(task: &Task) -> Option<TaskReport> {
         exit_code: 0,
     });
     Some(TaskReport { task_id: task.id.clone(), status })
+}
+
+/// What a node says first.
+pub fn hello(identity: &NodeIdentity) -> Hello {
+    Hello {
+        version: PROTOCOL_VERSION,
+        node_id: identity.node_id.clone(),
+        description: describe("a"),
+        advertise_addr: None,
+        data_path_addr: None,
+        revision: None,
+        previous_session: None,
+    }
 }

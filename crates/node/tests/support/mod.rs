@@ -13,7 +13,7 @@ use shoal_model::id::InstanceId;
 use shoal_model::object::NodeDescription;
 use shoal_model::time::{Clock, Timestamp};
 use shoal_network::node_network::{NetworkConfig, NodeNetwork};
-use shoal_node::node::{InitOptions, JoinOptions, Node, NodeConfig, Standing};
+use shoal_node::node::{AddressOptions, InitOptions, JoinOptions, Node, NodeConfig, Standing};
 
 /// Generous: the machine may be busy with something else.
 pub const DEADLINE: Duration = Duration::from_secs(90);
@@ -54,7 +54,7 @@ pub fn free_address() -> String {
 
 pub fn init_at(address: &str) -> InitOptions {
     InitOptions {
-        listen_addr: address.to_owned(),
+        addrs: AddressOptions { listen: address.to_owned(), ..AddressOptions::default() },
         default_address_pools: vec!["10.0.0.0/8".parse().unwrap()],
         subnet_prefix_len: 24,
         data_path_port: 4789,
@@ -66,8 +66,11 @@ pub fn init_at(address: &str) -> InitOptions {
 pub fn join_of(manager: &Node, address: &str) -> JoinOptions {
     let state = manager.control().unwrap().state();
     JoinOptions {
-        listen_addr: "127.0.0.1:0".into(),
-        advertise_addr: "127.0.0.1".into(),
+        addrs: AddressOptions {
+            listen: "127.0.0.1:0".into(),
+            advertise: "127.0.0.1".into(),
+            ..AddressOptions::default()
+        },
         remote_addrs: vec![address.to_owned()],
         join_token: state.cluster.as_ref().unwrap().join_tokens.worker.clone(),
         ..JoinOptions::default()

@@ -22,6 +22,18 @@ const BACKUP_BYTES_MAX: u64 = 1 << 30;
 /// A backup holds every secret.
 const MODE: u32 = 0o600;
 
+/// Options of both.
+#[derive(Args, Debug)]
+struct CommonArgs {
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    passphrase: PassphraseArgs,
+    #[command(flatten)]
+    host: HostArgs,
+}
+
 /// Options of `shoal backup`.
 #[derive(Args, Debug)]
 #[command(
@@ -42,13 +54,8 @@ pub struct BackupArgs {
     /// Replace the file if it is there.
     #[arg(long)]
     replace: bool,
-    /// Print JSON.
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    passphrase: PassphraseArgs,
-    #[command(flatten)]
-    host: HostArgs,
+    common: CommonArgs,
 }
 
 /// Options of `shoal restore`.
@@ -75,13 +82,8 @@ pub struct RestoreArgs {
     /// Where VXLAN frames come from and go to.
     #[arg(long, value_name = "ADDRESS", default_value = "")]
     data_path_addr: String,
-    /// Print JSON.
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    passphrase: PassphraseArgs,
-    #[command(flatten)]
-    host: HostArgs,
+    common: CommonArgs,
 }
 
 /// `shoal backup`.
@@ -125,8 +127,8 @@ async fn take(args: &BackupArgs) -> Result<()> {
         let file = args.file.display();
         bail!("write the backup: '{file}' is there already; name another file, or add --replace");
     }
-    let passphrase = if args.plain { None } else { Some(args.passphrase.new_one()?) };
-    let answer = args.host.api()?.download("/shoal/backup", BACKUP_BYTES_MAX).await?;
+    let passphrase = if args.plain { None } else { Some(args.common.passphrase.new_one()?) };
+    let answer = args.common.host.api()?.download("/shoal/backup", BACKUP_BYTES_MAX).await?;
     let backup = whole(Backup::decode(&answer, None))?;
     let file = match &passphrase {
         None => answer.to_vec(),
@@ -139,7 +141,7 @@ async fn take(args: &BackupArgs) -> Result<()> {
     }
     let write = shoal_durable::replace(&args.file, &file, MODE);
     write.with_context(|| format!("write '{}'", args.file.display()))?;
-    say(args.json, &described(&backup.head, passphrase.is_some(), &args.file, file.len()));
+    say(args.common.json, &described(&backup.head, passphrase.is_some(), &args.file, file.len()));
     Ok(())
 }
 
@@ -151,10 +153,10 @@ async fn put_back(args: &RestoreArgs) -> Result<()> {
     let (head, sealed) = whole(Backup::look(&file))?;
     let about = described(&head, sealed, &args.file, file.len());
     if args.show {
-        say(args.json, &about);
+        say(args.common.json, &about);
         return Ok(());
     }
-    let passphrase = if sealed { args.passphrase.known_one()? } else { None };
+    let passphrase = if sealed { args.common.passphrase.known_one()? } else { None };
     let backup = whole(Backup::decode(&file, passphrase.as_deref()))?;
     drop(file);
     let plain = Bytes::from(whole(backup.encode(None))?);
@@ -165,11 +167,11 @@ async fn put_back(args: &RestoreArgs) -> Result<()> {
         word(&args.advertise_addr),
         word(&args.data_path_addr),
     );
-    let answer = args.host.api()?.post_bytes(&path, plain).await?;
+    let answer = args.common.host.api()?.post_bytes(&path, plain).await?;
     let mut about = about;
     about["NodeID"] = answer["NodeID"].clone();
-    say(args.json, &about);
-    if !args.json {
+    say(args.common.json, &about);
+    if !args.common.json {
         println!(
             "This node is its only manager now. Let other managers join: docker swarm \
                   join-token manager"

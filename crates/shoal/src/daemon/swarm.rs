@@ -13,7 +13,7 @@ use shoal_api::error::{ApiError, ApiResult};
 use shoal_model::id::NodeId;
 use shoal_model::spec::node::NodeRole;
 use shoal_model::time::Clock;
-use shoal_node::node::{InitOptions, JoinOptions, Node, RestoreOptions, Standing};
+use shoal_node::node::{AddressOptions, InitOptions, JoinOptions, Node, RestoreOptions, Standing};
 use shoal_store::Backup;
 
 /// UDP port of VXLAN (RFC 7348) if nobody says another.
@@ -70,9 +70,11 @@ impl SwarmMembership for Membership {
 
     async fn join(&self, request: JoinRequest) -> ApiResult<()> {
         let options = JoinOptions {
-            listen_addr: request.listen_addr,
-            advertise_addr: request.advertise_addr,
-            data_path_addr: request.data_path_addr,
+            addrs: AddressOptions {
+                listen: request.listen_addr,
+                advertise: request.advertise_addr,
+                data_path: request.data_path_addr,
+            },
             remote_addrs: request.remote_addrs,
             join_token: request.join_token,
             availability: request.availability,
@@ -91,10 +93,14 @@ impl SwarmMembership for Membership {
 
     async fn restore(&self, request: RestoreRequest) -> ApiResult<NodeId> {
         let RestoreRequest { listen_addr, advertise_addr, data_path_addr, file } = request;
+        let addrs = AddressOptions {
+            listen: listen_addr,
+            advertise: advertise_addr,
+            data_path: data_path_addr,
+        };
         let read = tokio::task::spawn_blocking(move || Backup::decode(&file, None)).await;
         let backup = read.map_err(|_| ApiError::unavailable("the daemon is stopping"))??;
-        let options = RestoreOptions { listen_addr, advertise_addr, data_path_addr, backup };
-        self.node.restore(options).await.map_err(ApiError::from)
+        self.node.restore(RestoreOptions { addrs, backup }).await.map_err(ApiError::from)
     }
 
     async fn leave(&self, force: bool) -> ApiResult<()> {
@@ -141,9 +147,11 @@ fn init_options(request: InitRequest) -> ApiResult<InitOptions> {
         size => return Err(invalid(format!("invalid subnet size {size}: it must be 1 to 29"))),
     };
     Ok(InitOptions {
-        listen_addr: request.listen_addr,
-        advertise_addr: request.advertise_addr,
-        data_path_addr: request.data_path_addr,
+        addrs: AddressOptions {
+            listen: request.listen_addr,
+            advertise: request.advertise_addr,
+            data_path: request.data_path_addr,
+        },
         data_path_port,
         default_address_pools: pools,
         subnet_prefix_len,

@@ -1,7 +1,6 @@
 //! `shoal demo`: the founding scenario on three nodes of this machine, through the public API only,
 //! with what each step really answered.
 
-pub mod client;
 mod load;
 mod machine;
 mod report;

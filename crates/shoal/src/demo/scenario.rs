@@ -6,10 +6,10 @@ use shoal_image::builder::{FileSpec, ImageSpec};
 use shoal_model::spec::container::{ContainerConfig, Words};
 
 use super::DemoArgs;
-use super::client::Api;
 use super::report::Report;
 use super::steps;
 use super::topology::Topology;
+use crate::client::Api;
 
 /// The image of every step: this program as its only layer.
 pub const IMAGE: &str = "shoal:demo";

@@ -9,9 +9,9 @@ use bytes::Bytes;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
 
-use super::client::Api;
 use super::load::{Background, Tally, requests};
 use super::scenario::{CLIENTS, IMAGE, NETWORK, PORT, SERVICE, Stage};
+use crate::client::Api;
 use crate::tools::request::Summary;
 
 /// How long a daemon may take until it answers.

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde_json::Value;
 
-use crate::demo::client::Api;
+use crate::client::Api;
 
 /// Where daemons listen if nobody says.
 const SOCKET: &str = "/run/shoal.sock";

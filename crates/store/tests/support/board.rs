@@ -14,6 +14,7 @@ use shoal_store::{
     Door, GroupStep, Lane, Lead, Member, OpenMedium, PeerError, Peers, Store, StoreConfig,
     StoreError,
 };
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 /// Far above what anything here takes on a machine that stands still for seconds.
@@ -28,6 +29,8 @@ struct Ways {
     slow: BTreeMap<(String, String), Duration>,
     /// Pieces of snapshots that came through.
     bulk: usize,
+    /// Says that a way is another one than before.
+    changed: watch::Sender<()>,
 }
 
 /// The switchboard. Cheap to clone.
@@ -42,7 +45,9 @@ struct Plug {
 
 impl Board {
     pub fn cut(&self, from: u64, to: u64) {
-        self.0.lock().unwrap().cut.insert((name(from), name(to)));
+        let mut ways = self.0.lock().unwrap();
+        ways.cut.insert((name(from), name(to)));
+        ways.changed.send_replace(());
     }
 
     /// No way to and from `member` any more.
@@ -57,6 +62,7 @@ impl Board {
         let mut ways = self.0.lock().unwrap();
         ways.cut.clear();
         ways.slow.clear();
+        ways.changed.send_replace(());
     }
 
     pub fn slow(&self, from: u64, to: u64, by: Duration) {
@@ -75,6 +81,7 @@ impl Board {
         let mut ways = self.0.lock().unwrap();
         ways.doors.remove(&name(node));
         *ways.unplugged.entry(name(node)).or_default() += 1;
+        ways.changed.send_replace(());
     }
 
     /// Whether a node is plugged in, and how often it was unplugged.
@@ -132,11 +139,12 @@ impl Peers for Plug {
         if !there {
             return PeerError::Refused;
         }
+        let mut changed = self.board.0.lock().unwrap().changed.subscribe();
         // A way that is cut ends no connection.
         while self.board.connection(to.as_str()).1 == stood
             || self.board.is_cut(to.as_str(), &self.own)
         {
-            tokio::time::sleep(Duration::from_millis(2)).await;
+            changed.changed().await.unwrap();
         }
         PeerError::Closed
     }
@@ -275,15 +283,7 @@ impl Trio {
     }
 
     pub async fn leader_among(&self, these: &[u64]) -> u64 {
-        let leads = these.iter().map(|raft_id| {
-            let mut lead = self.store(*raft_id).lead();
-            Box::pin(async move {
-                lead.wait_for(|lead| matches!(lead, Lead::Leading { .. })).await.unwrap();
-                *raft_id
-            })
-        });
-        let first = futures::future::select_all(leads);
-        tokio::time::timeout(DEADLINE, first).await.expect("somebody leads in time").0
+        leading(these.iter().map(|raft_id| self.store(*raft_id))).await.raft_id()
     }
 
     /// Stops a store without a word to the others, and drops it.
@@ -310,6 +310,19 @@ pub fn soon() -> Instant {
 }
 
 /// Waits until `holds` of what `store` shows.
+/// The one of `stores` that leads, as soon as one does.
+pub async fn leading<'s>(stores: impl IntoIterator<Item = &'s Store>) -> &'s Store {
+    let leads = stores.into_iter().map(|store| {
+        let mut lead = store.lead();
+        Box::pin(async move {
+            lead.wait_for(|lead| matches!(lead, Lead::Leading { .. })).await.unwrap();
+            store
+        })
+    });
+    let first = futures::future::select_all(leads);
+    tokio::time::timeout(DEADLINE, first).await.expect("somebody leads in time").0
+}
+
 pub async fn until(what: &str, store: &Store, holds: impl Fn(&Store) -> bool) {
     let end = Instant::now() + DEADLINE;
     while !holds(store) {

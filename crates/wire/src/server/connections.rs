@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use shoal_model::id::NodeId;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 /// The open connections of nodes that have proven who they are. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -15,6 +15,8 @@ struct Open {
     /// As many as there are connections, which are bounded.
     nodes: BTreeMap<NodeId, BTreeMap<u64, Arc<Notify>>>,
     last: u64,
+    /// Says that a node has its last connection no more.
+    gone: watch::Sender<()>,
 }
 
 impl Connections {
@@ -30,6 +32,17 @@ impl Connections {
             of.into_iter().flat_map(BTreeMap::values).for_each(|end| end.notify_one());
             of.map_or(0, BTreeMap::len)
         })
+    }
+
+    /// Waits until `node` has no connection.
+    pub async fn none_left(&self, node: &NodeId) {
+        let mut gone = self.with(|open| open.gone.subscribe());
+        // Not by `wait_for`: it looks under a lock that who sends waits for, holding this one's.
+        while self.with(|open| open.nodes.contains_key(node)) {
+            if gone.changed().await.is_err() {
+                return;
+            }
+        }
     }
 
     /// Notes a connection of `node`.
@@ -62,6 +75,7 @@ impl Drop for Entry {
             of.remove(&self.number);
             if of.is_empty() {
                 open.nodes.remove(&self.node);
+                open.gone.send_replace(());
             }
         });
     }
@@ -69,6 +83,8 @@ impl Drop for Entry {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
 
     #[tokio::test]
@@ -85,5 +101,22 @@ mod tests {
         assert_eq!(connections.end(&other), 1);
         drop(last);
         connections.with(|open| assert!(open.nodes.is_empty()));
+    }
+
+    #[tokio::test]
+    async fn the_last_connections_end_is_told() {
+        let connections = Connections::default();
+        let node = NodeId::new("one");
+        connections.none_left(&node).await;
+        let (first, second) = (connections.enter(node.clone()), connections.enter(node.clone()));
+        let waits = tokio::spawn({
+            let (connections, node) = (connections.clone(), node.clone());
+            async move { connections.none_left(&node).await }
+        });
+        drop(first);
+        tokio::task::yield_now().await;
+        assert!(!waits.is_finished());
+        drop(second);
+        waits.await.unwrap();
     }
 }

@@ -1,4 +1,5 @@
-//! A small client of the Engine API over a unix socket: the demonstration uses what users use.
+//! A small client of the Engine API over a unix socket: commands that ask the daemon, and the
+//! demonstration, use what users use.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -20,6 +21,17 @@ const ANSWER_BYTES_MAX: usize = 16 << 20;
 #[derive(Clone, Debug)]
 pub struct Api {
     socket: PathBuf,
+}
+
+/// One request.
+struct Ask<'a> {
+    method: &'a str,
+    path: &'a str,
+    /// What the body is.
+    kind: &'a str,
+    body: Bytes,
+    /// Longest answer that is read.
+    most: usize,
 }
 
 impl Api {
@@ -54,7 +66,8 @@ impl Api {
     /// `GET` of at most `most` bytes.
     pub async fn download(&self, path: &str, most: u64) -> Result<Bytes> {
         let most = usize::try_from(most).unwrap_or(usize::MAX);
-        self.send_for("GET", path, "application/json", Bytes::new(), most).await
+        let (kind, body) = ("application/json", Bytes::new());
+        self.ask(Ask { method: "GET", path, kind, body, most }).await
     }
 
     /// `POST` of bytes; the answer is JSON.
@@ -80,32 +93,18 @@ impl Api {
     }
 
     async fn send(&self, method: &str, path: &str, kind: &str, body: Bytes) -> Result<Bytes> {
-        self.send_for(method, path, kind, body, ANSWER_BYTES_MAX).await
+        self.ask(Ask { method, path, kind, body, most: ANSWER_BYTES_MAX }).await
     }
 
-    async fn send_for(
-        &self,
-        method: &str,
-        path: &str,
-        kind: &str,
-        body: Bytes,
-        most: usize,
-    ) -> Result<Bytes> {
-        let exchange = self.exchange(method, path, kind, body, most);
-        match tokio::time::timeout(REQUEST_DEADLINE, exchange).await {
+    async fn ask(&self, ask: Ask<'_>) -> Result<Bytes> {
+        let (method, path) = (ask.method, ask.path);
+        match tokio::time::timeout(REQUEST_DEADLINE, self.exchange(ask)).await {
             Ok(answer) => answer.with_context(|| format!("{method} {path}")),
             Err(_) => bail!("{method} {path}: no answer within {} s", REQUEST_DEADLINE.as_secs()),
         }
     }
 
-    async fn exchange(
-        &self,
-        method: &str,
-        path: &str,
-        kind: &str,
-        body: Bytes,
-        most: usize,
-    ) -> Result<Bytes> {
+    async fn exchange(&self, ask: Ask<'_>) -> Result<Bytes> {
         let stream = UnixStream::connect(&self.socket)
             .await
             .with_context(|| format!("connect to '{}'", self.socket.display()))?;
@@ -113,14 +112,14 @@ impl Api {
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         let driver = tokio::spawn(connection);
         let request = Request::builder()
-            .method(method)
-            .uri(format!("/v1.50{path}"))
+            .method(ask.method)
+            .uri(format!("/v1.50{}", ask.path))
             .header("host", "shoal")
-            .header("content-type", kind)
-            .body(Full::new(body))?;
+            .header("content-type", ask.kind)
+            .body(Full::new(ask.body))?;
         let answer = sender.send_request(request).await?;
         let status = answer.status();
-        let body = Limited::new(answer.into_body(), most).collect().await;
+        let body = Limited::new(answer.into_body(), ask.most).collect().await;
         driver.abort();
         let body = body.map_err(|error| anyhow::anyhow!(error))?.to_bytes();
         if status.is_success() {
