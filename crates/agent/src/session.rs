@@ -234,13 +234,14 @@ pub(crate) async fn run(agent: &Agent) {
         agent.inner.hub.removed.send_replace(false);
         agent.inner.hub.leaving.send_replace(Leaving::No);
         tokio::select! {
+            biased;
+            changed = membership.changed() => if changed.is_err() { return },
             () = member_loop(agent, &member) => {
                 // Removed or leaving: wait until somebody makes this node a member again.
                 if membership.changed().await.is_err() {
                     return;
                 }
             }
-            changed = membership.changed() => if changed.is_err() { return },
         }
     }
 }

@@ -41,6 +41,7 @@ pub(crate) async fn run(tenure: Arc<Tenure>) {
         }
         tenure.sessions.update_converged(&state);
         tokio::select! {
+            biased;
             changed = revision.changed() => if changed.is_err() { return },
             () = tenure.wanted.notified() => {}
         }

@@ -233,28 +233,21 @@ impl Run<'_> {
         let mut left_for_long = pin!(tokio::time::sleep(FAR_AWAY));
         loop {
             let step = tokio::select! {
-                message = session.next() => match message {
-                    Ok(NodeMessage::Leave(_)) => {
-                        left = true;
-                        let until = Instant::now() + shared.patience();
-                        left_for_long.as_mut().reset(until);
-                        tenure.mark_left(&self.node).await;
-                        Ok(())
+                biased;
+                () = async { drop(stopping.wait_for(|stop| *stop).await) } => {
+                    let reason = ByeReason::Stopping;
+                    return End::Bye(reason, reason_text(reason).to_owned());
+                }
+                // Ignored because: the sender is in the tenure, which is held here.
+                () = async { drop(over.wait_for(|over| *over).await) } => return End::NotLeader,
+                Ok(()) = ended.changed() => {
+                    if let Some(reason) = *ended.borrow_and_update() {
+                        return End::Bye(reason, reason_text(reason).to_owned());
                     }
-                    Ok(NodeMessage::BackSoon(soon)) => {
-                        let within = Duration::from_secs(soon.within_s.into());
-                        return End::BackSoon(within.min(BACK_SOON_MAX));
-                    }
-                    Ok(message) => self.hear(message).await,
-                    Err(error) => {
-                        tracing::info!(node = %self.node, cause = report(&error), "session ends");
-                        return match error {
-                            _ if left => End::Left,
-                            WireError::Silent { .. } => End::Silent,
-                            _ => End::Lost,
-                        };
-                    }
-                },
+                    Ok(())
+                }
+                () = &mut left_for_long => return End::Left,
+                // What this node is told is made of the newest state, however much it says itself.
                 Ok(()) = assigned.changed() => {
                     let next = assigned.borrow_and_update().clone();
                     match next {
@@ -277,19 +270,28 @@ impl Run<'_> {
                         None => Ok(()),
                     }
                 }
-                Ok(()) = ended.changed() => {
-                    if let Some(reason) = *ended.borrow_and_update() {
-                        return End::Bye(reason, reason_text(reason).to_owned());
+                message = session.next() => match message {
+                    Ok(NodeMessage::Leave(_)) => {
+                        left = true;
+                        let until = Instant::now() + shared.patience();
+                        left_for_long.as_mut().reset(until);
+                        tenure.mark_left(&self.node).await;
+                        Ok(())
                     }
-                    Ok(())
-                }
-                () = &mut left_for_long => return End::Left,
-                // Ignored because: the sender is in the tenure, which is held here.
-                () = async { drop(over.wait_for(|over| *over).await) } => return End::NotLeader,
-                () = async { drop(stopping.wait_for(|stop| *stop).await) } => {
-                    let reason = ByeReason::Stopping;
-                    return End::Bye(reason, reason_text(reason).to_owned());
-                }
+                    Ok(NodeMessage::BackSoon(soon)) => {
+                        let within = Duration::from_secs(soon.within_s.into());
+                        return End::BackSoon(within.min(BACK_SOON_MAX));
+                    }
+                    Ok(message) => self.hear(message).await,
+                    Err(error) => {
+                        tracing::info!(node = %self.node, cause = report(&error), "session ends");
+                        return match error {
+                            _ if left => End::Left,
+                            WireError::Silent { .. } => End::Silent,
+                            _ => End::Lost,
+                        };
+                    }
+                },
             };
             if let Err(error) = step {
                 tracing::info!(node = %self.node, cause = report(&error), "session ends");

@@ -129,6 +129,7 @@ impl Owner {
             let open = inbox == Inbox::Open;
             let in_hands = self.seat.as_ref().is_some_and(Seat::holds_store);
             tokio::select! {
+                biased;
                 command = self.commands.recv(), if open && !in_hands => match command {
                     Some(command) => self.command(command),
                     None => {

@@ -1,17 +1,17 @@
 //! The one file: log, vote and snapshot, every value sealed, one commit for each batch of writes.
 //!
-//! Writes go to a thread of their own, because a durable commit takes a millisecond or more; it
-//! puts everything that is waiting into one commit.
+//! Writes go to a task of their own, because a durable commit takes a millisecond or more; it puts
+//! everything that is waiting into one commit.
 
 use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use redb::{Builder, Database, DatabaseError, ReadableDatabase, TableDefinition};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 
 use crate::commit::{Held, commit};
 use crate::epoch::{Epoch, EpochRecord};
@@ -20,6 +20,7 @@ use crate::failure::{DiskFailure, io_failure};
 use crate::first_format;
 use crate::log_store::encode;
 use crate::medium::{self, OpenMedium};
+use crate::outside::{Outside, offloaded};
 use crate::peer::Member;
 use crate::record::{
     EntryRecord, HeadRecord, LogIdRecord, MemberRecord, RECORD_VERSION, RecordError,
@@ -32,7 +33,7 @@ pub(crate) const FORMAT_VERSION: u32 = 2;
 const FILE: &str = "store.redb";
 /// The key file's name.
 const KEY_FILE: &str = "store.key";
-/// Writes that may wait for the thread. Consensus has at most a handful under way.
+/// Writes that may wait for the writer. Consensus has at most a handful under way.
 const JOBS_MAX: usize = 64;
 /// How long dropping a part of the log may wait for the snapshot that holds it: far longer than
 /// writing one takes.
@@ -93,7 +94,8 @@ struct Inner {
     /// `None` once closed.
     database: RwLock<Option<Database>>,
     jobs: mpsc::Sender<Job>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    outside: Arc<dyn Outside>,
+    writer: Mutex<Option<JoinHandle<()>>>,
     /// The first failure since it was opened: what consensus makes of it is only a text.
     failure: Mutex<Option<StoreError>>,
     /// What consensus said to be confirmed. On disk with the next commit.
@@ -150,8 +152,13 @@ impl Disk {
         fs::rename(&next, &path).and_then(|()| shoal_durable::sync_dir(dir)).map_err(|e| failed(&e))
     }
 
-    /// Opens the file in `dir`. One of an earlier format is written anew.
-    pub(crate) fn open(dir: &Path, medium: Option<&OpenMedium>) -> Result<Self, StoreError> {
+    /// Opens the file in `dir`. One of an earlier format is written anew. What may block later is
+    /// done by `outside`.
+    pub(crate) fn open(
+        dir: &Path,
+        medium: Option<&OpenMedium>,
+        outside: &Arc<dyn Outside>,
+    ) -> Result<Self, StoreError> {
         let path = dir.join(FILE);
         if !path.exists() {
             return Err(StoreError::Missing { path });
@@ -185,7 +192,8 @@ impl Disk {
             sealer,
             database: RwLock::new(Some(database)),
             jobs,
-            thread: Mutex::new(None),
+            outside: Arc::clone(outside),
+            writer: Mutex::new(None),
             failure: Mutex::new(None),
             committed: Mutex::new(None),
             known: watch::Sender::default(),
@@ -193,12 +201,8 @@ impl Disk {
         let this = Self(Arc::new(inner));
         let held = this.take_stock()?;
         this.0.known.send_modify(|known| known.held = held);
-        let writer = Arc::downgrade(&this.0);
-        let thread = std::thread::Builder::new()
-            .name("store-writer".into())
-            .spawn(move || write_loop(&writer, queue))
-            .map_err(|e| io_failure("start the writer of", &e))?;
-        *this.0.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
+        let writer = tokio::spawn(write_loop(Arc::downgrade(&this.0), queue));
+        *this.0.writer.lock().unwrap_or_else(PoisonError::into_inner) = Some(writer);
         Ok(this)
     }
 
@@ -367,20 +371,34 @@ impl Disk {
 
     /// Closes the file; another process may open it when this returns.
     pub(crate) async fn close(&self) {
-        // Ignored because: the thread is gone already, which is what closing asks for.
+        // Ignored because: the writer is gone already, which is what closing asks for.
         let _ = self.0.jobs.send(Job::Close).await;
         self.0.known.send_modify(|known| known.ended = true);
+        let writer = self.0.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(writer) = writer {
+            // Ignored because: a panic of the writer has been reported to every waiting write.
+            let _ = writer.await;
+        }
         let inner = Arc::clone(&self.0);
-        let closing = tokio::task::spawn_blocking(move || {
-            let thread = inner.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-            if let Some(thread) = thread {
-                // Ignored because: a panic of the thread has been reported to every waiting write.
-                let _ = thread.join();
-            }
+        let closing = self.offload(move || {
             inner.database.write().unwrap_or_else(PoisonError::into_inner).take();
         });
         // Ignored because: the closure above cannot panic and is not aborted.
         let _ = closing.await;
+    }
+
+    /// What comes from outside.
+    pub(crate) fn outside(&self) -> &dyn Outside {
+        &*self.0.outside
+    }
+
+    /// Does `work` where it may block.
+    pub(crate) async fn offload<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let done = offloaded(&*self.0.outside, work).await;
+        done.map_err(|error| StoreError::Stopped { reason: error.to_string() })
     }
 }
 
@@ -435,8 +453,8 @@ impl Inner {
     }
 }
 
-fn write_loop(disk: &std::sync::Weak<Inner>, mut queue: mpsc::Receiver<Job>) {
-    while let Some(first) = queue.blocking_recv() {
+async fn write_loop(disk: Weak<Inner>, mut queue: mpsc::Receiver<Job>) {
+    while let Some(first) = queue.recv().await {
         let mut waiting = Vec::new();
         let mut close = false;
         let mut next = Some(first);
@@ -452,7 +470,13 @@ fn write_loop(disk: &std::sync::Weak<Inner>, mut queue: mpsc::Receiver<Job>) {
         }
         let Some(inner) = disk.upgrade() else { return };
         if !waiting.is_empty() || (close && inner.unwritten().is_some()) {
-            let result = inner.commit(waiting.iter().flat_map(|(ops, _)| ops));
+            let outside = Arc::clone(&inner.outside);
+            let commit = offloaded(&*outside, move || {
+                let result = inner.commit(waiting.iter().flat_map(|(ops, _)| ops));
+                (result, waiting)
+            });
+            // Who waits sees the channel's end: the database library panics on some damage.
+            let Ok((result, waiting)) = commit.await else { return };
             for (_, done) in waiting {
                 // Ignored because: who does not wait any more does not want the answer.
                 let _ = done.send(result.clone());

@@ -172,18 +172,17 @@ pub(crate) struct Builder {
 impl RaftSnapshotBuilder<Types> for Builder {
     async fn build_snapshot(&mut self) -> Result<Snapshot<Types>, StorageError> {
         let state = self.state.clone();
-        let encoded = tokio::task::spawn_blocking(move || {
+        let encoded = self.disk.offload(move || {
             let content = Content { revision: state.revision, objects: state.objects() };
             encode("snapshot", &content)
         });
-        let stopped = |_| StoreError::Stopped { reason: "the runtime stops".into() };
-        let bytes = encoded.await.map_err(stopped).and_then(|r| r).map_err(|e| write_failed(&e))?;
+        let bytes = encoded.await.and_then(|r| r).map_err(|e| write_failed(&e))?;
         let at = self.applied.map_or_else(|| "empty".to_owned(), |id| id.to_string());
         let meta = SnapshotMeta {
             last_log_id: self.applied,
             last_membership: self.membership.clone(),
             // Two snapshots of one place may differ in bytes (order of maps): tell them apart.
-            snapshot_id: format!("{at}-{:08x}", rand::random::<u32>()),
+            snapshot_id: format!("{at}-{:016x}", self.disk.outside().random()),
         };
         store_snapshot(&self.disk, &meta, &bytes).await.map_err(|e| write_failed(&e))?;
         Ok(Snapshot { meta, snapshot: Box::new(Cursor::new(bytes)) })
@@ -252,9 +251,8 @@ impl RaftStateMachine<Types> for StateMachine {
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot<Types>>, StorageError> {
         let disk = self.disk.clone();
-        let read = tokio::task::spawn_blocking(move || stored_snapshot(&disk));
-        let stopped = |_| StoreError::Stopped { reason: "the runtime stops".into() };
-        let read = read.await.map_err(stopped).and_then(|r| r).map_err(|e| read_failed(&e))?;
+        let read = self.disk.offload(move || stored_snapshot(&disk));
+        let read = read.await.and_then(|r| r).map_err(|e| read_failed(&e))?;
         Ok(read.map(|(meta, bytes)| Snapshot { meta, snapshot: Box::new(Cursor::new(bytes)) }))
     }
 }

@@ -23,6 +23,7 @@ use crate::consensus::{Entry, LogId, Vote};
 use crate::disk::{Disk, Op, TAIL_RECORD};
 use crate::error::StoreError;
 use crate::log_store::{APPEND_BYTES, LogStore};
+use crate::outside::{Machine, Outside};
 use crate::peer::{Member, MemberNode};
 use crate::record::{LogIdRecord, Payload};
 use crate::state_machine::{Published, StateMachine};
@@ -46,9 +47,13 @@ fn made() -> TempDir {
     dir
 }
 
+fn machine() -> Arc<dyn Outside> {
+    Arc::new(Machine)
+}
+
 fn open(dir: &Path) -> Result<Opened, StoreError> {
     let published = Arc::new(Published::new(16));
-    let disk = Disk::open(dir, None)?;
+    let disk = Disk::open(dir, None, &machine())?;
     let log = LogStore::new(disk.clone());
     let machine = StateMachine::load(disk.clone(), Arc::clone(&published))?;
     Ok(Opened { disk, log, machine, published })

@@ -9,8 +9,9 @@ use shoal_model::cluster_state::ClusterState;
 use shoal_model::id::{NodeId, Revision};
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
+use crate::consensus::Metrics;
 use crate::core::{Core, blocking, stopped};
 use crate::disk::{self, Disk};
 use crate::door::{Coming, Door};
@@ -20,6 +21,7 @@ use crate::group::{Group, GroupStep};
 use crate::lead::{Lead, SILENCE, Signs};
 use crate::life::Life;
 use crate::medium::OpenMedium;
+use crate::outside::{Machine, Outside};
 use crate::peer::{Member, Peers};
 use crate::proposer::{self, PROPOSE_DEADLINE, Proposal};
 use crate::read::Reads;
@@ -43,13 +45,15 @@ pub struct StoreConfig {
     pub peers: Arc<dyn Peers>,
     /// What lies in place of the file, once it is made; tests say so.
     pub medium: Option<OpenMedium>,
+    /// Where what may block is done, and chance.
+    pub outside: Arc<dyn Outside>,
 }
 
 impl StoreConfig {
     /// A store in files below `dir`.
     #[must_use]
     pub fn new(dir: PathBuf, node: NodeId, peers: Arc<dyn Peers>) -> Self {
-        Self { dir, node, peers, medium: None }
+        Self { dir, node, peers, medium: None, outside: Arc::new(Machine) }
     }
 }
 
@@ -133,7 +137,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Exists`] if there is a store with content already.
     pub async fn bootstrap(config: StoreConfig, first: Transaction) -> Result<Self, StoreError> {
-        create(&config, FIRST_RAFT_ID, Some(Epoch::begin(0))).await?;
+        create(&config, FIRST_RAFT_ID, Some(Epoch::begin(0, config.outside.random()))).await?;
         let published = Arc::new(Published::new(CHANGES_KEPT));
         let core = Core::start(&config, None, &published).await?;
         let exists = || StoreError::Exists { path: config.dir.clone() };
@@ -475,16 +479,11 @@ impl Store {
         let core = self.core();
         let applied = core.raft.metrics().borrow().last_applied;
         core.raft.trigger().snapshot().await.map_err(|e| core.why(&e))?;
-        let wait = core.raft.wait(Some(SNAPSHOT_DEADLINE));
-        let done = wait.metrics(
-            |m| {
-                m.running_state.is_err()
-                    || m.snapshot.map(|id| id.index) >= applied.map(|id| id.index)
-            },
-            "the snapshot is written",
-        );
-        let metrics = done.await.map_err(|e| core.why(&e))?;
-        metrics.running_state.map_err(|e| core.why(&e))
+        let written = |m: &Metrics| m.snapshot.map(|id| id.index) >= applied.map(|id| id.index);
+        match timeout(SNAPSHOT_DEADLINE, core.shows(written)).await {
+            Ok(shown) => shown,
+            Err(_) => Err(core.why(&"the snapshot was not written in time")),
+        }
     }
 
     /// Stops; the file is closed when this returns. Other handles answer [`StoreError::Stopped`].

@@ -325,6 +325,7 @@ impl Ends {
                 }
             };
             tokio::select! {
+                biased;
                 // Ignored because: both ends of the wait mean that the server is gone.
                 _ = self.closed.changed() => {}
                 () = ended => {}

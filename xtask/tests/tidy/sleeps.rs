@@ -101,6 +101,12 @@ const MAY_SLEEP: &[(&str, &str)] = &[
     ("testing/lab/src/daemon.rs", "looks again whether a daemon answers, with a deadline"),
     ("testing/lab/src/http.rs", "when to hang up: any moment will do, so none is waited for"),
     ("testing/lab/src/wait.rs", "looks again for a condition, with a deadline"),
+    ("testing/sim/src/clients.rs", "the pace of clients, on the simulation's clock"),
+    ("testing/sim/src/host.rs", "pause before a start, on the simulation's clock"),
+    ("testing/sim/src/many.rs", "looks again whether a run has ended, with a deadline"),
+    ("testing/sim/src/net.rs", "what a message takes, on the simulation's clock"),
+    ("testing/sim/src/run.rs", "the pace of faults, on the simulation's clock"),
+    ("testing/sim/src/world.rs", "what work takes, on the simulation's clock"),
     ("testing/torture/src/torture.rs", "the moments of kills; looks again for what must hold"),
     (
         "testing/torture/src/user.rs",
