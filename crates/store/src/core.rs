@@ -62,9 +62,10 @@ impl Core {
         published: &Arc<Published>,
     ) -> Result<Self, StoreError> {
         let (dir, medium) = (config.dir.clone(), config.medium.clone());
+        let keyring = config.keyring.clone();
         let publish = Arc::clone(published);
         let (disk, log, machine, last_index, epoch) = blocking(config, move || {
-            let disk = Disk::open(&dir, medium.as_ref())?;
+            let disk = Disk::open(&dir, &keyring, medium.as_ref())?;
             let found = disk.member().raft_id;
             if let Some(expected) = expected
                 && found != expected

@@ -33,8 +33,8 @@ pub struct Recovered {
 /// What [`crate::Store::open`] says of a file that cannot be used; [`StoreError::Recover`] if there
 /// is nothing to recover.
 pub async fn recover_alone(config: &StoreConfig) -> Result<Recovered, StoreError> {
-    let (dir, medium) = (config.dir.clone(), config.medium.clone());
-    let disk = blocking(config, move || Disk::open(&dir, medium.as_ref())).await?;
+    let StoreConfig { dir, keyring, medium, .. } = config.clone();
+    let disk = blocking(config, move || Disk::open(&dir, &keyring, medium.as_ref())).await?;
     let recovered = alone(config, &disk).await;
     disk.close().await;
     recovered
@@ -93,10 +93,10 @@ pub async fn restore(config: &StoreConfig, backup: &Backup) -> Result<u64, Store
     let own = Member { node, raft_id: at.index };
     let epoch = Epoch::begin(backup.head.revision);
     let member = own.clone();
-    let medium = config.medium.clone();
+    let (keyring, medium) = (config.keyring.clone(), config.medium.clone());
     let disk = blocking(config, move || {
-        Disk::create(&dir, &member, Some(epoch))?;
-        Disk::open(&dir, medium.as_ref())
+        Disk::create(&dir, &keyring, &member, Some(epoch))?;
+        Disk::open(&dir, &keyring, medium.as_ref())
     })
     .await?;
     let written = fill(&disk, &own, at, backup).await;
