@@ -51,6 +51,9 @@ pub struct Cluster {
     pub root_ca: RootCa,
     /// What lets a node join.
     pub join_tokens: JoinTokens,
+    /// What unlocks managers after a restart; nothing if they are not locked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unlock: Option<UnlockSecret>,
     /// Overlay subnets are cut from these.
     pub default_address_pools: Vec<IpNet>,
     /// Prefix length of each cut.
@@ -86,6 +89,17 @@ pub struct JoinTokens {
 impl std::fmt::Debug for JoinTokens {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("JoinTokens { .. }")
+    }
+}
+
+/// What unlocks managers after a restart, `SWMKEY-1-…`.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct UnlockSecret(pub String);
+
+impl std::fmt::Debug for UnlockSecret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("UnlockSecret { .. }")
     }
 }
 

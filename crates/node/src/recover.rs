@@ -15,7 +15,7 @@ use shoal_model::net::NodeIndex;
 use shoal_model::object::{ManagerStatus, Meta, Node, NodeDescription, NodeState, NodeStatus};
 use shoal_model::spec::node::{NodeRole, NodeSpec};
 use shoal_model::time::Timestamp;
-use shoal_store::{BackupError, Lead, PROPOSE_DEADLINE, Store, recover_alone};
+use shoal_store::{BackupError, Lead, PROPOSE_DEADLINE, Store, UnlockKey, recover_alone};
 use tokio::time::Instant;
 
 use crate::address::{self, Addresses, LISTEN_DEFAULT, own_addresses};
@@ -50,7 +50,7 @@ pub(crate) async fn recover(
         return Err(NodeError::NotManager);
     }
     let moved = moved(config, &record, options)?;
-    let identity = steps::identity(folder)?;
+    let identity = folder.load_identity()?;
     let others = OtherManagers::new(identity.clone());
     let recovered = recover_alone(&start::store_config(folder, &identity, &others))
         .await
@@ -235,6 +235,10 @@ pub(crate) async fn restore(
     let fresh = || NodeId::generate(&mut RandomIds);
     let id = before.map_or_else(fresh, |node| node.id.clone());
     let validity = start::validity(&cluster.spec);
+    if let Some(secret) = &cluster.unlock {
+        let failed = |source| NodeError::Store { action: "make the keys of", source };
+        start::seal_first(folder, UnlockKey::parse(&secret.0).map_err(failed)?)?;
+    }
     let own = Own { id: &id, cluster: &cluster.id, validity, now };
     let mut identity = own.issue(&authority, folder)?;
     let others = OtherManagers::new(identity.clone());

@@ -64,10 +64,10 @@ impl Core {
         published: &Arc<Published>,
     ) -> Result<Self, StoreError> {
         let (dir, medium) = (config.dir.clone(), config.medium.clone());
-        let outside = Arc::clone(&config.outside);
+        let (keyring, outside) = (config.keyring.clone(), Arc::clone(&config.outside));
         let publish = Arc::clone(published);
         let (disk, log, machine, last_index, epoch) = blocking(config, move || {
-            let disk = Disk::open(&dir, medium.as_ref(), &outside)?;
+            let disk = Disk::open(&dir, &keyring, medium.as_ref(), &outside)?;
             let found = disk.member().raft_id;
             if let Some(expected) = expected
                 && found != expected

@@ -22,6 +22,7 @@ use tempfile::TempDir;
 use crate::consensus::{Entry, LogId, Vote};
 use crate::disk::{Disk, Op, TAIL_RECORD};
 use crate::error::StoreError;
+use crate::keyring::Keyring;
 use crate::log_store::{APPEND_BYTES, LogStore};
 use crate::outside::{Machine, Outside};
 use crate::peer::{Member, MemberNode};
@@ -43,7 +44,7 @@ struct Opened {
 fn made() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     let member = Member { node: "one".to_owned(), raft_id: 1 };
-    Disk::create(dir.path(), &member, None).unwrap();
+    Disk::create(dir.path(), &Keyring::of(dir.path()), &member, None).unwrap();
     dir
 }
 
@@ -53,7 +54,7 @@ fn machine() -> Arc<dyn Outside> {
 
 fn open(dir: &Path) -> Result<Opened, StoreError> {
     let published = Arc::new(Published::new(16));
-    let disk = Disk::open(dir, None, &machine())?;
+    let disk = Disk::open(dir, &Keyring::of(dir), None, &machine())?;
     let log = LogStore::new(disk.clone());
     let machine = StateMachine::load(disk.clone(), Arc::clone(&published))?;
     Ok(Opened { disk, log, machine, published })

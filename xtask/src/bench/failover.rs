@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
-use shoal_lab::http::{Outcome, Request, get};
 use shoal_lab::Cluster;
+use shoal_lab::http::{Outcome, Request, get};
 
 use crate::steps::output;
 

@@ -97,6 +97,7 @@ impl World {
             default_address_pools: vec!["10.0.0.0/8".parse().unwrap()],
             subnet_prefix_len: 24,
             data_path_port: 4789,
+            unlock: None,
         };
         let node = Node {
             id: node_id,

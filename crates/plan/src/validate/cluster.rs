@@ -232,9 +232,6 @@ pub fn changed_cluster(spec: &ClusterSpec) -> Result<(), SpecError> {
     if !matches!(spec.name.as_str(), "" | "default") {
         return Err(SpecError::invalid("swarm spec must be named \"default\""));
     }
-    if spec.encryption_config.auto_lock_managers {
-        return Err(SpecError::not_implemented("locking managers (--autolock)"));
-    }
     if spec.ca_config.node_cert_expiry.is_some_and(|e| e.0 != 0 && is_short(e)) {
         return Err(SpecError::invalid(
             "minimum certificate expiry time is 1h0m0s: a shorter one cannot be renewed in time",

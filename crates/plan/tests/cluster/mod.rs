@@ -86,6 +86,7 @@ impl FakeCluster {
             default_address_pools: vec!["10.0.0.0/8".parse().unwrap()],
             subnet_prefix_len: 24,
             data_path_port: 4789,
+            unlock: None,
         };
         cluster.put(Object::Cluster(Box::new(object)));
         cluster.add_network("ingress", true);
