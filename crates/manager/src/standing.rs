@@ -79,6 +79,7 @@ impl Shared {
                 count - 1
             ));
         }
+        found.extend(self.root_warnings());
         found
     }
 
