@@ -1,6 +1,6 @@
 //! Networks, nodes and the cluster's settings: what a request changes.
 
-use shoal_identity::authority::RootAuthority;
+use shoal_identity::authority::digest_of_pem;
 use shoal_identity::token::JoinToken;
 use shoal_model::change::{Change, Expect, Object, ObjectKey};
 use shoal_model::cluster_state::ClusterState;
@@ -9,6 +9,7 @@ use shoal_model::object::{Meta, Network, NodeState, UnlockSecret};
 use shoal_model::spec::cluster::ClusterSpec;
 use shoal_model::spec::network::NetworkSpec;
 use shoal_model::spec::node::NodeSpec;
+use shoal_model::time::Timestamp;
 use shoal_plan::roles::GroupView;
 use shoal_plan::validate;
 use shoal_store::UnlockKey;
@@ -17,6 +18,7 @@ use crate::control::{Rotation, in_sequence, missing};
 use crate::error::ControlError;
 use crate::requests::{Outcome, done};
 use crate::shared::cluster;
+use crate::trust;
 
 pub(crate) fn create_network(state: &ClusterState, id: &NetworkId, spec: &NetworkSpec) -> Outcome {
     if state.networks.contains_key(id) {
@@ -88,9 +90,9 @@ pub(crate) fn remove_node(
 
 pub(crate) fn update_cluster(
     state: &ClusterState,
+    now: Timestamp,
     version: Revision,
-    spec: &ClusterSpec,
-    rotation: Rotation,
+    (spec, rotation): (&ClusterSpec, Rotation),
 ) -> Outcome {
     let known = cluster(state)?;
     in_sequence(known.meta, version)?;
@@ -100,7 +102,8 @@ pub(crate) fn update_cluster(
     if next.spec.name.is_empty() {
         next.spec.name = known.spec.name.clone();
     }
-    let digest = RootAuthority::load(&known.root_ca)?.digest();
+    trust::apply(&mut next, now)?;
+    let digest = digest_of_pem(&next.root_ca.cert_pem)?;
     if rotation.worker_token {
         next.join_tokens.worker = JoinToken::generate(digest.clone()).to_string();
     }

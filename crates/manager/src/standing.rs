@@ -81,6 +81,7 @@ impl Shared {
                 count - 1
             ));
         }
+        found.extend(self.root_warnings());
         found
     }
 

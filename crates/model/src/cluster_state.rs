@@ -326,6 +326,7 @@ mod tests {
     use crate::object::{ManagerStatus, NodeDescription, NodeState, NodeStatus};
     use crate::spec::node::NodeSpec;
     use crate::time::Timestamp;
+    use crate::trust::NodeTls;
 
     fn node(id: &str, index: u16) -> Object {
         Object::Node(Box::new(Node {
@@ -343,6 +344,7 @@ mod tests {
             index: NodeIndex(index),
             data_path_addr: None,
             manager: None,
+            tls: NodeTls::default(),
         }))
     }
 

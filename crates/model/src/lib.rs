@@ -31,3 +31,4 @@ pub mod spec;
 pub mod sysctl;
 pub mod task_state;
 pub mod time;
+pub mod trust;

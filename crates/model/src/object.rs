@@ -21,6 +21,7 @@ use crate::spec::service::{PortConfig, ServiceSpec};
 use crate::spec::task::{Platform, Resources, TaskSpec};
 use crate::task_state::TaskState;
 use crate::time::Timestamp;
+use crate::trust::{NodeTls, Trust};
 
 /// When and at which revision an object was written. Set by
 /// [`ClusterState::apply`](crate::cluster_state::ClusterState::apply), never by hand.
@@ -49,6 +50,9 @@ pub struct Cluster {
     pub spec: ClusterSpec,
     /// The certificate authority.
     pub root_ca: RootCa,
+    /// What is trusted beside it.
+    #[serde(default, skip_serializing_if = "Trust::is_empty")]
+    pub trust: Trust,
     /// What lets a node join.
     pub join_tokens: JoinTokens,
     /// What unlocks managers after a restart; nothing if they are not locked.
@@ -67,7 +71,7 @@ pub struct Cluster {
 pub struct RootCa {
     /// Its certificate.
     pub cert_pem: String,
-    /// Its private key. The store seals every value on disk.
+    /// Its private key. The store seals every value on disk. Empty if an external authority has it.
     pub key_pem: String,
 }
 
@@ -122,6 +126,9 @@ pub struct Node {
     pub data_path_addr: Option<IpAddr>,
     /// Set on managers.
     pub manager: Option<ManagerStatus>,
+    /// What is known of its certificate.
+    #[serde(default, skip_serializing_if = "NodeTls::is_empty")]
+    pub tls: NodeTls,
 }
 
 /// What a node says about itself.

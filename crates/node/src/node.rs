@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ipnet::IpNet;
 use shoal_agent::agent::Agent;
+use shoal_identity::external::HttpsPost;
 use shoal_identity::node_identity::NodeIdentity;
 use shoal_manager::control::Control;
 use shoal_manager::manager::Manager;
@@ -34,6 +35,8 @@ pub struct NodeConfig {
     pub default_advertise: Option<String>,
     /// The wall clock.
     pub clock: Clock,
+    /// The way to external certificate authorities.
+    pub https: Arc<dyn HttpsPost>,
 }
 
 /// Addresses as a user writes them.

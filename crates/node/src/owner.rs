@@ -1,6 +1,8 @@
 //! The owner of the membership: takes commands one at a time, runs the machine of
 //! [`shoal_life::membership`], and carries out what it says, whoever still waits for an answer.
 
+mod trust;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -85,6 +87,7 @@ pub(crate) struct Owner {
     renewal: JoinSet<NodeIdentity>,
     /// Keeps a manager's files sealed as they are to be.
     keeper: JoinSet<()>,
+    trust: trust::Heeded,
     /// What `work` is about, for an effect that panics.
     about: Option<Effect>,
 }
@@ -114,6 +117,7 @@ impl Owner {
             work: JoinSet::new(),
             renewal: JoinSet::new(),
             keeper: JoinSet::new(),
+            trust: trust::Heeded::default(),
             about: None,
         };
         this.carry_out(first);
@@ -126,6 +130,7 @@ impl Owner {
         let mut inbox = Inbox::Open;
         let mut managers = self.agent.follow_managers();
         let (mut role, mut removed) = (self.agent.follow_role(), self.agent.follow_removed());
+        let (mut trust, mut outdated) = (self.agent.follow_trust(), self.agent.follow_outdated());
         loop {
             if self.life.is_settled()
                 && let Some(opened) = opened.take()
@@ -164,6 +169,14 @@ impl Owner {
                         self.sit(|seat, tools, member| seat.told(wish, tools, member));
                     }
                 }
+                Ok(()) = trust.changed() => {
+                    let wish = trust.borrow_and_update().clone();
+                    self.heed(wish).await;
+                }
+                Ok(()) = outdated.changed() => {
+                    outdated.mark_unchanged();
+                    self.renew_at_once();
+                }
                 Ok(()) = removed.changed() => {
                     if *removed.borrow_and_update() {
                         self.sit(Seat::removed);
@@ -174,9 +187,15 @@ impl Owner {
                         Some(seat) => seat.next().await,
                         None => std::future::pending().await,
                     }
-                } => self.seated(came),
+                } => {
+                    self.seated(came);
+                    self.heed_again().await;
+                }
                 Some(ended) = self.renewal.join_next() => match ended {
-                    Ok(identity) => self.renewed(identity).await,
+                    Ok(identity) => {
+                        self.renewed(identity).await;
+                        self.heed_again().await;
+                    }
                     Err(error) if error.is_panic() => {
                         tracing::error!(cause = %error, "the renewal of a certificate broke off");
                         self.renew(renewal::Begin::AfterRest);
@@ -429,11 +448,12 @@ impl Owner {
     /// Begins to look after the member's certificate.
     fn renew(&mut self, begin: renewal::Begin) {
         self.renewal.abort_all();
+        self.trust.begins(begin);
         let Some(member) = &self.member else { return };
         let renewal = renewal::Renewal {
             clock: Arc::clone(&self.config.clock),
             agent: self.agent.clone(),
-            known: start::membership(member).managers,
+            known: trust::managers_of(member),
             identity: member.identity.clone(),
         };
         self.renewal.spawn(renewal.next(begin));

@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use shoal_identity::authority::RootAuthority;
+use shoal_identity::error::IdentityError;
 use shoal_identity::node_identity::NodeIdentity;
 use shoal_manager::peers::OtherManagers;
 use shoal_model::change::{Change, Expect, Object, Transaction};
@@ -15,6 +16,7 @@ use shoal_model::net::NodeIndex;
 use shoal_model::object::{ManagerStatus, Meta, Node, NodeDescription, NodeState, NodeStatus};
 use shoal_model::spec::node::{NodeRole, NodeSpec};
 use shoal_model::time::Timestamp;
+use shoal_model::trust::NodeTls;
 use shoal_store::{BackupError, Lead, PROPOSE_DEADLINE, Store, UnlockKey, recover_alone};
 use tokio::time::Instant;
 
@@ -209,6 +211,7 @@ fn own_node(
         index: NodeIndex(free.next().unwrap_or(after)),
         data_path_addr: Some(record.data_path),
         manager: Some(status(raft_id, record.advertise)),
+        tls: NodeTls::default(),
     }
 }
 
@@ -228,7 +231,9 @@ pub(crate) async fn restore(
     let state = options.backup.state().map_err(NodeError::Backup)?;
     let cluster = state.cluster.as_ref().ok_or(NodeError::Backup(BackupError::Empty))?;
     let failed = |action| move |source| NodeError::Identity { action, source };
-    let authority = RootAuthority::load(&cluster.root_ca).map_err(failed("read the root's key"))?;
+    let authority = RootAuthority::of(cluster)
+        .and_then(|authority| authority.ok_or(IdentityError::NoSigner))
+        .map_err(failed("read the root's key"))?;
     let before = state.nodes.values().find(|node| {
         node.manager.as_ref().is_some_and(|manager| manager.addr == advertise.to_string())
     });

@@ -20,6 +20,7 @@ use shoal_model::spec::cluster::ClusterSpec;
 use shoal_model::spec::network::NetworkSpec;
 use shoal_model::spec::node::{NodeRole, NodeSpec};
 use shoal_model::time::Timestamp;
+use shoal_model::trust::{NodeTls, Trust};
 use shoal_store::{FIRST_RAFT_ID, Store, StoreConfig, UnlockKey};
 
 use crate::address::Addresses;
@@ -64,6 +65,7 @@ pub(crate) async fn init(
         join_tokens: generate_tokens(&authority.digest()),
         unlock,
         root_ca,
+        trust: Trust { digest: authority.digest().to_string(), ..Trust::default() },
         default_address_pools: options.default_address_pools,
         subnet_prefix_len: options.subnet_prefix_len,
         data_path_port: options.data_path_port,
@@ -205,7 +207,10 @@ fn self_issue(
         return Ok(());
     };
     let failed = |action| move |source| NodeError::Identity { action, source };
-    let authority = RootAuthority::load(&cluster.root_ca).map_err(failed("read the root's key"))?;
+    let Some(authority) = RootAuthority::of(cluster).map_err(failed("read the root's key"))? else {
+        tracing::warn!("this manager's certificate has expired, and the root's key is not here");
+        return Ok(());
+    };
     let validity = validity(&cluster.spec);
     let own = Own { id: &identity.node_id, cluster: &cluster.id, validity, now };
     let fresh = own.issue(&authority, folder)?;
@@ -235,7 +240,7 @@ impl Own<'_> {
         let cert_pem = by
             .issue(&key.csr_pem, id, NodeRole::Manager, cluster, now, validity)
             .map_err(failed("issue this node's certificate"))?;
-        let identity = NodeIdentity::new(cert_pem, key.key_pem, by.cert_pem().to_owned())
+        let identity = NodeIdentity::new(cert_pem, key.key_pem, by.trusted_pem().to_owned())
             .map_err(failed("use this node's certificate"))?;
         folder.save_identity(&identity)?;
         Ok(identity)
@@ -259,6 +264,7 @@ async fn begin(
         store: store.clone(),
         identity: identity.clone(),
         others,
+        https: Arc::clone(&config.https),
         listen: record.listen,
         advertise: record.advertise,
         clock: Arc::clone(&config.clock),
@@ -306,6 +312,7 @@ fn first_node(
         },
         index: NodeIndex(1),
         data_path_addr: Some(record.data_path),
+        tls: NodeTls::default(),
         manager: Some(ManagerStatus {
             raft_id: FIRST_RAFT_ID,
             addr: record.advertise.to_string(),

@@ -17,6 +17,7 @@ use shoal_model::id::{NodeId, Revision};
 use shoal_model::net::NodeIndex;
 use shoal_model::object::{Meta, Node, NodeDescription, NodeState, NodeStatus};
 use shoal_model::time::Timestamp;
+use shoal_model::trust::NodeTls;
 use tempfile::TempDir;
 
 use crate::consensus::{Entry, LogId, Vote};
@@ -97,6 +98,7 @@ fn data(index: u64, bytes: usize) -> Entry {
         index: NodeIndex(u16::try_from(index).unwrap()),
         data_path_addr: None,
         manager: None,
+        tls: NodeTls::default(),
     };
     let object = Object::Node(Box::new(node));
     let changes = vec![Change::Put { object, expect: Expect::Any }];

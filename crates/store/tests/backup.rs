@@ -11,6 +11,7 @@ use shoal_model::id::{ClusterId, Revision};
 use shoal_model::object::{Cluster, JoinTokens, Meta, RootCa};
 use shoal_model::spec::cluster::ClusterSpec;
 use shoal_model::time::Timestamp;
+use shoal_model::trust::Trust;
 use shoal_store::{Backup, BackupError, Store, restore};
 use support::journal::Dice;
 use support::{config, leads, message, node, put, soon};
@@ -23,6 +24,7 @@ fn cluster() -> Object {
         meta: Meta::default(),
         spec: ClusterSpec::default(),
         root_ca: RootCa { cert_pem: "certificate".into(), key_pem: "the root's key".into() },
+        trust: Trust::default(),
         join_tokens: JoinTokens { worker: "worker".into(), manager: "manager".into() },
         default_address_pools: vec!["10.0.0.0/8".parse().unwrap()],
         subnet_prefix_len: 24,

@@ -23,6 +23,7 @@ use shoal_model::spec::payload::PayloadSpec;
 use shoal_model::spec::service::ServiceSpec;
 use shoal_model::task_state::TaskState;
 use shoal_model::time::Timestamp;
+use shoal_model::trust::{NodeTls, Trust};
 
 pub const NODE: &str = "node0000000000000000000n1";
 const AT: Timestamp = Timestamp::from_secs(1_500_000_000);
@@ -146,6 +147,7 @@ impl Control {
             meta: Meta::default(),
             spec,
             root_ca: RootCa { cert_pem: ca.pem(), key_pem: String::new() },
+            trust: Trust::default(),
             join_tokens: JoinTokens {
                 worker: format!("SWMTKN-1-{}-{}", "a".repeat(50), "w".repeat(25)),
                 manager: format!("SWMTKN-1-{}-{}", "a".repeat(50), "m".repeat(25)),
@@ -173,6 +175,7 @@ impl Control {
             },
             index: NodeIndex(1),
             data_path_addr: Some("10.1.2.3".parse().unwrap()),
+            tls: NodeTls::default(),
             manager: Some(ManagerStatus {
                 raft_id: 1,
                 addr: "10.1.2.3:2377".into(),

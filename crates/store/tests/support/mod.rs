@@ -16,6 +16,7 @@ use shoal_model::net::NodeIndex;
 use shoal_model::object::{Meta, Node, NodeDescription, NodeState, NodeStatus};
 use shoal_model::spec::node::NodeSpec;
 use shoal_model::time::Timestamp;
+use shoal_model::trust::NodeTls;
 use shoal_store::{Lead, NoPeers, PROPOSE_DEADLINE, Store, StoreConfig};
 use tokio::time::Instant;
 
@@ -52,6 +53,7 @@ pub fn node(number: u16, message: &str) -> Object {
         index: NodeIndex(number),
         data_path_addr: None,
         manager: None,
+        tls: NodeTls::default(),
     }))
 }
 
