@@ -11,12 +11,15 @@ use shoal_identity::peer::PeerIdentity;
 use shoal_identity::token::JoinToken;
 use shoal_model::change::{Change, Expect, Object};
 use shoal_model::cluster_state::ClusterState;
-use shoal_model::fault::FaultKind;
 use shoal_model::id::NodeId;
 use shoal_model::net::NodeIndex;
-use shoal_model::object::{Cluster, ManagerStatus, Meta, Node, NodeState, NodeStatus};
+use shoal_model::object::{
+    Cluster, ManagerStatus, Meta, Node, NodeDescription, NodeState, NodeStatus,
+};
+use shoal_model::spec::Extra;
 use shoal_model::spec::node::{NodeRole, NodeSpec};
 use shoal_model::time::{Nanos, Timestamp};
+use shoal_plan::level;
 use shoal_plan::roles::MANAGERS_MAX;
 use shoal_plan::validate::too_many_managers;
 use shoal_wire::fault::RemoteFault;
@@ -52,7 +55,6 @@ impl JoinHandler for Doorkeeper {
         remote: SocketAddr,
         request: IssueCertificate,
     ) -> Result<CertificateReply, RemoteFault> {
-        check_version(request.version)?;
         let (id, request) = (NodeId::generate(&mut RandomIds), Box::new(request));
         self.issue(ControlRequest::Join { id, request, remote }).await
     }
@@ -62,19 +64,8 @@ impl JoinHandler for Doorkeeper {
         peer: PeerIdentity,
         request: RenewCertificate,
     ) -> Result<CertificateReply, RemoteFault> {
-        check_version(request.version)?;
         self.issue(ControlRequest::Renew { id: peer.node_id, request }).await
     }
-}
-
-fn check_version(version: u32) -> Result<(), RemoteFault> {
-    if version == PROTOCOL_VERSION {
-        return Ok(());
-    }
-    Err(RemoteFault::new(
-        FaultKind::Conflict,
-        format!("this manager speaks protocol version {PROTOCOL_VERSION}, the node {version}"),
-    ))
 }
 
 impl Doorkeeper {
@@ -95,6 +86,7 @@ impl Shared {
         let tenure = self.leading().await?;
         let state = self.state();
         let known = cluster(&state)?;
+        check_reads(&state, &request.facts.description)?;
         let role = JoinToken::parse(&request.token)?.role_in(&known.join_tokens)?;
         let reply = self.certify(known, &node_id, role, request.csr_pem).await?;
         let facts = request.facts;
@@ -174,6 +166,26 @@ impl Shared {
     }
 }
 
+/// Whether a node that describes itself so can read what the cluster writes.
+pub(crate) fn check_reads(
+    state: &ClusterState,
+    description: &NodeDescription,
+) -> Result<(), ControlError> {
+    if level::fits(state, description) {
+        return Ok(());
+    }
+    Err(too_old(state, description))
+}
+
+/// That a node has to be upgraded that describes itself so.
+pub(crate) fn too_old(state: &ClusterState, description: &NodeDescription) -> ControlError {
+    ControlError::TooOld {
+        program: description.engine_version.clone(),
+        reads: description.reads(),
+        level: state.level(),
+    }
+}
+
 fn member<'s>(state: &'s ClusterState, id: &NodeId) -> Result<&'s Arc<Node>, ControlError> {
     state.nodes.get(id).ok_or_else(|| ControlError::Removed { node: id.clone() })
 }
@@ -233,6 +245,7 @@ fn new_node(
         index: free_index(state)?,
         data_path_addr: Some(facts.data_path_addr.unwrap_or(addr)),
         manager: None,
+        extra: Extra::new(),
     })
 }
 

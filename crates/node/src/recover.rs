@@ -13,6 +13,7 @@ use shoal_model::cluster_state::ClusterState;
 use shoal_model::id::NodeId;
 use shoal_model::net::NodeIndex;
 use shoal_model::object::{ManagerStatus, Meta, Node, NodeDescription, NodeState, NodeStatus};
+use shoal_model::spec::Extra;
 use shoal_model::spec::node::{NodeRole, NodeSpec};
 use shoal_model::time::Timestamp;
 use shoal_store::{BackupError, Lead, PROPOSE_DEADLINE, Store, recover_alone};
@@ -181,6 +182,7 @@ fn own_node(
         index: NodeIndex(free.next().unwrap_or(after)),
         data_path_addr: Some(record.data_path),
         manager: Some(status(raft_id, record.advertise)),
+        extra: Extra::new(),
     }
 }
 

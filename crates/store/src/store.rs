@@ -7,6 +7,7 @@ use std::time::Duration;
 use shoal_model::change::{Changed, Transaction};
 use shoal_model::cluster_state::ClusterState;
 use shoal_model::id::{NodeId, Revision};
+use shoal_model::level;
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout_at};
@@ -43,13 +44,15 @@ pub struct StoreConfig {
     pub peers: Arc<dyn Peers>,
     /// What lies in place of the file, once it is made; tests say so.
     pub medium: Option<OpenMedium>,
+    /// The highest level that is read: the program's, unless tests say otherwise.
+    pub reads: u32,
 }
 
 impl StoreConfig {
     /// A store in files below `dir`.
     #[must_use]
     pub fn new(dir: PathBuf, node: NodeId, peers: Arc<dyn Peers>) -> Self {
-        Self { dir, node, peers, medium: None }
+        Self { dir, node, peers, medium: None, reads: level::READS }
     }
 }
 
@@ -104,6 +107,7 @@ impl std::fmt::Debug for Store {
 
 struct Inner {
     raft_id: u64,
+    dir: PathBuf,
     published: Arc<Published>,
     proposals: mpsc::Sender<Proposal>,
     lead: watch::Receiver<Lead>,
@@ -221,6 +225,7 @@ impl Store {
         let current = Arc::new(Mutex::new(core.clone()));
         let inner = Inner {
             raft_id: core.raft_id,
+            dir: config.dir.clone(),
             published: Arc::clone(&published),
             proposals,
             lead: signs.lead.subscribe(),
@@ -449,9 +454,18 @@ impl Store {
     /// the same.
     ///
     /// # Errors
-    /// [`StoreError::Full`], [`StoreError::Failing`], [`StoreError::Damaged`]… say what is wrong.
+    /// [`StoreError::Full`], [`StoreError::Failing`], [`StoreError::Damaged`]… say what is wrong;
+    /// [`StoreError::NeedsUpgrade`] that the cluster writes what this program cannot read: what
+    /// came before that can be read.
     pub fn health(&self) -> Result<(), StoreError> {
-        self.0.trouble.borrow().clone().map_or(Ok(()), Err)
+        self.0.trouble.borrow().clone().map_or(Ok(()), Err)?;
+        self.needs_upgrade().map_or(Ok(()), Err)
+    }
+
+    /// That this manager has to be upgraded, if it has: see [`Self::health`].
+    #[must_use]
+    pub fn needs_upgrade(&self) -> Option<StoreError> {
+        self.core().ceiling.problem(&self.0.dir)
     }
 
     /// Changes with every applied revision. A receiver that wakes finds at least that state.

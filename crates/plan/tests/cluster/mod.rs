@@ -86,6 +86,8 @@ impl FakeCluster {
             default_address_pools: vec!["10.0.0.0/8".parse().unwrap()],
             subnet_prefix_len: 24,
             data_path_port: 4789,
+            level: shoal_model::level::FIRST,
+            extra: Default::default(),
         };
         cluster.put(Object::Cluster(Box::new(object)));
         cluster.add_network("ingress", true);
@@ -114,6 +116,7 @@ impl FakeCluster {
             vni: plan.vni,
             subnets: plan.subnets,
             mtu: plan.mtu,
+            extra: Default::default(),
         })));
         id
     }
@@ -145,6 +148,7 @@ impl FakeCluster {
             index: NodeIndex(index),
             data_path_addr: Some(underlay),
             manager: None,
+            extra: Default::default(),
         })));
         id
     }
@@ -161,6 +165,7 @@ impl FakeCluster {
             update_status: None,
             allocation_error: None,
             job_status: None,
+            extra: Default::default(),
         })));
         id
     }
