@@ -6,6 +6,7 @@ use shoal_model::change::{Change, Expect, Object, ObjectKey};
 use shoal_model::cluster_state::ClusterState;
 use shoal_model::id::{NetworkId, NodeId, Revision};
 use shoal_model::object::{Meta, Network, NodeState, UnlockSecret};
+use shoal_model::spec::Extra;
 use shoal_model::spec::cluster::ClusterSpec;
 use shoal_model::spec::network::NetworkSpec;
 use shoal_model::spec::node::NodeSpec;
@@ -33,6 +34,7 @@ pub(crate) fn create_network(state: &ClusterState, id: &NetworkId, spec: &Networ
         vni: plan.vni,
         subnets: plan.subnets,
         mtu: plan.mtu,
+        extra: Extra::new(),
     };
     let object = Object::Network(Box::new(network));
     done(vec![Change::Put { object, expect: Expect::Absent }])

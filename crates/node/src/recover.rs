@@ -14,6 +14,7 @@ use shoal_model::cluster_state::ClusterState;
 use shoal_model::id::NodeId;
 use shoal_model::net::NodeIndex;
 use shoal_model::object::{ManagerStatus, Meta, Node, NodeDescription, NodeState, NodeStatus};
+use shoal_model::spec::Extra;
 use shoal_model::spec::node::{NodeRole, NodeSpec};
 use shoal_model::time::Timestamp;
 use shoal_model::trust::NodeTls;
@@ -212,6 +213,7 @@ fn own_node(
         data_path_addr: Some(record.data_path),
         manager: Some(status(raft_id, record.advertise)),
         tls: NodeTls::default(),
+        extra: Extra::new(),
     }
 }
 
@@ -264,6 +266,7 @@ pub(crate) async fn restore(
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

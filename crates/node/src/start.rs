@@ -12,10 +12,12 @@ use shoal_manager::manager::{Manager, ManagerConfig};
 use shoal_manager::peers::OtherManagers;
 use shoal_model::change::{Change, Expect, Object, Transaction};
 use shoal_model::id::{ClusterId, IdSource, NodeId};
+use shoal_model::level;
 use shoal_model::net::NodeIndex;
 use shoal_model::object::{
     Cluster, ManagerStatus, Meta, Node, NodeDescription, NodeState, NodeStatus, UnlockSecret,
 };
+use shoal_model::spec::Extra;
 use shoal_model::spec::cluster::ClusterSpec;
 use shoal_model::spec::network::NetworkSpec;
 use shoal_model::spec::node::{NodeRole, NodeSpec};
@@ -70,6 +72,10 @@ pub(crate) async fn init(
         subnet_prefix_len: options.subnet_prefix_len,
         data_path_port: options.data_path_port,
         spec: options.spec,
+        level: level::WRITES,
+        #[cfg(feature = "next-level")]
+        note: None,
+        extra: Extra::new(),
     };
     let record =
         Record::new(NodeRole::Manager, listen, advertise, data_path, vec![advertise.to_string()]);
@@ -319,6 +325,7 @@ fn first_node(
             reachable: true,
             leader: true,
         }),
+        extra: Extra::new(),
     }))
 }
 

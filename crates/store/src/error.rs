@@ -136,7 +136,7 @@ pub enum StoreError {
     },
     /// Something in the file, or what another manager wrote, is of a later version of the program.
     /// Nothing is damaged, and nothing is skipped or guessed.
-    #[error("{action} the store '{}': {problem}: upgrade this manager", path.display())]
+    #[error("{action} the store '{}': upgrade this manager: {problem}", path.display())]
     NeedsUpgrade {
         /// What was tried.
         action: &'static str,
@@ -274,7 +274,7 @@ impl Fault for StoreError {
             | Self::Recover { .. }
             | Self::HandOver { .. }
             | Self::InUse { .. } => FaultKind::Conflict,
-            Self::Refused(ApplyError::TooLarge { .. })
+            Self::Refused(ApplyError::TooLarge { .. } | ApplyError::Level { .. })
             | Self::TooLarge { .. }
             | Self::UnlockKey { .. }
             | Self::Question { .. } => FaultKind::Invalid,
@@ -366,7 +366,10 @@ impl Fault for StoreError {
             Self::Exists { .. } => "leave the cluster first: 'docker swarm leave --force'",
             Self::InUse { .. } => "give each daemon its own --data-root, or stop the other one",
             Self::Version { .. } => "run the version of shoal that wrote it",
-            Self::NeedsUpgrade { .. } => "run the version of shoal that the other managers run",
+            Self::NeedsUpgrade { .. } => {
+                "stop the daemon, install the version of shoal that the other managers run, and \
+                 start it"
+            }
             Self::OtherMember { .. } => "the data root was copied from another node: remove it",
             Self::Seal { .. } | Self::Key { .. } => {
                 "restore the key file that belongs to the store, or leave and join again"

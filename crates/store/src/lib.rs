@@ -21,6 +21,7 @@
 #![forbid(unsafe_code)]
 
 mod backup;
+mod ceiling;
 mod commit;
 mod consensus;
 mod core;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use shoal_model::change::{Changed, Transaction};
 use shoal_model::cluster_state::ClusterState;
 use shoal_model::id::{NodeId, Revision};
+use shoal_model::level;
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
@@ -51,6 +52,8 @@ pub struct StoreConfig {
     pub medium: Option<OpenMedium>,
     /// Where what may block is done, and chance.
     pub outside: Arc<dyn Outside>,
+    /// The highest level that is read: the program's, unless tests say otherwise.
+    pub reads: u32,
 }
 
 impl StoreConfig {
@@ -58,7 +61,8 @@ impl StoreConfig {
     #[must_use]
     pub fn new(dir: PathBuf, node: NodeId, peers: Arc<dyn Peers>) -> Self {
         let keyring = Keyring::of(&dir);
-        Self { dir, node, peers, keyring, medium: None, outside: Arc::new(Machine) }
+        let outside: Arc<dyn Outside> = Arc::new(Machine);
+        Self { dir, node, peers, keyring, medium: None, outside, reads: level::READS }
     }
 }
 
@@ -114,6 +118,7 @@ impl std::fmt::Debug for Store {
 struct Inner {
     raft_id: u64,
     keyring: Keyring,
+    dir: PathBuf,
     published: Arc<Published>,
     proposals: mpsc::Sender<Proposal>,
     lead: watch::Receiver<Lead>,
@@ -232,6 +237,7 @@ impl Store {
         let inner = Inner {
             raft_id: core.raft_id,
             keyring: config.keyring.clone(),
+            dir: config.dir.clone(),
             published: Arc::clone(&published),
             proposals,
             lead: signs.lead.subscribe(),
@@ -466,9 +472,18 @@ impl Store {
     /// the same.
     ///
     /// # Errors
-    /// [`StoreError::Full`], [`StoreError::Failing`], [`StoreError::Damaged`]… say what is wrong.
+    /// [`StoreError::Full`], [`StoreError::Failing`], [`StoreError::Damaged`]… say what is wrong;
+    /// [`StoreError::NeedsUpgrade`] that the cluster writes what this program cannot read: what
+    /// came before that can be read.
     pub fn health(&self) -> Result<(), StoreError> {
-        self.0.trouble.borrow().clone().map_or(Ok(()), Err)
+        self.0.trouble.borrow().clone().map_or(Ok(()), Err)?;
+        self.needs_upgrade().map_or(Ok(()), Err)
+    }
+
+    /// That this manager has to be upgraded, if it has: see [`Self::health`].
+    #[must_use]
+    pub fn needs_upgrade(&self) -> Option<StoreError> {
+        self.core().ceiling.problem(&self.0.dir)
     }
 
     /// Changes with every applied revision. A receiver that wakes finds at least that state.

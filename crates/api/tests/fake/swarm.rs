@@ -156,6 +156,8 @@ impl Control {
             subnet_prefix_len: 24,
             data_path_port: 4789,
             unlock: None,
+            level: shoal_model::level::FIRST,
+            extra: Default::default(),
         };
         let node = Node {
             id: NODE.into(),
@@ -182,6 +184,7 @@ impl Control {
                 reachable: true,
                 leader: true,
             }),
+            extra: Default::default(),
         };
         let ingress =
             NetworkSpec { name: "ingress".into(), ingress: Some(true), ..NetworkSpec::default() };
@@ -229,6 +232,7 @@ impl Control {
                 reserved: Vec::new(),
             }],
             mtu: 1450,
+            extra: Default::default(),
         };
         self.put(Object::Network(Box::new(network)), Expect::Absent)?;
         Ok(id)
@@ -272,6 +276,7 @@ impl Control {
                 not_before: None,
                 job_iteration: job.map(|status| status.iteration),
                 assigned_generic_resources: Vec::new(),
+                extra: Default::default(),
             };
             self.put(Object::Task(Box::new(task)), Expect::Absent)?;
         }
@@ -308,6 +313,7 @@ impl SwarmControl for Control {
             update_status: None,
             allocation_error: None,
             job_status: None,
+            extra: Default::default(),
         };
         self.put(Object::Service(Box::new(service.clone())), Expect::Absent)?;
         self.converge(&service)?;
@@ -336,7 +342,8 @@ impl SwarmControl for Control {
     }
     async fn create_secret(&self, spec: PayloadSpec) -> ApiResult<SecretId> {
         let id = SecretId::generate(&mut self.0.lock().unwrap().1);
-        let secret = Secret { id: id.clone(), meta: Meta::default(), spec };
+        let (meta, extra) = (Meta::default(), Default::default());
+        let secret = Secret { id: id.clone(), meta, spec, extra };
         self.put(Object::Secret(Box::new(secret)), Expect::Absent)?;
         Ok(id)
     }
@@ -355,7 +362,8 @@ impl SwarmControl for Control {
     }
     async fn create_config(&self, spec: PayloadSpec) -> ApiResult<ConfigId> {
         let id = ConfigId::generate(&mut self.0.lock().unwrap().1);
-        let config = Config { id: id.clone(), meta: Meta::default(), spec };
+        let (meta, extra) = (Meta::default(), Default::default());
+        let config = Config { id: id.clone(), meta, spec, extra };
         self.put(Object::Config(Box::new(config)), Expect::Absent)?;
         Ok(id)
     }

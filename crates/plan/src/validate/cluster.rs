@@ -170,6 +170,10 @@ pub fn changed_node(
     spec: &NodeSpec,
 ) -> Result<(), SpecError> {
     bounds::fits("node", SPEC_BYTES_MAX, spec)?;
+    if !spec.availability.is_known() {
+        let given = spec.availability.as_str();
+        return Err(SpecError::invalid(format!("invalid availability: \"{given}\"")));
+    }
     bounds::labels(&spec.labels)?;
     match (node.spec.role, spec.role) {
         (NodeRole::Worker, NodeRole::Manager) if node.manager.is_none() && !has_room(state) => {
