@@ -64,6 +64,7 @@ fn remove_groups(group: &Path) {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
