@@ -88,6 +88,7 @@ const MAY_SLEEP: &[(&str, &str)] = &[
     ("crates/store/tests/full_disk.rs", "looks again for a condition, with a deadline"),
     ("testing/vm/src/node.rs", "looks again for a condition, with a deadline"),
     ("crates/store/tests/durability.rs", "when to kill: any moment will do, so none is waited for"),
+    ("crates/store/tests/rekey.rs", "when to kill: any moment will do, so none is waited for"),
     ("crates/engine/tests/common/mod.rs", "looks again for a condition, with a deadline"),
     ("crates/manager/tests/cluster.rs", "looks again for a condition, with a deadline"),
     ("crates/manager/tests/support/mod.rs", "looks again for a condition, with a deadline"),
