@@ -138,8 +138,7 @@ impl World {
         match stage {
             Stage::In => assert!(self.record && self.agent_is_member, "{self:?}"),
             Stage::Out(_) => assert!(!self.record && !self.agent_is_member, "{self:?}"),
-            Stage::Unusable => assert!(self.record, "{self:?}"),
-            Stage::Locked => assert!(self.record && !self.agent_is_member, "{self:?}"),
+            Stage::Unusable | Stage::Locked => assert!(self.record, "{self:?}"),
             _ => {}
         }
         if stage == Stage::Out(Leftovers::None) {

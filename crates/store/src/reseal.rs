@@ -1,5 +1,5 @@
-//! Sealing the whole store with another key: everything is written into a new file, which then takes
-//! the old one's place. Written in place, pages that are free again would keep what was sealed with
+//! Sealing the whole store with another key: everything is written into a new file, which then
+//! takes the old one's place. Written in place, pages that are free again would keep what was sealed with
 //! the old key.
 
 use std::fs;

@@ -84,9 +84,11 @@ const MAY_SLEEP: &[(&str, &str)] = &[
     ("xtask/src/bench/service.rs", "looks again how many tasks run, with a deadline"),
     // Tests: conditions with a deadline, and guests that wait for one another.
     ("crates/doctor/src/run.rs", "a check that misses its deadline is the test"),
+    ("crates/node/tests/lock.rs", "looks at files again, with a deadline"),
     ("crates/store/tests/full_disk.rs", "looks again for a condition, with a deadline"),
     ("testing/vm/src/node.rs", "looks again for a condition, with a deadline"),
     ("crates/store/tests/durability.rs", "when to kill: any moment will do, so none is waited for"),
+    ("crates/store/tests/rekey.rs", "when to kill: any moment will do, so none is waited for"),
     ("crates/engine/tests/common/mod.rs", "looks again for a condition, with a deadline"),
     ("crates/manager/tests/cluster.rs", "looks again for a condition, with a deadline"),
     ("crates/manager/tests/support/mod.rs", "looks again for a condition, with a deadline"),
