@@ -24,7 +24,7 @@ pub(crate) async fn run(tenure: Arc<Tenure>) {
         let state = shared.state();
         tenure.sessions.end_strangers(&state);
         tenure.sessions.end_too_old(&state);
-        tenure.sessions.tell_roles(&state);
+        tenure.sessions.tell_wishes(&state);
         let nodes = tenure.sessions.nodes();
         let of = Arc::clone(&state);
         let mut before = std::mem::take(&mut feed);
@@ -42,6 +42,7 @@ pub(crate) async fn run(tenure: Arc<Tenure>) {
         }
         tenure.sessions.update_converged(&state);
         tokio::select! {
+            biased;
             changed = revision.changed() => if changed.is_err() { return },
             () = tenure.wanted.notified() => {}
         }

@@ -16,8 +16,7 @@ use shoal_plan::validate::SpecError;
 use shoal_wire::error::WireError;
 use shoal_wire::fault::RemoteFault;
 use shoal_wire::message::{
-    AckRevision, Bye, ByeReason, ManagerMessage, Managers, NodeMessage, PROTOCOL_VERSION, RoleWish,
-    Welcome,
+    AckRevision, Bye, ByeReason, ManagerMessage, Managers, NodeMessage, PROTOCOL_VERSION, Welcome,
 };
 use shoal_wire::server::SessionHandler;
 use shoal_wire::session::{ServerSession, SessionSender};
@@ -28,7 +27,7 @@ use crate::attach::Caller;
 use crate::error::ControlError;
 use crate::join::{check_reads, too_old};
 use crate::membership::{AWAY, LEFT, SILENT, give_up};
-use crate::sessions::{Given, Session};
+use crate::sessions::{Given, Session, Wishes};
 use crate::shared::{RandomIds, Shared, managers};
 use crate::tenure::Tenure;
 
@@ -120,10 +119,10 @@ impl SessionHandler for Dispatcher {
         // In the table first: whoever gives up on the node's last session looks there.
         let (assignment, assigned) = watch::channel(None);
         let (end, ended) = watch::channel(None);
-        let (role, told) = watch::channel(None);
+        let (wishes, told) = watch::channel(Wishes::default());
         let sender = session.sender();
         let given = BTreeSet::new();
-        let entry = Session { id: id.clone(), sender, assignment, role, end, given };
+        let entry = Session { id: id.clone(), sender, assignment, wishes, end, given };
         tenure.sessions.enter(&node, entry);
         if let Err(error) = tenure.mark_ready(&node, hello, &remote).await {
             tenure.sessions.leave(&node, &id);
@@ -142,6 +141,7 @@ impl SessionHandler for Dispatcher {
             node: node.clone(),
             id: id.clone(),
             sent: None,
+            told: Wishes::default(),
             works: Arc::new(Semaphore::new(WORKS_MAX)),
         };
         let outcome = run.serve(&mut session, assigned, told, ended).await;
@@ -209,6 +209,8 @@ struct Run<'t> {
     id: SessionId,
     /// What the node has.
     sent: Option<Assignment>,
+    /// What else it was told.
+    told: Wishes,
     /// Places for what is done for the node beside the session.
     works: Arc<Semaphore>,
 }
@@ -218,7 +220,7 @@ impl Run<'_> {
         &mut self,
         session: &mut ServerSession,
         mut assigned: watch::Receiver<Option<Arc<Given>>>,
-        mut told: watch::Receiver<Option<RoleWish>>,
+        mut told: watch::Receiver<Wishes>,
         mut ended: watch::Receiver<Option<ByeReason>>,
     ) -> End {
         let tenure = self.tenure;
@@ -235,6 +237,41 @@ impl Run<'_> {
         let mut left_for_long = pin!(tokio::time::sleep(FAR_AWAY));
         loop {
             let step = tokio::select! {
+                biased;
+                () = async { drop(stopping.wait_for(|stop| *stop).await) } => {
+                    let reason = ByeReason::Stopping;
+                    return End::Bye(reason, reason_text(reason).to_owned());
+                }
+                // Ignored because: the sender is in the tenure, which is held here.
+                () = async { drop(over.wait_for(|over| *over).await) } => return End::NotLeader,
+                Ok(()) = ended.changed() => {
+                    let reason = *ended.borrow_and_update();
+                    if let Some(reason) = reason {
+                        return End::Bye(reason, self.reason(reason));
+                    }
+                    Ok(())
+                }
+                () = &mut left_for_long => return End::Left,
+                // What this node is told is made of the newest state, however much it says itself.
+                Ok(()) = assigned.changed() => {
+                    let next = assigned.borrow_and_update().clone();
+                    match next {
+                        Some(next) => self.send_assignment(next).await,
+                        None => Ok(()),
+                    }
+                }
+                Ok(()) = converged.changed() => {
+                    let revision = *converged.borrow_and_update();
+                    self.tell(ManagerMessage::Converged(AckRevision { revision })).await
+                }
+                Ok(()) = managers.changed() => {
+                    let managers = managers.borrow_and_update().clone();
+                    self.tell(ManagerMessage::Managers(Managers { managers })).await
+                }
+                Ok(()) = told.changed() => {
+                    let wishes = told.borrow_and_update().clone();
+                    self.tell_wishes(wishes).await
+                }
                 message = session.next() => match message {
                     Ok(NodeMessage::Leave(_)) => {
                         left = true;
@@ -257,42 +294,6 @@ impl Run<'_> {
                         };
                     }
                 },
-                Ok(()) = assigned.changed() => {
-                    let next = assigned.borrow_and_update().clone();
-                    match next {
-                        Some(next) => self.send_assignment(next).await,
-                        None => Ok(()),
-                    }
-                }
-                Ok(()) = converged.changed() => {
-                    let revision = *converged.borrow_and_update();
-                    self.tell(ManagerMessage::Converged(AckRevision { revision })).await
-                }
-                Ok(()) = managers.changed() => {
-                    let managers = managers.borrow_and_update().clone();
-                    self.tell(ManagerMessage::Managers(Managers { managers })).await
-                }
-                Ok(()) = told.changed() => {
-                    let wish = *told.borrow_and_update();
-                    match wish {
-                        Some(wish) => self.tell(ManagerMessage::Role(wish)).await,
-                        None => Ok(()),
-                    }
-                }
-                Ok(()) = ended.changed() => {
-                    let reason = *ended.borrow_and_update();
-                    if let Some(reason) = reason {
-                        return End::Bye(reason, self.reason(reason));
-                    }
-                    Ok(())
-                }
-                () = &mut left_for_long => return End::Left,
-                // Ignored because: the sender is in the tenure, which is held here.
-                () = async { drop(over.wait_for(|over| *over).await) } => return End::NotLeader,
-                () = async { drop(stopping.wait_for(|stop| *stop).await) } => {
-                    let reason = ByeReason::Stopping;
-                    return End::Bye(reason, reason_text(reason).to_owned());
-                }
             };
             if let Err(error) = step {
                 tracing::info!(node = %self.node, cause = report(&error), "session ends");
@@ -312,6 +313,19 @@ impl Run<'_> {
 
     async fn tell(&self, message: ManagerMessage) -> Result<(), WireError> {
         self.sender.send(message).await
+    }
+
+    async fn tell_wishes(&mut self, next: Wishes) -> Result<(), WireError> {
+        let before = std::mem::replace(&mut self.told, next.clone());
+        if let Some(role) = next.role.filter(|_| next.role != before.role) {
+            self.tell(ManagerMessage::Role(role)).await?;
+        }
+        match next.trust {
+            Some(trust) if before.trust.as_ref() != Some(&trust) => {
+                self.tell(ManagerMessage::Trust(Box::new((*trust).clone()))).await
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Sends what has changed since the last assignment, or notes that nothing has.
@@ -375,6 +389,7 @@ impl Run<'_> {
                     tracing::warn!(node = %self.node, cause, "a description was not noted");
                 }
             },
+            NodeMessage::Tls(tls) => self.work(|c| async move { c.certified(*tls).await }).await?,
             NodeMessage::Hello(_)
             | NodeMessage::Heartbeat(_)
             | NodeMessage::Leave(_)

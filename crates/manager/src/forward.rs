@@ -244,6 +244,9 @@ impl Control {
                 return Err(ControlError::UnknownRequest { name });
             }
             change => {
+                if let ControlRequest::UpdateCluster { spec, .. } = &change {
+                    timeout_at(by, shared.try_external(spec)).await.map_err(late)??;
+                }
                 if change.demotes(&shared.state()) {
                     members::hear_all(&shared.store).await;
                 }

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use shoal_identity::authority::{NODE_VALIDITY, RootAuthority};
+use shoal_identity::authority::NODE_VALIDITY;
+use shoal_identity::external::Wanted;
 use shoal_identity::peer::PeerIdentity;
 use shoal_identity::token::JoinToken;
 use shoal_model::change::{Change, Expect, Object};
@@ -19,6 +20,7 @@ use shoal_model::object::{
 use shoal_model::spec::Extra;
 use shoal_model::spec::node::{NodeRole, NodeSpec};
 use shoal_model::time::{Nanos, Timestamp};
+use shoal_model::trust::NodeTls;
 use shoal_plan::level;
 use shoal_plan::roles::MANAGERS_MAX;
 use shoal_plan::validate::too_many_managers;
@@ -46,6 +48,7 @@ impl JoinHandler for Doorkeeper {
     async fn root_ca(&self) -> Result<RootCaReply, RemoteFault> {
         let state = self.0.shared.state();
         let cluster = cluster(&state).map_err(|e| RemoteFault::of(&e))?;
+        // What the join tokens of now name.
         let root_pem = cluster.root_ca.cert_pem.clone();
         Ok(RootCaReply { version: PROTOCOL_VERSION, root_pem })
     }
@@ -64,6 +67,7 @@ impl JoinHandler for Doorkeeper {
         peer: PeerIdentity,
         request: RenewCertificate,
     ) -> Result<CertificateReply, RemoteFault> {
+        self.0.shared.check_known(&peer).map_err(|e| RemoteFault::of(&e))?;
         self.issue(ControlRequest::Renew { id: peer.node_id, request }).await
     }
 }
@@ -89,6 +93,7 @@ impl Shared {
         check_reads(&state, &request.facts.description)?;
         let role = JoinToken::parse(&request.token)?.role_in(&known.join_tokens)?;
         let reply = self.certify(known, &node_id, role, request.csr_pem).await?;
+        let given = key_of(&reply)?;
         let facts = request.facts;
         let addr = facts.advertise_addr.unwrap_or_else(|| remote.ip());
         let id = node_id.clone();
@@ -99,6 +104,7 @@ impl Shared {
                     return Ok((Vec::new(), node.manager.as_ref().map(|m| m.raft_id)));
                 }
                 let mut node = new_node(state, &id, &facts, addr, now)?;
+                node.tls.given.clone_from(&given);
                 if role == NodeRole::Manager {
                     node.spec.role = role;
                     let fallback = || SocketAddr::new(addr, MANAGER_PORT);
@@ -135,6 +141,16 @@ impl Shared {
         let role = if raft_id.is_some() { NodeRole::Manager } else { NodeRole::Worker };
         let state = self.state();
         let reply = self.certify(cluster(&state)?, node_id, role, request.csr_pem).await?;
+        // Before the node has it: it proves itself by this key once the root is another one.
+        let (id, given) = (node_id.clone(), key_of(&reply)?);
+        let note = move |state: &ClusterState, _| {
+            let known = member(state, &id)?;
+            let mut node = (**known).clone();
+            node.tls.given.clone_from(&given);
+            let expect = Expect::Version(known.meta.version);
+            Ok((vec![Change::Put { object: Object::Node(Box::new(node)), expect }], ()))
+        };
+        self.writer.write(note).await?;
         Ok(CertificateReply { raft_id, ..reply })
     }
 
@@ -145,15 +161,11 @@ impl Shared {
         role: NodeRole,
         csr_pem: String,
     ) -> Result<CertificateReply, ControlError> {
-        let now = (self.wall)();
         let expiry = cluster.spec.ca_config.node_cert_expiry.map(Nanos::duration);
         let validity: Duration = expiry.filter(|e| !e.is_zero()).unwrap_or(NODE_VALIDITY);
-        let (of, id) = (Arc::clone(cluster), node_id.clone());
-        // Signing takes about a millisecond.
-        let issue = tokio::task::spawn_blocking(move || {
-            RootAuthority::load(&of.root_ca)?.issue(&csr_pem, &id, role, &of.id, now, validity)
-        });
-        let cert_pem = issue.await.map_err(|_| ControlError::Stopping)??;
+        let (id, cluster_id) = (node_id.clone(), cluster.id.clone());
+        let wanted = Wanted { node_id: id, role, cluster_id, csr_pem };
+        let cert_pem = self.issue(cluster, wanted, validity).await?;
         Ok(CertificateReply {
             version: PROTOCOL_VERSION,
             node_id: node_id.clone(),
@@ -164,6 +176,11 @@ impl Shared {
             raft_id: None,
         })
     }
+}
+
+/// The digest of the key that a certificate is for.
+fn key_of(reply: &CertificateReply) -> Result<String, ControlError> {
+    Ok(PeerIdentity::from_pem(&reply.cert_pem)?.key)
 }
 
 /// Whether a node that describes itself so can read what the cluster writes.
@@ -245,6 +262,7 @@ fn new_node(
         index: free_index(state)?,
         data_path_addr: Some(facts.data_path_addr.unwrap_or(addr)),
         manager: None,
+        tls: NodeTls::default(),
         extra: Extra::new(),
     })
 }

@@ -7,6 +7,7 @@ use shoal_model::change::{Change, Expect, Object};
 use shoal_model::fault::report;
 use shoal_model::id::NodeId;
 use shoal_model::object::{Node, NodeDescription, NodeState, NodeStatus};
+use shoal_model::trust::NodeTls;
 use shoal_wire::message::Hello;
 
 use crate::attach;
@@ -144,6 +145,25 @@ impl Tenure {
             .await;
         if let Err(error) = write {
             tracing::warn!(node = %node, cause = report(&error), "a lost node was not noted");
+        }
+    }
+
+    /// Notes what a node says of its certificate. What was given to it is known here only.
+    pub(crate) async fn certified(&self, node: &NodeId, said: NodeTls) {
+        let id = node.clone();
+        let write = self
+            .shared
+            .writer
+            .write(move |state, _| {
+                let Some(known) = state.nodes.get(&id) else { return Ok((Vec::new(), ())) };
+                let given = known.tls.given.clone();
+                let mut next = (**known).clone();
+                next.tls = NodeTls { given, ..said.clone() };
+                Ok((put_if_changed(known, next), ()))
+            })
+            .await;
+        if let Err(error) = write {
+            tracing::warn!(node = %node, cause = report(&error), "a certificate was not noted");
         }
     }
 

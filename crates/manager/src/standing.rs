@@ -54,10 +54,12 @@ impl Shared {
     pub(crate) fn warnings(&self) -> Vec<String> {
         let mut found: Vec<String> =
             self.store.health().err().iter().map(|error| report(error)).collect();
+        let sealed = self.store.keyring().trouble();
+        found.extend(Some(sealed).filter(|text| !text.is_empty()));
         let group = self.store.group().borrow().clone();
         let lead = self.store.lead().borrow().clone();
         if let Lead::Nobody { since, missing } = &lead
-            && found.is_empty()
+            && self.store.health().is_ok()
             && group.voters.len() > 1
         {
             found.push(report(&self.no_majority(Some(*since), missing)));
@@ -86,6 +88,7 @@ impl Shared {
                 count - 1
             ));
         }
+        found.extend(self.root_warnings());
         found
     }
 

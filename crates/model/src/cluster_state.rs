@@ -374,6 +374,7 @@ mod tests {
     use crate::object::{ManagerStatus, NodeDescription, NodeState, NodeStatus};
     use crate::spec::node::NodeSpec;
     use crate::time::Timestamp;
+    use crate::trust::NodeTls;
 
     fn node(id: &str, index: u16) -> Object {
         Object::Node(Box::new(Node {
@@ -391,6 +392,7 @@ mod tests {
             index: NodeIndex(index),
             data_path_addr: None,
             manager: None,
+            tls: NodeTls::default(),
             extra: Default::default(),
         }))
     }

@@ -32,4 +32,5 @@ pub mod spec;
 pub mod sysctl;
 pub mod task_state;
 pub mod time;
+pub mod trust;
 pub mod word;

@@ -22,6 +22,7 @@ use crate::spec::service::{PortConfig, ServiceSpec};
 use crate::spec::task::{Platform, Resources, TaskSpec};
 use crate::task_state::TaskState;
 use crate::time::Timestamp;
+use crate::trust::{NodeTls, Trust};
 use crate::word::{Word, words};
 
 /// When and at which revision an object was written. Set by
@@ -51,8 +52,14 @@ pub struct Cluster {
     pub spec: ClusterSpec,
     /// The certificate authority.
     pub root_ca: RootCa,
+    /// What is trusted beside it.
+    #[serde(default, skip_serializing_if = "Trust::is_empty")]
+    pub trust: Trust,
     /// What lets a node join.
     pub join_tokens: JoinTokens,
+    /// What unlocks managers after a restart; nothing if they are not locked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unlock: Option<UnlockSecret>,
     /// Overlay subnets are cut from these.
     pub default_address_pools: Vec<IpNet>,
     /// Prefix length of each cut.
@@ -76,7 +83,7 @@ pub struct Cluster {
 pub struct RootCa {
     /// Its certificate.
     pub cert_pem: String,
-    /// Its private key. The store seals every value on disk.
+    /// Its private key. The store seals every value on disk. Empty if an external authority has it.
     pub key_pem: String,
 }
 
@@ -101,6 +108,17 @@ impl std::fmt::Debug for JoinTokens {
     }
 }
 
+/// What unlocks managers after a restart, `SWMKEY-1-…`.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct UnlockSecret(pub String);
+
+impl std::fmt::Debug for UnlockSecret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("UnlockSecret { .. }")
+    }
+}
+
 /// A member of the cluster.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Node {
@@ -120,6 +138,9 @@ pub struct Node {
     pub data_path_addr: Option<IpAddr>,
     /// Set on managers.
     pub manager: Option<ManagerStatus>,
+    /// What is known of its certificate.
+    #[serde(default, skip_serializing_if = "NodeTls::is_empty")]
+    pub tls: NodeTls,
     /// What a later version has written, kept as it is.
     #[serde(flatten)]
     pub extra: Extra,

@@ -39,6 +39,7 @@ pub mod roles;
 pub mod schedule;
 mod slots;
 mod surplus;
+pub mod trust;
 mod update;
 mod vacate;
 pub mod validate;

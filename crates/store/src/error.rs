@@ -207,6 +207,20 @@ pub enum StoreError {
         /// What is wrong.
         problem: String,
     },
+    /// The key file is wrapped by an unlock key.
+    #[error("read the store's key '{}': {}", path.display(), locked(*tried))]
+    Locked {
+        /// Which file.
+        path: PathBuf,
+        /// Whether an unlock key was given, which is not the one.
+        tried: bool,
+    },
+    /// What was given as an unlock key is none.
+    #[error("invalid unlock key: {problem}")]
+    UnlockKey {
+        /// What is wrong with it.
+        problem: &'static str,
+    },
     /// The disk or the file's structure failed.
     #[error("{action} the store: {problem}")]
     Disk {
@@ -220,6 +234,14 @@ pub enum StoreError {
 fn known(leader: &Option<Member>) -> String {
     let is = |leader: &Member| format!(" ({leader} is)");
     leader.as_ref().map_or_else(|| ", and no leader is known".to_owned(), is)
+}
+
+fn locked(tried: bool) -> &'static str {
+    if tried {
+        "the unlock key that was given does not open it"
+    } else {
+        "it is locked, and nobody has given the unlock key"
+    }
 }
 
 fn other_epoch(left: bool) -> &'static str {
@@ -254,7 +276,9 @@ impl Fault for StoreError {
             | Self::InUse { .. } => FaultKind::Conflict,
             Self::Refused(ApplyError::TooLarge { .. } | ApplyError::Level { .. })
             | Self::TooLarge { .. }
+            | Self::UnlockKey { .. }
             | Self::Question { .. } => FaultKind::Invalid,
+            Self::Locked { tried: true, .. } => FaultKind::Unauthorized,
             Self::NotLeader { .. }
             | Self::NoQuorum { .. }
             | Self::Deposed { .. }
@@ -263,6 +287,7 @@ impl Fault for StoreError {
             | Self::Busy { .. }
             | Self::Full { .. }
             | Self::Failing { .. }
+            | Self::Locked { .. }
             | Self::Stopped { .. } => FaultKind::Unavailable,
             Self::Missing { .. } => FaultKind::NotFound,
             Self::Version { .. }
@@ -303,6 +328,8 @@ impl Fault for StoreError {
             Self::NeedsUpgrade { .. } => "SH-STO-032",
             Self::HandOver { .. } => "SH-STO-025",
             Self::Deposed { .. } => "SH-STO-026",
+            Self::Locked { .. } => "SH-STO-050",
+            Self::UnlockKey { .. } => "SH-STO-051",
         }))
     }
 
@@ -346,6 +373,10 @@ impl Fault for StoreError {
             Self::OtherMember { .. } => "the data root was copied from another node: remove it",
             Self::Seal { .. } | Self::Key { .. } => {
                 "restore the key file that belongs to the store, or leave and join again"
+            }
+            Self::Locked { .. } => "unlock this manager with 'docker swarm unlock'",
+            Self::UnlockKey { .. } => {
+                "give the whole line that 'docker swarm unlock-key' prints on a manager that runs"
             }
             Self::Disk { .. } => "check space and health of the disk under --data-root",
         };

@@ -147,7 +147,7 @@ impl Elections {
 
     /// The clock.
     pub(crate) fn look(self: &Arc<Self>, passed: Duration) {
-        self.give(Event::Look { passed, dice: rand::random() });
+        self.give(Event::Look { passed, dice: self.disk.outside().random() });
     }
 
     /// What the library says.

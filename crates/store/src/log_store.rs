@@ -99,7 +99,7 @@ impl LogStore {
             return Ok(entries);
         }
         let disk = self.disk.clone();
-        blocking(move || {
+        blocking(&self.disk, move || {
             let stored = disk.log(start..end, bytes)?;
             let entries: Vec<Entry> = stored
                 .iter()
@@ -147,11 +147,10 @@ impl LogStore {
 
 /// Runs a read of the disk where it may block.
 async fn blocking<T: Send + 'static>(
+    disk: &Disk,
     f: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, StorageError> {
-    let result = tokio::task::spawn_blocking(f).await;
-    let stopped = |_| StoreError::Stopped { reason: "the runtime stops".into() };
-    result.map_err(stopped).and_then(|r| r).map_err(|e| read_failed(&e))
+    disk.offload(f).await.and_then(|r| r).map_err(|e| read_failed(&e))
 }
 
 impl Disk {
@@ -241,7 +240,7 @@ impl RaftLogStorage<Types> for LogStore {
 
     async fn get_log_state(&mut self) -> Result<LogState<Types>, StorageError> {
         let disk = self.disk.clone();
-        blocking(move || {
+        blocking(&self.disk, move || {
             let purged = disk.meta(PURGED_RECORD)?;
             let decode = |bytes: Vec<u8>| disk.decode::<LogIdRecord>("purged", &bytes);
             let purged = purged.map(decode).transpose()?;
@@ -265,7 +264,7 @@ impl RaftLogStorage<Types> for LogStore {
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, StorageError> {
         let disk = self.disk.clone();
-        blocking(move || {
+        blocking(&self.disk, move || {
             let stored = disk.meta(VOTE_RECORD)?;
             let Some(bytes) = stored else { return Ok(None) };
             let mut record: VoteRecord = disk.decode("vote", &bytes)?;

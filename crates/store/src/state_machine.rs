@@ -223,21 +223,19 @@ impl RaftSnapshotBuilder<Types> for Builder {
         let last = self.applied.map(LogIdRecord::from);
         if self.ceiling.is_stopped() && self.disk.held().snapshot == last {
             // The library asks again and again, and there is nothing new.
-            let (disk, reads) = (self.disk.clone(), self.ceiling.reads());
-            if let Some(known) = current(disk, reads).await? {
+            if let Some(known) = current(&self.disk, self.ceiling.reads()).await? {
                 return Ok(known);
             }
         }
         let (state, level) = (self.state.clone(), self.state.level());
-        let encoded = tokio::task::spawn_blocking(move || encode("snapshot", &Content::of(&state)));
-        let stopped = |_| StoreError::Stopped { reason: "the runtime stops".into() };
-        let bytes = encoded.await.map_err(stopped).and_then(|r| r).map_err(|e| write_failed(&e))?;
+        let encoded = self.disk.offload(move || encode("snapshot", &Content::of(&state)));
+        let bytes = encoded.await.and_then(|r| r).map_err(|e| write_failed(&e))?;
         let at = self.applied.map_or_else(|| "empty".to_owned(), |id| id.to_string());
         let meta = SnapshotMeta {
             last_log_id: self.applied,
             last_membership: self.membership.clone(),
             // Two snapshots of one place may differ in bytes (order of maps): tell them apart.
-            snapshot_id: format!("{at}-{:08x}", rand::random::<u32>()),
+            snapshot_id: format!("{at}-{:016x}", self.disk.outside().random()),
         };
         let stored = store_snapshot(&self.disk, &meta, level, &bytes).await;
         stored.map_err(|e| write_failed(&e))?;
@@ -246,10 +244,10 @@ impl RaftSnapshotBuilder<Types> for Builder {
 }
 
 /// The snapshot that is on disk.
-async fn current(disk: Disk, reads: u32) -> Result<Option<Snapshot<Types>>, StorageError> {
-    let read = tokio::task::spawn_blocking(move || stored_snapshot(&disk, reads));
-    let stopped = |_| StoreError::Stopped { reason: "the runtime stops".into() };
-    let read = read.await.map_err(stopped).and_then(|r| r).map_err(|e| read_failed(&e))?;
+async fn current(disk: &Disk, reads: u32) -> Result<Option<Snapshot<Types>>, StorageError> {
+    let stored = disk.clone();
+    let read = disk.offload(move || stored_snapshot(&stored, reads));
+    let read = read.await.and_then(|r| r).map_err(|e| read_failed(&e))?;
     Ok(read.map(|(meta, bytes)| Snapshot { meta, snapshot: Box::new(Cursor::new(bytes)) }))
 }
 
@@ -316,6 +314,6 @@ impl RaftStateMachine<Types> for StateMachine {
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot<Types>>, StorageError> {
-        current(self.disk.clone(), self.ceiling.reads()).await
+        current(&self.disk, self.ceiling.reads()).await
     }
 }

@@ -18,13 +18,16 @@ use shoal_model::level;
 use shoal_model::net::NodeIndex;
 use shoal_model::object::{Meta, Node, NodeDescription, NodeState, NodeStatus};
 use shoal_model::time::Timestamp;
+use shoal_model::trust::NodeTls;
 use tempfile::TempDir;
 
 use crate::ceiling::Ceiling;
 use crate::consensus::{Entry, LogId, Vote};
 use crate::disk::{Disk, Op, TAIL_RECORD};
 use crate::error::StoreError;
+use crate::keyring::Keyring;
 use crate::log_store::{APPEND_BYTES, LogStore};
+use crate::outside::{Machine, Outside};
 use crate::peer::{Member, MemberNode};
 use crate::record::{LogIdRecord, Payload};
 use crate::state_machine::{Published, StateMachine};
@@ -44,13 +47,17 @@ struct Opened {
 fn made() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     let member = Member { node: "one".to_owned(), raft_id: 1 };
-    Disk::create(dir.path(), &member, None).unwrap();
+    Disk::create(dir.path(), &Keyring::of(dir.path()), &member, None).unwrap();
     dir
+}
+
+fn machine() -> Arc<dyn Outside> {
+    Arc::new(Machine)
 }
 
 fn open(dir: &Path) -> Result<Opened, StoreError> {
     let published = Arc::new(Published::new(16));
-    let disk = Disk::open(dir, None)?;
+    let disk = Disk::open(dir, &Keyring::of(dir), None, &machine())?;
     let ceiling = Arc::new(Ceiling::new(level::READS));
     let log = LogStore::new(disk.clone(), Arc::clone(&ceiling));
     let machine = StateMachine::load(disk.clone(), Arc::clone(&published), ceiling)?;
@@ -94,6 +101,7 @@ fn data(index: u64, bytes: usize) -> Entry {
         index: NodeIndex(u16::try_from(index).unwrap()),
         data_path_addr: None,
         manager: None,
+        tls: NodeTls::default(),
         extra: Default::default(),
     };
     let object = Object::Node(Box::new(node));

@@ -17,6 +17,7 @@ use shoal_model::object::{NodeDescription, Task, TaskStatus};
 use shoal_model::spec::StringMap;
 use shoal_model::spec::node::{Availability, NodeRole};
 use shoal_model::time::Timestamp;
+use shoal_model::trust::NodeTls;
 
 use crate::envelope::read_envelope;
 use crate::fault::RemoteFault;
@@ -204,6 +205,8 @@ pub enum NodeMessage {
     LogEnd(LogEnd),
     /// The node describes itself anew (labels, resources, checks).
     Description(Box<NodeDescription>),
+    /// What the node's certificate is by, and whom it trusts.
+    Tls(Box<NodeTls>),
     /// The node leaves the cluster on purpose.
     Leave(Leave),
     /// The node's daemon stops for a moment; its tasks run on.
@@ -234,6 +237,8 @@ pub enum ManagerMessage {
     Managers(Managers),
     /// What this node is to be.
     Role(RoleWish),
+    /// Which root certificates the node is to trust, and which is to have issued its own.
+    Trust(Box<TrustWish>),
     /// The kernels of all ready nodes have the assignments of that revision: whoever waits with
     /// stopping a task until nobody balances to it may go on.
     Converged(AckRevision),
@@ -255,6 +260,7 @@ read_envelope!(NodeMessage {
     "log_chunk" => LogChunk,
     "log_end" => LogEnd,
     "description" => Description,
+    "tls" => Tls,
     "leave" => Leave,
     "back_soon" => BackSoon,
 });
@@ -269,6 +275,7 @@ read_envelope!(ManagerMessage {
     "open_stream" => OpenStream,
     "managers" => Managers,
     "role" => Role,
+    "trust" => Trust,
     "converged" => Converged,
     "bye" => Bye,
 });
@@ -522,6 +529,20 @@ pub struct RoleWish {
     pub role: NodeRole,
     /// As a manager: its number in consensus, if it has been given one.
     pub raft_id: Option<u64>,
+}
+
+/// Which root certificates a node is to trust.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TrustWish {
+    /// All of them, PEM.
+    pub roots_pem: String,
+    /// Their digest.
+    pub trusts: String,
+    /// The digest of the root that its certificate is to be of: a node with another asks for one.
+    pub issuer: String,
+    /// Within how many milliseconds: so that nodes do not all come at once.
+    pub spread_ms: u64,
 }
 
 /// The session ends now.

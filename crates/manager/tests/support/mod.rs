@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use shoal_identity::authority::{KeyAndCsr, NODE_VALIDITY, RootAuthority};
+use shoal_identity::external::NoHttps;
 use shoal_identity::node_identity::NodeIdentity;
 use shoal_identity::token::{JoinToken, generate_tokens};
 use shoal_manager::control::Control;
@@ -31,6 +32,7 @@ use shoal_model::spec::service::{Replicated, ServiceMode, ServiceSpec};
 use shoal_model::spec::task::{ContainerSpec, NetworkAttachmentConfig};
 use shoal_model::task_state::TaskState;
 use shoal_model::time::{Clock, Nanos, Timestamp};
+use shoal_model::trust::{NodeTls, Trust};
 use shoal_store::{NoPeers, Store, StoreConfig};
 use shoal_wire::client;
 use shoal_wire::error::WireError;
@@ -95,9 +97,11 @@ impl World {
             spec,
             join_tokens: generate_tokens(&authority.digest()),
             root_ca,
+            trust: Trust::default(),
             default_address_pools: vec!["10.0.0.0/8".parse().unwrap()],
             subnet_prefix_len: 24,
             data_path_port: 4789,
+            unlock: None,
             level: level::FIRST,
             extra: Default::default(),
         };
@@ -120,6 +124,7 @@ impl World {
             },
             index: NodeIndex(1),
             data_path_addr: Some(IpAddr::from([127, 0, 0, 1])),
+            tls: NodeTls::default(),
             manager: Some(ManagerStatus {
                 raft_id: 1,
                 addr: "127.0.0.1:0".into(),
@@ -211,6 +216,7 @@ async fn start(store: &Store, identity: &NodeIdentity, listen: SocketAddr) -> Ma
         store: store.clone(),
         identity: identity.clone(),
         others: OtherManagers::new(identity.clone()),
+        https: Arc::new(NoHttps),
         listen,
         advertise: listen,
         clock: clock(),

@@ -19,6 +19,7 @@ use shoal_model::object::{
 use shoal_model::spec::cluster::ClusterSpec;
 use shoal_model::spec::node::NodeSpec;
 use shoal_model::time::Timestamp;
+use shoal_model::trust::{NodeTls, Trust};
 use shoal_store::{Lead, NoPeers, PROPOSE_DEADLINE, Store, StoreConfig};
 use tokio::time::Instant;
 
@@ -55,6 +56,7 @@ pub fn node(number: u16, message: &str) -> Object {
         index: NodeIndex(number),
         data_path_addr: None,
         manager: None,
+        tls: NodeTls::default(),
         extra: Default::default(),
     }))
 }
@@ -78,6 +80,8 @@ pub fn cluster(level: u32) -> Object {
         default_address_pools: vec!["10.0.0.0/8".parse().unwrap()],
         subnet_prefix_len: 24,
         data_path_port: 4789,
+        unlock: None,
+        trust: Trust::default(),
         level,
         extra: Default::default(),
     }))
