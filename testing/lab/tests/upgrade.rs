@@ -227,8 +227,12 @@ fn every_node_is_upgraded_under_load_and_then_the_format_is_raised() {
         if out.contains("Archived") { Ok(()) } else { Err(out) }
     });
     cluster.wait_tasks("web", 3);
+    back_is_refused(&cluster);
+    finish(cluster);
+}
 
-    // Back to the version before: no.
+/// Back to the version before: no.
+fn back_is_refused(cluster: &Cluster) {
     let worker = cluster.node(4);
     worker.restart_with(&old());
     wait_info(worker, "upgrade this node: the cluster writes format 2");
@@ -245,7 +249,6 @@ fn every_node_is_upgraded_under_load_and_then_the_format_is_raised() {
     has_network(cluster.node(follower), "beside-a-downgrade");
     wait_format(cluster.node(follower), NEXT);
     cluster.wait_ready(4);
-    finish(cluster);
 }
 
 #[test]

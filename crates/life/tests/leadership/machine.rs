@@ -207,11 +207,15 @@ fn who_cannot_read_the_log_votes_and_does_not_lead() {
     alone.barred.insert(RaftId(1));
     let (_, effects) = looks(one(life, Event::Core(alone)).0, 3_000);
     assert!(!effects.contains(&Effect::Stand), "{effects:?}");
-    // In office, it is mute.
+    // In office, it does nothing; anybody else would.
     let mut leads = view(Role::Leader, 3, voters);
     leads.leader = Some(RaftId(1));
+    leads.applied = Position { term: Term(3), index: 1 };
+    let can = give(follower(voters), [Event::Core(leads.clone())]).0;
+    assert_eq!(can.standing(), Standing::Leading { term: Term(3) });
     leads.barred.insert(RaftId(1));
-    let (_, effects) = give(follower(voters), [Event::Core(leads)]);
+    let (cannot, effects) = give(follower(voters), [Event::Core(leads)]);
+    assert!(matches!(cannot.standing(), Standing::Nobody { .. }), "{:?}", cannot.standing());
     assert!(effects.contains(&Effect::Mute(true)), "{effects:?}");
 }
 
