@@ -34,7 +34,7 @@ pub struct Many {
 
 impl Order {
     pub fn read(words: &[String]) -> Result<Self, String> {
-        let (mut seed, mut seeds, mut until) = (None, SEEDS, None);
+        let (mut seed, mut seeds, mut until) = (None, None, None);
         let (mut shown, mut twice) = (false, false);
         let mut words = words.iter();
         while let Some(word) = words.next() {
@@ -47,22 +47,24 @@ impl Order {
                 "--seeds" => {
                     let text = next()?;
                     let (from, to) = text.split_once("..").ok_or("--seeds wants A..B")?;
-                    seeds = (number(from)?, number(to)?);
+                    seeds = Some((number(from)?, number(to)?));
                 }
                 "--minutes" => {
                     let text = next()?;
                     let minutes: f64 = text.parse().map_err(|_| format!("'{text}' minutes?"))?;
                     let length = Duration::try_from_secs_f64(minutes * 60.0);
                     until = Some(length.map_err(|e| e.to_string())?);
-                    seeds.1 = u64::MAX;
                 }
                 other => return Err(format!("unknown argument '{other}'")),
             }
         }
+        // Time alone ends what has no other end.
+        let all = if until.is_some() { (SEEDS.0, u64::MAX) } else { SEEDS };
+        let (from, to) = seeds.unwrap_or(all);
         Ok(match seed {
             Some(seed) if !twice => Self::One { seed, shown },
             Some(seed) => Self::Many(Many { from: seed, to: seed + 1, until, twice }),
-            None => Self::Many(Many { from: seeds.0, to: seeds.1, until, twice }),
+            None => Self::Many(Many { from, to, until, twice }),
         })
     }
 }
