@@ -38,7 +38,7 @@ cargo xtask <command>
   bench   measurements, side by side with the other thing: `cargo xtask bench unikernel`
           re-runs every row and writes docs/benchmarks.md; `cargo xtask bench node
           [--kind bridge|none|service] [--count N] [--json]` starts many containers on one
-          daemon and removes them; `cargo xtask bench failover [--kills N] [--stops N]` ends the
+          daemon and removes them; `cargo xtask bench failover [--managers N] [--kills N]` ends the
           leader of three managers again and again. Need root
   demo    build and run `shoal demo` (further arguments are passed on)
 ";

@@ -100,6 +100,7 @@ pub fn test() -> Result<()> {
 /// # Errors
 /// If a test fails.
 pub fn lab(filter: &[String]) -> Result<()> {
+    next_version()?;
     cargo(&["build", "--quiet", "--package", "shoal"])?;
     guest("testing/guest", "lab-guest.unikernel")?;
     guest("unikernels/dns", "lab-dns.unikernel")?;
@@ -148,6 +149,19 @@ fn simulated() -> Result<()> {
 pub fn programs_for_machines() -> Result<()> {
     cargo(&["build", "--quiet", "--package", "shoal", "--package", "shoal-vm-guest"])?;
     guest("testing/guest", "lab-guest.unikernel")
+}
+
+/// The program that stands for the next version in tests of upgrades. Cargo keeps what it builds with
+/// another feature beside the rest, and builds no third-party crate twice; only the program itself
+/// has one place, so it is built first and copied.
+fn next_version() -> Result<()> {
+    let me = std::env::current_exe().context("find this program")?;
+    cargo(&["build", "--quiet", "--package", "shoal", "--features", "shoal/next-level"])?;
+    let (built, copy) = (me.with_file_name("shoal"), me.with_file_name("shoal-next"));
+    // One that runs cannot be written over.
+    let _ = std::fs::remove_file(&copy);
+    std::fs::copy(&built, &copy).with_context(|| format!("copy '{}'", built.display()))?;
+    Ok(())
 }
 
 /// A unikernel of the lab, beside the program that the lab runs (which is beside this one), by the

@@ -17,7 +17,7 @@ use shoal_network::claims::HostPort;
 use shoal_network::desired::DesiredNetwork;
 use shoal_network::node_network::NodeNetwork;
 use shoal_network::status::{Drift, NetworkStatus};
-use shoal_wire::message::RoleWish;
+use shoal_wire::message::{RoleWish, TrustWish};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -206,7 +206,9 @@ impl Agent {
     /// overlays go.
     pub fn set_membership(&self, membership: Option<Membership>) {
         let leaves = membership.is_none();
-        self.inner.hub.forget_role();
+        self.inner.hub.forget_wishes();
+        let tls = membership.as_ref().map(|member| member.identity.tls());
+        self.inner.hub.set_tls(tls.unwrap_or_default());
         self.inner.membership.send_replace(membership);
         if leaves {
             self.set_assignment(Assignment::default());
@@ -215,6 +217,7 @@ impl Agent {
 
     /// A renewed certificate: sessions begin with it from now on; the one that is open stays.
     pub fn set_identity(&self, identity: NodeIdentity) {
+        let tls = identity.tls();
         self.inner.membership.send_if_modified(|membership| {
             if let Some(membership) = membership {
                 membership.identity = identity;
@@ -222,6 +225,7 @@ impl Agent {
             // Nobody need begin anew.
             false
         });
+        self.inner.hub.set_tls(tls);
     }
 
     /// Says good-bye to the manager, and hands over what this node serves: first the other nodes
@@ -275,6 +279,18 @@ impl Agent {
     #[must_use]
     pub fn follow_role(&self) -> watch::Receiver<Option<RoleWish>> {
         self.inner.hub.role()
+    }
+
+    /// Follows whom the leader says that this node is to trust.
+    #[must_use]
+    pub fn follow_trust(&self) -> watch::Receiver<Option<TrustWish>> {
+        self.inner.hub.trust()
+    }
+
+    /// Counts how often a manager said that this node's certificate is of a root that was replaced.
+    #[must_use]
+    pub fn follow_outdated(&self) -> watch::Receiver<u64> {
+        self.inner.hub.outdated()
     }
 
     /// Turns true when the leader says that this node is no member any more.

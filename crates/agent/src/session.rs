@@ -8,12 +8,13 @@ use std::time::Duration;
 use shoal_model::assignment::AssignmentUpdate;
 use shoal_model::fault::report;
 use shoal_model::id::{NodeId, Revision, SessionId};
+use shoal_model::trust::NodeTls;
 use shoal_wire::client;
 use shoal_wire::error::WireError;
 use shoal_wire::message::{
     AckRevision, AttachOutcome, AttachReply, AttachRequest, AttachmentSet, BackSoon, ByeReason,
-    Detach, Hello, Leave, ManagerAddr, ManagerMessage, NeedFull, NodeMessage, PROTOCOL_VERSION,
-    RoleWish, TaskStatuses,
+    Detach, Hello, Leave, ManagerAddr, ManagerMessage, NeedFull, NodeMessage, OLDEST_VERSION,
+    PROTOCOL_VERSION, RoleWish, TaskStatuses, TrustWish,
 };
 use shoal_wire::session::{ClientSession, SessionSender};
 use tokio::sync::{oneshot, watch};
@@ -24,6 +25,8 @@ use crate::assigned::Taken;
 use crate::logs;
 use crate::report::batches;
 
+/// The manager's word that this node's certificate is of a root that was replaced.
+const FORMER_ROOT: &str = "SH-IDN-014";
 /// First pause before a session is opened again; doubled after each failure.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 /// The manager's word that this node was removed: there is nothing to come back for.
@@ -53,6 +56,12 @@ pub struct SessionHub {
     removed: watch::Sender<bool>,
     /// What the leader last said that this node is to be.
     role: watch::Sender<Option<RoleWish>>,
+    /// Whom the leader last said that this node is to trust.
+    trust: watch::Sender<Option<TrustWish>>,
+    /// Counts how often a manager refused this node's certificate as of a root that was replaced.
+    outdated: watch::Sender<u64>,
+    /// What this node's certificate is by.
+    tls: watch::Sender<NodeTls>,
     /// How far a node that leaves has got.
     leaving: watch::Sender<Leaving>,
     /// The revision that the kernels of all nodes have, as the manager last said.
@@ -169,9 +178,29 @@ impl SessionHub {
         self.role.subscribe()
     }
 
+    /// Whom the leader last said that this node is to trust; said again in each session.
+    pub(crate) fn trust(&self) -> watch::Receiver<Option<TrustWish>> {
+        self.trust.subscribe()
+    }
+
+    /// Counts how often this node's certificate was refused as of a root that was replaced.
+    pub(crate) fn outdated(&self) -> watch::Receiver<u64> {
+        self.outdated.subscribe()
+    }
+
+    /// What this node's certificate is by now: managers are told.
+    pub(crate) fn set_tls(&self, next: NodeTls) {
+        self.tls.send_if_modified(|known| {
+            let new = *known != next;
+            *known = next;
+            new
+        });
+    }
+
     /// Another membership begins, or none: nothing was said of it.
-    pub(crate) fn forget_role(&self) {
+    pub(crate) fn forget_wishes(&self) {
         self.role.send_replace(None);
+        self.trust.send_replace(None);
     }
 
     /// This node's description is another one now: the manager is told.
@@ -273,6 +302,10 @@ async fn member_loop(agent: &Agent, member: &Membership) {
             Err(WireError::Remote(fault)) if fault.id == REMOVED => {
                 (End::Final(report(&fault)), false)
             }
+            Err(WireError::Remote(fault)) if fault.id == FORMER_ROOT => {
+                agent.inner.hub.outdated.send_modify(|count| *count += 1);
+                (End::Again(report(&fault)), false)
+            }
             Err(WireError::NotLeader { leader: Some(leads), .. }) => (End::At(leads.addr), false),
             Err(error) => (End::Again(report(&error)), false),
         };
@@ -341,6 +374,7 @@ async fn open(
     let description = agent.description().await;
     let hello = Hello {
         version: PROTOCOL_VERSION,
+        oldest: Some(OLDEST_VERSION),
         node_id: NodeId::new(member.identity.node_id.as_str()),
         description,
         advertise_addr: member.advertise_addr,
@@ -364,6 +398,7 @@ async fn serve(agent: &Agent, mut session: ClientSession, described: watch::Rece
     let mut tasks = JoinSet::new();
     tasks.spawn(send_statuses(agent.clone(), sender.clone()));
     tasks.spawn(send_acks(agent.clone(), sender.clone()));
+    tasks.spawn(send_tls(agent.clone(), sender.clone()));
     tasks.spawn(send_attachments(agent.clone(), sender.clone()));
     tasks.spawn(send_descriptions(agent.clone(), sender.clone(), described));
     loop {
@@ -390,6 +425,9 @@ async fn serve(agent: &Agent, mut session: ClientSession, described: watch::Rece
             ManagerMessage::Managers(list) => hub.set_managers(&list.managers),
             ManagerMessage::Role(wish) => {
                 hub.role.send_replace(Some(wish));
+            }
+            ManagerMessage::Trust(wish) => {
+                hub.trust.send_replace(Some(*wish));
             }
             ManagerMessage::Converged(all) => {
                 hub.converged.send_replace(all.revision);
@@ -509,6 +547,20 @@ async fn send_descriptions(
         sender.send(NodeMessage::Description(description)).await?;
     }
     Ok(())
+}
+
+/// Tells the manager what this node's certificate is by.
+async fn send_tls(agent: Agent, sender: SessionSender<NodeMessage>) -> Result<(), WireError> {
+    let mut tls = agent.inner.hub.tls.subscribe();
+    loop {
+        let now = tls.borrow_and_update().clone();
+        if !now.is_empty() {
+            sender.send(NodeMessage::Tls(Box::new(now))).await?;
+        }
+        if tls.changed().await.is_err() {
+            return Ok(());
+        }
+    }
 }
 
 /// Tells the manager which revision this node's kernel has.

@@ -5,18 +5,19 @@ use std::time::Duration;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
     DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    PKCS_ECDSA_P256_SHA256, SerialNumber,
+    PKCS_ECDSA_P256_SHA256, SerialNumber, SubjectPublicKeyInfo,
 };
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use shoal_model::id::{ClusterId, NodeId};
-use shoal_model::object::RootCa;
+use shoal_model::object::{Cluster, RootCa};
 use shoal_model::spec::node::NodeRole;
 use shoal_model::time::Timestamp;
 use time::OffsetDateTime;
 
 use crate::error::IdentityError;
 use crate::peer::{self, organizational_unit};
+use crate::roots;
 use crate::token::CaDigest;
 
 /// How long a root certificate is valid: 20 years, as Docker's. Longer than any cluster lives.
@@ -35,6 +36,10 @@ pub struct RootAuthority {
     issuer: Issuer<'static, KeyPair>,
     cert_pem: String,
     cert_der: CertificateDer<'static>,
+    /// What nodes are to trust.
+    trusted_pem: String,
+    /// What comes after a certificate that is issued.
+    chain_pem: String,
 }
 
 impl std::fmt::Debug for RootAuthority {
@@ -73,7 +78,52 @@ impl RootAuthority {
         let key = KeyPair::from_pem(&stored.key_pem).map_err(crypto(action))?;
         let cert_der = first_certificate(&stored.cert_pem)?;
         let issuer = Issuer::from_ca_cert_der(&cert_der, key).map_err(crypto(action))?;
-        Ok(Self { issuer, cert_pem: stored.cert_pem.clone(), cert_der })
+        let cert_pem = stored.cert_pem.clone();
+        let (trusted_pem, chain_pem) = (cert_pem.clone(), cert_pem.clone());
+        Ok(Self { issuer, cert_pem, cert_der, trusted_pem, chain_pem })
+    }
+
+    /// The root that issues certificates of a cluster now, with what nodes need to know of others;
+    /// `None` if its key is not here.
+    ///
+    /// # Errors
+    /// [`IdentityError::Crypto`] when key or certificate cannot be read.
+    pub fn of(cluster: &Cluster) -> Result<Option<Self>, IdentityError> {
+        let root = cluster.signing_root();
+        if root.key_pem.is_empty() {
+            return Ok(None);
+        }
+        let (trusted_pem, chain_pem) = (cluster.trusted_pem(), cluster.chain_pem());
+        Ok(Some(Self { trusted_pem, chain_pem, ..Self::load(root)? }))
+    }
+
+    /// PEM of all root certificates that nodes are to trust.
+    #[must_use]
+    pub fn trusted_pem(&self) -> &str {
+        &self.trusted_pem
+    }
+
+    /// Certifies the key of another root, so that who trusts only this one knows it too. Valid as
+    /// long as both are.
+    ///
+    /// # Errors
+    /// [`IdentityError::RootUnusable`] when the other one's certificate cannot be taken over.
+    pub fn cross_sign(&self, other_pem: &str, now: Timestamp) -> Result<String, IdentityError> {
+        let action = "certify the next root";
+        let der = first_certificate(other_pem)?;
+        let other = peer::parse(&der)?;
+        let key = SubjectPublicKeyInfo::from_der(other.public_key().raw).map_err(crypto(action))?;
+        let own_end = peer::validity(&peer::parse(&self.cert_der)?).1;
+        let mut params = CertificateParams::default();
+        params.not_before = date(now.0.saturating_sub(nanos(BACKDATE)));
+        params.not_after = date(own_end.min(peer::validity(&other).1).0);
+        params.serial_number = Some(serial());
+        // It certifies a root, below which nothing but leaves is: the way may still be longer.
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        params.distinguished_name = roots::name_of(other.subject())?;
+        params.use_authority_key_identifier_extension = true;
+        Ok(params.signed_by(&key, &self.issuer).map_err(crypto(action))?.pem())
     }
 
     /// PEM of the root certificate.
@@ -89,7 +139,7 @@ impl RootAuthority {
     }
 
     /// A certificate for the key in `csr_pem`, valid from `now` (less [`BACKDATE`]) for `validity`.
-    /// Nothing but the key is taken from the request. Returns the chain: leaf, then root.
+    /// Nothing but the key is taken from the request. Returns the chain: leaf first, root last.
     ///
     /// # Errors
     /// [`IdentityError::CsrMalformed`] when the request cannot be read or is not signed by its key.
@@ -127,7 +177,7 @@ impl RootAuthority {
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
         let leaf = params.signed_by(&request.public_key, &self.issuer).map_err(crypto(action))?;
-        Ok(format!("{}{}", leaf.pem(), self.cert_pem))
+        Ok(format!("{}{}", leaf.pem(), self.chain_pem))
     }
 }
 

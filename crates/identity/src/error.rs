@@ -94,6 +94,44 @@ pub enum IdentityError {
         /// What the library said.
         problem: String,
     },
+    /// A root certificate that an operator gave cannot be the cluster's.
+    #[error("invalid CA certificate or key: {problem}")]
+    RootUnusable {
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The certificate is of a root that was replaced.
+    #[error(
+        "the certificate of node '{node}' is of a root certificate that was replaced: it is good \
+         for asking for another one only"
+    )]
+    FormerRoot {
+        /// Whose.
+        node: String,
+    },
+    /// The certificate is of a root that was replaced, for a key that is not known to be the node's.
+    #[error(
+        "the certificate of node '{node}' is of a root certificate that was replaced, and its key \
+         is not the one that is known of the node"
+    )]
+    UnknownKey {
+        /// Whose.
+        node: String,
+    },
+    /// Nobody can issue certificates.
+    #[error(
+        "issue the certificate: the root certificate's key is not in the cluster, and no external \
+         CA is set for it"
+    )]
+    NoSigner,
+    /// The external authority did not issue a certificate.
+    #[error("have the external CA at '{url}' issue a certificate: {problem}")]
+    External {
+        /// Where.
+        url: String,
+        /// What went wrong.
+        problem: String,
+    },
     /// The identity's file cannot be read or written.
     #[error("{action} the node identity '{}': {problem}", path.display())]
     File {
@@ -122,12 +160,16 @@ impl Fault for IdentityError {
         match self {
             Self::TokenMalformed { .. }
             | Self::CsrMalformed { .. }
+            | Self::RootUnusable { .. }
             | Self::CertificateMalformed { .. } => FaultKind::Invalid,
+            Self::NoSigner | Self::External { .. } => FaultKind::Unavailable,
             Self::TokenRefused => FaultKind::Unauthorized,
             Self::WrongRoot { .. }
             | Self::OtherCluster { .. }
             | Self::Expired { .. }
             | Self::NotYetValid { .. }
+            | Self::FormerRoot { .. }
+            | Self::UnknownKey { .. }
             | Self::NotAManager { .. } => FaultKind::Forbidden,
             Self::Crypto { .. } | Self::File { .. } | Self::FileVersion { .. } => {
                 FaultKind::Internal
@@ -149,6 +191,11 @@ impl Fault for IdentityError {
             Self::Crypto { .. } => "SH-IDN-010",
             Self::File { .. } => "SH-IDN-011",
             Self::FileVersion { .. } => "SH-IDN-012",
+            Self::RootUnusable { .. } => "SH-IDN-013",
+            Self::FormerRoot { .. } => "SH-IDN-014",
+            Self::UnknownKey { .. } => "SH-IDN-015",
+            Self::NoSigner => "SH-IDN-016",
+            Self::External { .. } => "SH-IDN-017",
         }))
     }
 
@@ -162,8 +209,10 @@ impl Fault for IdentityError {
                  worker' on a manager"
             }
             Self::WrongRoot { .. } => {
-                "check that the address and the token are of the same cluster; if they are, \
-                 somebody else answers at that address"
+                "check that the address and the token are of the same cluster; if the root \
+                 certificate was rotated since ('docker swarm ca'), take the current token from \
+                 'docker swarm join-token worker' on a manager; otherwise somebody else answers at \
+                 that address"
             }
             Self::OtherCluster { .. } => {
                 "check that the address is a manager of this node's cluster; otherwise leave and \
@@ -173,9 +222,22 @@ impl Fault for IdentityError {
                 "set the clocks of both nodes (NTP); if they agree, leave and join again"
             }
             Self::NotAManager { .. } => "give the address of a manager",
+            Self::FormerRoot { .. } => {
+                "nothing: the node asks for a certificate of the present root by itself"
+            }
+            Self::UnknownKey { .. } => "let the node leave and join again",
+            Self::NoSigner => {
+                "name the external CA with 'docker swarm update --external-ca', or rotate to \
+                 another root certificate with 'docker swarm ca --rotate'"
+            }
+            Self::External { .. } => {
+                "see that the external CA runs, is reached from every manager, and issues by the \
+                 swarm's root certificate"
+            }
             Self::FileVersion { .. } => "run the version of shoal that wrote it, or leave and join",
             Self::CertificateMalformed { .. }
             | Self::CsrMalformed { .. }
+            | Self::RootUnusable { .. }
             | Self::Crypto { .. }
             | Self::File { .. } => return None,
         };

@@ -4,6 +4,9 @@
 //! (`swarm-manager` or `swarm-worker`), O = cluster id. Nobody trusts host names; everybody trusts
 //! the root, and a join token carries the root's digest, so that the first contact is safe too.
 //!
+//! A root can take the place of another: [`roots`] makes and checks them, and what is trusted
+//! meanwhile is in the cluster's state. Where the root's key is somebody else's, [`external`] asks.
+//!
 //! Nothing here talks to the network or reads a clock: times come in as arguments (the TLS library
 //! brings its own). The cryptography provider is chosen in [`tls::provider`] and nowhere else.
 //!
@@ -12,8 +15,11 @@
 #![forbid(unsafe_code)]
 
 pub mod authority;
+mod der;
 pub mod error;
+pub mod external;
 pub mod node_identity;
 pub mod peer;
+pub mod roots;
 pub mod tls;
 pub mod token;

@@ -7,10 +7,12 @@ use serde::{Deserialize, Serialize};
 use shoal_model::id::{ClusterId, NodeId};
 use shoal_model::spec::node::NodeRole;
 use shoal_model::time::Timestamp;
+use shoal_model::trust::NodeTls;
 
-use crate::authority;
 use crate::error::IdentityError;
 use crate::peer::PeerIdentity;
+use crate::token::CaDigest;
+use crate::{authority, roots, tls};
 
 /// The version of the file's format.
 pub const FILE_VERSION: u32 = 1;
@@ -30,7 +32,7 @@ pub struct NodeIdentity {
     pub cert_pem: String,
     /// PEM of the private key.
     pub key_pem: String,
-    /// PEM of the cluster's root certificate.
+    /// PEM of the cluster's root certificate; of several while one takes another's place.
     pub root_pem: String,
     /// Begin of the certificate's validity.
     pub not_before: Timestamp,
@@ -100,14 +102,45 @@ impl NodeIdentity {
         };
         let bytes = shoal_durable::read(path, FILE_LEN_MAX).map_err(|e| failed(e.to_string()))?;
         let Some(bytes) = bytes else { return Ok(None) };
+        Self::decode(&bytes, path).map(Some)
+    }
+
+    /// Reads what [`Self::encode`] made; `path` is where it was.
+    ///
+    /// # Errors
+    /// [`IdentityError::File`] and [`IdentityError::FileVersion`] name the file.
+    pub fn decode(bytes: &[u8], path: &Path) -> Result<Self, IdentityError> {
+        let failed = |problem: String| IdentityError::File {
+            action: "read",
+            path: path.to_owned(),
+            problem,
+        };
         let StoredVersion { version: found } =
-            serde_json::from_slice(&bytes).map_err(|e| failed(e.to_string()))?;
+            serde_json::from_slice(bytes).map_err(|e| failed(e.to_string()))?;
         if found != FILE_VERSION {
             let path = path.to_owned();
             return Err(IdentityError::FileVersion { path, found, known: FILE_VERSION });
         }
-        let stored: Stored = serde_json::from_slice(&bytes).map_err(|e| failed(e.to_string()))?;
-        Self::new(stored.cert_pem, stored.key_pem, stored.root_pem).map(Some)
+        let stored: Stored = serde_json::from_slice(bytes).map_err(|e| failed(e.to_string()))?;
+        Self::new(stored.cert_pem, stored.key_pem, stored.root_pem)
+    }
+
+    /// As it is kept; `path` is where.
+    ///
+    /// # Errors
+    /// [`IdentityError::File`], in theory.
+    pub fn encode(&self, path: &Path) -> Result<Vec<u8>, IdentityError> {
+        let stored = Stored {
+            version: FILE_VERSION,
+            cert_pem: self.cert_pem.clone(),
+            key_pem: self.key_pem.clone(),
+            root_pem: self.root_pem.clone(),
+        };
+        serde_json::to_vec(&stored).map_err(|e| IdentityError::File {
+            action: "write",
+            path: path.to_owned(),
+            problem: e.to_string(),
+        })
     }
 
     /// Writes the identity to `path` (mode 0600), whole or not at all, also when power fails.
@@ -120,13 +153,9 @@ impl NodeIdentity {
             path: path.to_owned(),
             problem,
         };
-        let stored = Stored {
-            version: FILE_VERSION,
-            cert_pem: self.cert_pem.clone(),
-            key_pem: self.key_pem.clone(),
-            root_pem: self.root_pem.clone(),
-        };
-        shoal_durable::replace_json(path, &stored).map_err(|e| failed(e.to_string()))
+        let bytes = self.encode(path)?;
+        shoal_durable::replace(path, &bytes, shoal_durable::PRIVATE_FILE)
+            .map_err(|e| failed(e.to_string()))
     }
 
     /// When to ask for a new certificate: after half of the time for which it was issued. `spread`
@@ -138,6 +167,32 @@ impl NodeIdentity {
         let validity = self.not_after.since(issued);
         let share = 0.5 + 0.3 * spread.clamp(0.0, 1.0);
         issued.plus(validity.mul_f64(share))
+    }
+
+    /// What managers are told of the certificate.
+    #[must_use]
+    pub fn tls(&self) -> NodeTls {
+        let chain = authority::certificates(&self.cert_pem).unwrap_or_default();
+        let roots = authority::certificates(&self.root_pem).unwrap_or_default();
+        let Some((leaf, others)) = chain.split_first() else { return NodeTls::default() };
+        // Of a chain the root is last: before it may be others' word for the same key.
+        let mut known = roots.iter().chain(others.iter().rev());
+        let issuer = known.find(|root| tls::issued_by(leaf, root));
+        let key = PeerIdentity::from_der(leaf).map(|peer| peer.key);
+        NodeTls {
+            issuer: issuer.map(|root| CaDigest::of_der(root).to_string()).unwrap_or_default(),
+            trusts: roots::digest_of_all(&self.root_pem).map(|d| d.to_string()).unwrap_or_default(),
+            key: key.unwrap_or_default(),
+            given: String::new(),
+        }
+    }
+
+    /// The same identity where these roots are trusted, PEM.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn trusting(&self, root_pem: String) -> Result<Self, IdentityError> {
+        Self::new(self.cert_pem.clone(), self.key_pem.clone(), root_pem)
     }
 
     /// How long the certificate is still valid at `now`.

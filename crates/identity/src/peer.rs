@@ -7,7 +7,9 @@ use shoal_model::time::Timestamp;
 use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::x509::X509Name;
 
+use crate::authority::certificates;
 use crate::error::IdentityError;
+use crate::token::CaDigest;
 
 /// OU of a manager's certificate.
 pub const OU_MANAGER: &str = "swarm-manager";
@@ -38,6 +40,11 @@ pub struct PeerIdentity {
     pub not_before: Timestamp,
     /// End of the validity.
     pub not_after: Timestamp,
+    /// Digest of the public key.
+    pub key: String,
+    /// Whether only a root that was replaced speaks for it: good for asking for the next
+    /// certificate, if the key is known to be the node's.
+    pub former: bool,
 }
 
 impl PeerIdentity {
@@ -48,6 +55,14 @@ impl PeerIdentity {
     pub fn from_certs(chain: &[CertificateDer<'_>]) -> Result<Self, IdentityError> {
         let leaf = chain.first().ok_or_else(|| malformed("there is none"))?;
         Self::from_der(leaf)
+    }
+
+    /// Reads the first certificate of a chain in PEM.
+    ///
+    /// # Errors
+    /// [`IdentityError::CertificateMalformed`] names what is missing.
+    pub fn from_pem(chain_pem: &str) -> Result<Self, IdentityError> {
+        Self::from_certs(&certificates(chain_pem)?)
     }
 
     /// Whether the certificate has expired at `now`, and if so the words for it.
@@ -64,6 +79,17 @@ impl PeerIdentity {
             now,
             late: now.since(self.not_after),
         })
+    }
+
+    /// Whether the cluster's roots of today speak for it, and if not the words for it.
+    ///
+    /// # Errors
+    /// [`IdentityError::FormerRoot`].
+    pub fn check_not_former(&self) -> Result<(), IdentityError> {
+        if self.former {
+            return Err(IdentityError::FormerRoot { node: self.node_id.to_string() });
+        }
+        Ok(())
     }
 
     /// Reads a certificate.
@@ -89,6 +115,8 @@ impl PeerIdentity {
             cluster_id: ClusterId::new(text_of(subject.iter_organization(), "O")?),
             not_before,
             not_after,
+            key: CaDigest::of_der(cert.public_key().raw).to_string(),
+            former: false,
         })
     }
 }
@@ -147,7 +175,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::authority::{KeyAndCsr, NODE_VALIDITY, RootAuthority, certificates};
+    use crate::authority::{KeyAndCsr, NODE_VALIDITY, RootAuthority};
 
     fn leaf() -> Vec<u8> {
         let now = Timestamp::from_secs(1_800_000_000);

@@ -43,14 +43,35 @@ impl NodeIdentity {
     ///
     /// # Errors
     /// [`IdentityError::Crypto`] when certificate and key cannot be used.
-    pub fn server_config(&self) -> Result<Arc<ServerConfig>, IdentityError> {
+    pub fn server_tls(&self) -> Result<ServerTls, IdentityError> {
+        self.server_tls_with("", "")
+    }
+
+    /// The same where further roots are trusted, and roots that were replaced let nodes in that ask
+    /// for the next certificate (PEM, which may be empty).
+    ///
+    /// # Errors
+    /// As [`Self::server_tls`].
+    pub fn server_tls_with(
+        &self,
+        trusted_pem: &str,
+        former_pem: &str,
+    ) -> Result<ServerTls, IdentityError> {
         let action = "set up TLS for listening";
-        let chain =
-            WebPkiClientVerifier::builder_with_provider(Arc::new(self.roots()?), provider())
+        let trusted = Arc::new(store(&[&self.root_pem, trusted_pem])?);
+        let former = Arc::new(store(&[former_pem])?);
+        let check = |roots: &Arc<RootCertStore>| {
+            WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), provider())
                 .allow_unauthenticated()
                 .build()
-                .map_err(|e| crypto(action, &e))?;
-        let verifier = MemberVerifier { chain, cluster_id: self.cluster_id.clone() };
+                .map_err(|e| crypto(action, &e))
+        };
+        let has_former = !former.is_empty();
+        let verifier = MemberVerifier {
+            chain: check(&trusted)?,
+            former: if has_former { Some(check(&former)?) } else { None },
+            cluster_id: self.cluster_id.clone(),
+        };
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(|e| crypto(action, &e))?
@@ -61,7 +82,7 @@ impl NodeIdentity {
         // Sessions are few and long: nothing is gained by resuming them, and a resumed one would
         // skip the check of a certificate that has expired since.
         config.send_tls13_tickets = 0;
-        Ok(Arc::new(config))
+        Ok(ServerTls { config: Arc::new(config), trusted: has_former.then_some(trusted) })
     }
 
     /// For connecting to a manager of this node's cluster.
@@ -70,7 +91,7 @@ impl NodeIdentity {
     /// [`IdentityError::Crypto`] when certificate and key cannot be used.
     pub fn client_config(&self) -> Result<Arc<ClientConfig>, IdentityError> {
         let verifier = ManagerVerifier {
-            trust: Trust::Roots(Arc::new(self.roots()?)),
+            trust: Trust::Roots(Arc::new(store(&[&self.root_pem])?)),
             algorithms: provider().signature_verification_algorithms,
         };
         let config = client_builder(verifier)?
@@ -79,18 +100,98 @@ impl NodeIdentity {
         Ok(finish(config))
     }
 
-    fn roots(&self) -> Result<RootCertStore, IdentityError> {
-        let mut roots = RootCertStore::empty();
-        for cert in authority::certificates(&self.root_pem)? {
-            roots.add(cert).map_err(|e| crypto("trust the root certificate", &e))?;
-        }
-        Ok(roots)
+    /// For asking an authority of somebody else's by HTTPS: it is known by its name and the roots in
+    /// `roots_pem` or this node's, and knows this node by its certificate.
+    ///
+    /// # Errors
+    /// [`IdentityError::Crypto`] when certificates and key cannot be used.
+    pub fn https_config(&self, roots_pem: &str) -> Result<Arc<ClientConfig>, IdentityError> {
+        let action = "set up TLS for asking an external CA";
+        let config = ClientConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .map_err(|e| crypto(action, &e))?
+            .with_root_certificates(store(&[roots_pem, &self.root_pem])?)
+            .with_client_auth_cert(authority::certificates(&self.cert_pem)?, self.key()?)
+            .map_err(|e| crypto(action, &e))?;
+        Ok(Arc::new(config))
     }
 
     fn key(&self) -> Result<PrivateKeyDer<'static>, IdentityError> {
         PrivateKeyDer::from_pem_slice(self.key_pem.as_bytes())
             .map_err(|e| crypto("read the node's private key", &e))
     }
+}
+
+/// TLS settings of a server, and how it knows who has come.
+#[derive(Clone, Debug)]
+pub struct ServerTls {
+    config: Arc<ServerConfig>,
+    /// Today's roots, if others let anybody in.
+    trusted: Option<Arc<RootCertStore>>,
+}
+
+impl ServerTls {
+    /// For the handshake.
+    #[must_use]
+    pub fn config(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.config)
+    }
+
+    /// Who has shown `certs` in a handshake with these settings.
+    ///
+    /// # Errors
+    /// [`IdentityError::CertificateMalformed`] names what is missing.
+    pub fn peer(&self, certs: &[CertificateDer<'_>]) -> Result<PeerIdentity, IdentityError> {
+        let mut peer = PeerIdentity::from_certs(certs)?;
+        if let (Some(roots), Some((leaf, others))) = (&self.trusted, certs.split_first()) {
+            peer.former = !leads_to(leaf, others, roots);
+        }
+        Ok(peer)
+    }
+}
+
+/// Whether one of `roots` speaks for a certificate, at the end of its validity.
+fn leads_to(
+    leaf: &CertificateDer<'_>,
+    others: &[CertificateDer<'_>],
+    roots: &RootCertStore,
+) -> bool {
+    let (Ok(parsed), Ok(cert)) = (ParsedCertificate::try_from(leaf), peer::parse(leaf)) else {
+        return false;
+    };
+    let (_, end) = peer::validity(&cert);
+    let end = u64::try_from(end.secs()).unwrap_or(0);
+    let at = UnixTime::since_unix_epoch(Duration::from_secs(end));
+    let algorithms = provider().signature_verification_algorithms;
+    rustls::client::verify_server_cert_signed_by_trust_anchor(
+        &parsed,
+        roots,
+        others,
+        at,
+        algorithms.all,
+    )
+    .is_ok()
+}
+
+/// Whether `root` itself has issued `leaf`.
+pub(crate) fn issued_by(leaf: &CertificateDer<'_>, root: &CertificateDer<'_>) -> bool {
+    let mut roots = RootCertStore::empty();
+    roots.add(root.clone().into_owned()).is_ok() && leads_to(leaf, &[], &roots)
+}
+
+/// The certificates of all texts, once each.
+fn store(pems: &[&str]) -> Result<RootCertStore, IdentityError> {
+    let mut known = Vec::new();
+    for pem in pems.iter().filter(|pem| !pem.is_empty()) {
+        known.extend(authority::certificates(pem)?);
+    }
+    known.sort_unstable_by(|a, b| a.as_ref().cmp(b.as_ref()));
+    known.dedup();
+    let mut roots = RootCertStore::empty();
+    for cert in known {
+        roots.add(cert).map_err(|e| crypto("trust the root certificate", &e))?;
+    }
+    Ok(roots)
 }
 
 /// For the first contact: trusts whoever proves to be a manager under the root with `digest`.
@@ -235,6 +336,8 @@ impl ServerCertVerifier for ManagerVerifier {
 #[derive(Debug)]
 struct MemberVerifier {
     chain: Arc<dyn ClientCertVerifier>,
+    /// Roots that were replaced. Whoever takes the connection must look which it was.
+    former: Option<Arc<dyn ClientCertVerifier>>,
     cluster_id: ClusterId,
 }
 
@@ -254,12 +357,18 @@ impl ClientCertVerifier for MemberVerifier {
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
         let verified = self.chain.verify_client_cert(end_entity, intermediates, now);
-        let verified = match verified {
+        let (verified, at) = match verified {
             Err(error) if is_expired(&error) => {
                 let then = in_grace(end_entity, now).ok_or(error)?;
-                self.chain.verify_client_cert(end_entity, intermediates, then)
+                (self.chain.verify_client_cert(end_entity, intermediates, then), then)
             }
-            other => other,
+            other => (other, now),
+        };
+        let verified = match (&self.former, verified) {
+            (Some(former), Err(error)) => {
+                former.verify_client_cert(end_entity, intermediates, at).map_err(|_| error)
+            }
+            (_, verified) => verified,
         };
         let verified = verified.map_err(|error| match error {
             // Every cluster's root has the same name, so another cluster's certificate shows as a

@@ -23,7 +23,8 @@ pub(crate) async fn run(tenure: Arc<Tenure>) {
         revision.mark_unchanged();
         let state = shared.state();
         tenure.sessions.end_strangers(&state);
-        tenure.sessions.tell_roles(&state);
+        tenure.sessions.end_too_old(&state);
+        tenure.sessions.tell_wishes(&state);
         let nodes = tenure.sessions.nodes();
         let of = Arc::clone(&state);
         let mut before = std::mem::take(&mut feed);

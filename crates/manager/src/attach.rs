@@ -17,6 +17,7 @@ use shoal_model::id::{NodeId, SessionId, TaskId};
 use shoal_model::object::{NodeDescription, Task, TaskStatus};
 use shoal_model::task_state::TaskState;
 use shoal_model::time::Timestamp;
+use shoal_model::trust::NodeTls;
 use shoal_plan::attachment::{Wanted, attach};
 use shoal_plan::validate::SpecError;
 use shoal_wire::fault::RemoteFault;
@@ -119,6 +120,11 @@ impl Caller {
             gone.map(|task| end(task, now, "its node does not hold it any more")).collect()
         })
         .await;
+    }
+
+    /// Notes what the node's certificate is by, and whom it trusts.
+    pub async fn certified(self, tls: NodeTls) {
+        self.tenure.certified(&self.node, tls).await;
     }
 
     /// Notes how the node describes itself.

@@ -16,8 +16,7 @@ use shoal_plan::validate::SpecError;
 use shoal_wire::error::WireError;
 use shoal_wire::fault::RemoteFault;
 use shoal_wire::message::{
-    AckRevision, Bye, ByeReason, ManagerMessage, Managers, NodeMessage, PROTOCOL_VERSION, RoleWish,
-    Welcome,
+    AckRevision, Bye, ByeReason, ManagerMessage, Managers, NodeMessage, PROTOCOL_VERSION, Welcome,
 };
 use shoal_wire::server::SessionHandler;
 use shoal_wire::session::{ServerSession, SessionSender};
@@ -26,8 +25,9 @@ use tokio::time::{Instant, timeout};
 
 use crate::attach::Caller;
 use crate::error::ControlError;
+use crate::join::{check_reads, too_old};
 use crate::membership::{AWAY, LEFT, SILENT, give_up};
-use crate::sessions::{Given, Session};
+use crate::sessions::{Given, Session, Wishes};
 use crate::shared::{RandomIds, Shared, managers};
 use crate::tenure::Tenure;
 
@@ -73,14 +73,6 @@ impl SessionHandler for Dispatcher {
     async fn session(&self, mut session: ServerSession) {
         let hello = session.hello().clone();
         let node = session.peer().node_id.clone();
-        if hello.version != PROTOCOL_VERSION {
-            let message = format!(
-                "this manager speaks protocol version {PROTOCOL_VERSION}, the node {}",
-                hello.version
-            );
-            session.end(Bye { reason: ByeReason::Refused, message, leader: None }).await;
-            return;
-        }
         let Ok(tenure) = self.0.leading().await else {
             session.end(self.0.not_leader()).await;
             return;
@@ -99,6 +91,12 @@ impl SessionHandler for Dispatcher {
             let fault = ControlError::Removed { node };
             tracing::warn!(remote = %session.remote(), cause = report(&fault), "no session");
             session.refuse(RemoteFault::of(&fault)).await;
+            return;
+        }
+        if let Err(fault) = check_reads(&shared.state(), &hello.description) {
+            tracing::warn!(%node, cause = report(&fault), "no session");
+            session.refuse(RemoteFault::of(&fault)).await;
+            tenure.mark_too_old(&node, hello.description, &fault.to_string()).await;
             return;
         }
         if let Err(error) = check_description(&hello.description) {
@@ -121,10 +119,10 @@ impl SessionHandler for Dispatcher {
         // In the table first: whoever gives up on the node's last session looks there.
         let (assignment, assigned) = watch::channel(None);
         let (end, ended) = watch::channel(None);
-        let (role, told) = watch::channel(None);
+        let (wishes, told) = watch::channel(Wishes::default());
         let sender = session.sender();
         let given = BTreeSet::new();
-        let entry = Session { id: id.clone(), sender, assignment, role, end, given };
+        let entry = Session { id: id.clone(), sender, assignment, wishes, end, given };
         tenure.sessions.enter(&node, entry);
         if let Err(error) = tenure.mark_ready(&node, hello, &remote).await {
             tenure.sessions.leave(&node, &id);
@@ -143,6 +141,7 @@ impl SessionHandler for Dispatcher {
             node: node.clone(),
             id: id.clone(),
             sent: None,
+            told: Wishes::default(),
             works: Arc::new(Semaphore::new(WORKS_MAX)),
         };
         let outcome = run.serve(&mut session, assigned, told, ended).await;
@@ -165,6 +164,9 @@ impl Tenure {
         match outcome {
             End::NotLeader => session.end(self.shared.not_leader()).await,
             End::Bye(reason, message) => {
+                if current && reason == ByeReason::Refused {
+                    self.mark_down(node, &message).await;
+                }
                 session.end(Bye { reason, message, leader: None }).await;
             }
             End::Left => {
@@ -207,6 +209,8 @@ struct Run<'t> {
     id: SessionId,
     /// What the node has.
     sent: Option<Assignment>,
+    /// What else it was told.
+    told: Wishes,
     /// Places for what is done for the node beside the session.
     works: Arc<Semaphore>,
 }
@@ -216,7 +220,7 @@ impl Run<'_> {
         &mut self,
         session: &mut ServerSession,
         mut assigned: watch::Receiver<Option<Arc<Given>>>,
-        mut told: watch::Receiver<Option<RoleWish>>,
+        mut told: watch::Receiver<Wishes>,
         mut ended: watch::Receiver<Option<ByeReason>>,
     ) -> End {
         let tenure = self.tenure;
@@ -241,8 +245,9 @@ impl Run<'_> {
                 // Ignored because: the sender is in the tenure, which is held here.
                 () = async { drop(over.wait_for(|over| *over).await) } => return End::NotLeader,
                 Ok(()) = ended.changed() => {
-                    if let Some(reason) = *ended.borrow_and_update() {
-                        return End::Bye(reason, reason_text(reason).to_owned());
+                    let reason = *ended.borrow_and_update();
+                    if let Some(reason) = reason {
+                        return End::Bye(reason, self.reason(reason));
                     }
                     Ok(())
                 }
@@ -264,11 +269,8 @@ impl Run<'_> {
                     self.tell(ManagerMessage::Managers(Managers { managers })).await
                 }
                 Ok(()) = told.changed() => {
-                    let wish = *told.borrow_and_update();
-                    match wish {
-                        Some(wish) => self.tell(ManagerMessage::Role(wish)).await,
-                        None => Ok(()),
-                    }
+                    let wishes = told.borrow_and_update().clone();
+                    self.tell_wishes(wishes).await
                 }
                 message = session.next() => match message {
                     Ok(NodeMessage::Leave(_)) => {
@@ -300,8 +302,30 @@ impl Run<'_> {
         }
     }
 
+    /// Why the session ends, in words.
+    fn reason(&self, reason: ByeReason) -> String {
+        let state = self.tenure.shared.state();
+        match (reason, state.nodes.get(&self.node)) {
+            (ByeReason::Refused, Some(node)) => too_old(&state, &node.description).to_string(),
+            _ => reason_text(reason).to_owned(),
+        }
+    }
+
     async fn tell(&self, message: ManagerMessage) -> Result<(), WireError> {
         self.sender.send(message).await
+    }
+
+    async fn tell_wishes(&mut self, next: Wishes) -> Result<(), WireError> {
+        let before = std::mem::replace(&mut self.told, next.clone());
+        if let Some(role) = next.role.filter(|_| next.role != before.role) {
+            self.tell(ManagerMessage::Role(role)).await?;
+        }
+        match next.trust {
+            Some(trust) if before.trust.as_ref() != Some(&trust) => {
+                self.tell(ManagerMessage::Trust(Box::new((*trust).clone()))).await
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Sends what has changed since the last assignment, or notes that nothing has.
@@ -365,6 +389,7 @@ impl Run<'_> {
                     tracing::warn!(node = %self.node, cause, "a description was not noted");
                 }
             },
+            NodeMessage::Tls(tls) => self.work(|c| async move { c.certified(*tls).await }).await?,
             NodeMessage::Hello(_)
             | NodeMessage::Heartbeat(_)
             | NodeMessage::Leave(_)

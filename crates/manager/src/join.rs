@@ -6,17 +6,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use shoal_identity::authority::{NODE_VALIDITY, RootAuthority};
+use shoal_identity::authority::NODE_VALIDITY;
+use shoal_identity::external::Wanted;
 use shoal_identity::peer::PeerIdentity;
 use shoal_identity::token::JoinToken;
 use shoal_model::change::{Change, Expect, Object};
 use shoal_model::cluster_state::ClusterState;
-use shoal_model::fault::FaultKind;
 use shoal_model::id::NodeId;
 use shoal_model::net::NodeIndex;
-use shoal_model::object::{Cluster, ManagerStatus, Meta, Node, NodeState, NodeStatus};
+use shoal_model::object::{
+    Cluster, ManagerStatus, Meta, Node, NodeDescription, NodeState, NodeStatus,
+};
+use shoal_model::spec::Extra;
 use shoal_model::spec::node::{NodeRole, NodeSpec};
 use shoal_model::time::{Nanos, Timestamp};
+use shoal_model::trust::NodeTls;
+use shoal_plan::level;
 use shoal_plan::roles::MANAGERS_MAX;
 use shoal_plan::validate::too_many_managers;
 use shoal_wire::fault::RemoteFault;
@@ -43,6 +48,7 @@ impl JoinHandler for Doorkeeper {
     async fn root_ca(&self) -> Result<RootCaReply, RemoteFault> {
         let state = self.0.shared.state();
         let cluster = cluster(&state).map_err(|e| RemoteFault::of(&e))?;
+        // What the join tokens of now name.
         let root_pem = cluster.root_ca.cert_pem.clone();
         Ok(RootCaReply { version: PROTOCOL_VERSION, root_pem })
     }
@@ -52,7 +58,6 @@ impl JoinHandler for Doorkeeper {
         remote: SocketAddr,
         request: IssueCertificate,
     ) -> Result<CertificateReply, RemoteFault> {
-        check_version(request.version)?;
         let (id, request) = (NodeId::generate(&mut RandomIds), Box::new(request));
         self.issue(ControlRequest::Join { id, request, remote }).await
     }
@@ -62,19 +67,9 @@ impl JoinHandler for Doorkeeper {
         peer: PeerIdentity,
         request: RenewCertificate,
     ) -> Result<CertificateReply, RemoteFault> {
-        check_version(request.version)?;
+        self.0.shared.check_known(&peer).map_err(|e| RemoteFault::of(&e))?;
         self.issue(ControlRequest::Renew { id: peer.node_id, request }).await
     }
-}
-
-fn check_version(version: u32) -> Result<(), RemoteFault> {
-    if version == PROTOCOL_VERSION {
-        return Ok(());
-    }
-    Err(RemoteFault::new(
-        FaultKind::Conflict,
-        format!("this manager speaks protocol version {PROTOCOL_VERSION}, the node {version}"),
-    ))
 }
 
 impl Doorkeeper {
@@ -95,8 +90,10 @@ impl Shared {
         let tenure = self.leading().await?;
         let state = self.state();
         let known = cluster(&state)?;
+        check_reads(&state, &request.facts.description)?;
         let role = JoinToken::parse(&request.token)?.role_in(&known.join_tokens)?;
         let reply = self.certify(known, &node_id, role, request.csr_pem).await?;
+        let given = key_of(&reply)?;
         let facts = request.facts;
         let addr = facts.advertise_addr.unwrap_or_else(|| remote.ip());
         let id = node_id.clone();
@@ -107,6 +104,7 @@ impl Shared {
                     return Ok((Vec::new(), node.manager.as_ref().map(|m| m.raft_id)));
                 }
                 let mut node = new_node(state, &id, &facts, addr, now)?;
+                node.tls.given.clone_from(&given);
                 if role == NodeRole::Manager {
                     node.spec.role = role;
                     let fallback = || SocketAddr::new(addr, MANAGER_PORT);
@@ -143,6 +141,16 @@ impl Shared {
         let role = if raft_id.is_some() { NodeRole::Manager } else { NodeRole::Worker };
         let state = self.state();
         let reply = self.certify(cluster(&state)?, node_id, role, request.csr_pem).await?;
+        // Before the node has it: it proves itself by this key once the root is another one.
+        let (id, given) = (node_id.clone(), key_of(&reply)?);
+        let note = move |state: &ClusterState, _| {
+            let known = member(state, &id)?;
+            let mut node = (**known).clone();
+            node.tls.given.clone_from(&given);
+            let expect = Expect::Version(known.meta.version);
+            Ok((vec![Change::Put { object: Object::Node(Box::new(node)), expect }], ()))
+        };
+        self.writer.write(note).await?;
         Ok(CertificateReply { raft_id, ..reply })
     }
 
@@ -153,15 +161,11 @@ impl Shared {
         role: NodeRole,
         csr_pem: String,
     ) -> Result<CertificateReply, ControlError> {
-        let now = (self.wall)();
         let expiry = cluster.spec.ca_config.node_cert_expiry.map(Nanos::duration);
         let validity: Duration = expiry.filter(|e| !e.is_zero()).unwrap_or(NODE_VALIDITY);
-        let (of, id) = (Arc::clone(cluster), node_id.clone());
-        // Signing takes about a millisecond.
-        let issue = tokio::task::spawn_blocking(move || {
-            RootAuthority::load(&of.root_ca)?.issue(&csr_pem, &id, role, &of.id, now, validity)
-        });
-        let cert_pem = issue.await.map_err(|_| ControlError::Stopping)??;
+        let (id, cluster_id) = (node_id.clone(), cluster.id.clone());
+        let wanted = Wanted { node_id: id, role, cluster_id, csr_pem };
+        let cert_pem = self.issue(cluster, wanted, validity).await?;
         Ok(CertificateReply {
             version: PROTOCOL_VERSION,
             node_id: node_id.clone(),
@@ -171,6 +175,31 @@ impl Shared {
             managers: managers(&self.state()),
             raft_id: None,
         })
+    }
+}
+
+/// The digest of the key that a certificate is for.
+fn key_of(reply: &CertificateReply) -> Result<String, ControlError> {
+    Ok(PeerIdentity::from_pem(&reply.cert_pem)?.key)
+}
+
+/// Whether a node that describes itself so can read what the cluster writes.
+pub(crate) fn check_reads(
+    state: &ClusterState,
+    description: &NodeDescription,
+) -> Result<(), ControlError> {
+    if level::fits(state, description) {
+        return Ok(());
+    }
+    Err(too_old(state, description))
+}
+
+/// That a node has to be upgraded that describes itself so.
+pub(crate) fn too_old(state: &ClusterState, description: &NodeDescription) -> ControlError {
+    ControlError::TooOld {
+        program: description.engine_version.clone(),
+        reads: description.reads(),
+        level: state.level(),
     }
 }
 
@@ -233,6 +262,8 @@ fn new_node(
         index: free_index(state)?,
         data_path_addr: Some(facts.data_path_addr.unwrap_or(addr)),
         manager: None,
+        tls: NodeTls::default(),
+        extra: Extra::new(),
     })
 }
 

@@ -40,4 +40,5 @@ mod shut_out;
 mod standing;
 mod statuses;
 mod tenure;
+mod trust;
 mod writer;

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use shoal_identity::external::HttpsPost;
 use shoal_identity::node_identity::NodeIdentity;
 use shoal_model::time::Clock;
 use shoal_store::Store;
@@ -18,9 +19,10 @@ use crate::join::Doorkeeper;
 use crate::open::{Awaited, StreamDoor};
 use crate::peers::{ManagerDoor, OtherManagers};
 use crate::shared::Shared;
+use crate::trust::{Doors, External};
 use crate::writer::Writer;
 
-use crate::{events, peers, shut_out, tenure};
+use crate::{events, peers, shut_out, tenure, trust};
 
 /// What a manager needs.
 #[derive(Clone)]
@@ -31,6 +33,8 @@ pub struct ManagerConfig {
     pub identity: NodeIdentity,
     /// The other managers.
     pub others: OtherManagers,
+    /// The way to external certificate authorities.
+    pub https: Arc<dyn HttpsPost>,
     /// Where to listen (TCP).
     pub listen: SocketAddr,
     /// Where other nodes reach this manager.
@@ -60,9 +64,10 @@ impl Manager {
     /// # Errors
     /// [`ManagerError::Wire`] when the address cannot be had.
     pub async fn start(config: ManagerConfig) -> Result<Self, ManagerError> {
-        let ManagerConfig { store, identity, others, listen: addr, advertise, clock: wall } =
+        let ManagerConfig { store, identity, others, https, listen: addr, advertise, clock: wall } =
             config;
-        let tls = identity.server_config().map_err(ManagerError::Identity)?;
+        let doors = Doors::new(identity.clone(), &store.state()).map_err(ManagerError::Identity)?;
+        let doors = Arc::new(doors);
         let listener = listen(addr).await?;
         let latest = latest(&store.state());
         if latest > wall() {
@@ -81,6 +86,7 @@ impl Manager {
             wall,
             own: identity.node_id.clone(),
             others: others.clone(),
+            external: External::new(https),
             advertise,
             events: broadcast::channel(events::BACKLOG).0,
             managers: watch::channel(Vec::new()).0,
@@ -100,11 +106,12 @@ impl Manager {
             managers: Arc::new(ManagerDoor(Control::new(Arc::clone(&shared)))),
             streams: Arc::new(StreamDoor(Arc::clone(&shared))),
         };
-        let (newest, current) = watch::channel(tls);
-        let server = serve(listener, current, handlers)?;
+        let server = serve(listener, doors.tls(), handlers)?;
+        loops.spawn(trust::keep_doors(Arc::clone(&shared), Arc::clone(&doors)));
         loops.spawn(shut_out::run(Arc::clone(&shared), server.connections()));
+        let store = shared.store.clone();
         let renew = move |identity: &NodeIdentity| {
-            newest.send_replace(identity.server_config().map_err(ManagerError::Identity)?);
+            doors.set_identity(identity, &store.state()).map_err(ManagerError::Identity)?;
             others.set_identity(identity.clone());
             Ok(())
         };

@@ -7,6 +7,7 @@ use shoal_model::change::{Change, Expect, Object};
 use shoal_model::fault::report;
 use shoal_model::id::NodeId;
 use shoal_model::object::{Node, NodeDescription, NodeState, NodeStatus};
+use shoal_model::trust::NodeTls;
 use shoal_wire::message::Hello;
 
 use crate::attach;
@@ -144,6 +145,58 @@ impl Tenure {
             .await;
         if let Err(error) = write {
             tracing::warn!(node = %node, cause = report(&error), "a lost node was not noted");
+        }
+    }
+
+    /// Notes what a node says of its certificate. What was given to it is known here only.
+    pub(crate) async fn certified(&self, node: &NodeId, said: NodeTls) {
+        let id = node.clone();
+        let write = self
+            .shared
+            .writer
+            .write(move |state, _| {
+                let Some(known) = state.nodes.get(&id) else { return Ok((Vec::new(), ())) };
+                let given = known.tls.given.clone();
+                let mut next = (**known).clone();
+                next.tls = NodeTls { given, ..said.clone() };
+                Ok((put_if_changed(known, next), ()))
+            })
+            .await;
+        if let Err(error) = write {
+            tracing::warn!(node = %node, cause = report(&error), "a certificate was not noted");
+        }
+    }
+
+    /// Notes that a node came whose program is too old, and how it describes itself. Its last
+    /// session, if it has one, ends by itself.
+    pub(crate) async fn mark_too_old(
+        self: &Arc<Self>,
+        node: &NodeId,
+        description: NodeDescription,
+        why: &str,
+    ) {
+        let (id, why) = (node.clone(), why.to_owned());
+        let still = self.has_no_session();
+        let write = self
+            .shared
+            .writer
+            .write(move |state, now| {
+                let Some(known) = state.nodes.get(&id).filter(|_| still(&id)) else {
+                    return Ok((Vec::new(), ()));
+                };
+                let mut next = (**known).clone();
+                next.description = description.clone();
+                if known.status.state != NodeState::Down {
+                    next.status.since = now;
+                }
+                next.status.state = NodeState::Down;
+                next.status.message.clone_from(&why);
+                next.status.back_by = None;
+                Ok((put_if_changed(known, next), ()))
+            })
+            .await;
+        if let Err(error) = write {
+            tracing::warn!(node = %node, cause = report(&error), "a node too old was not noted");
         }
     }
 

@@ -57,6 +57,11 @@ impl OtherManagers {
         self.identity.send_replace(identity);
     }
 
+    /// This node's identity, as it was set last.
+    pub(crate) fn identity(&self) -> NodeIdentity {
+        self.identity.borrow().clone()
+    }
+
     /// Where they are: a manager's id, and its addresses (`host:port`).
     pub fn set_directory(&self, addresses: BTreeMap<NodeId, Vec<String>>) {
         self.pool.set_directory(addresses);

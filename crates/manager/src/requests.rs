@@ -307,7 +307,7 @@ impl ControlRequest {
             }
             Self::RemoveNode { id, force } => settings::remove_node(state, group, id, *force),
             Self::UpdateCluster { version, spec, rotation } => {
-                settings::update_cluster(state, *version, spec, *rotation)
+                settings::update_cluster(state, now, *version, (spec, *rotation))
             }
             Self::Join { .. }
             | Self::Renew { .. }

@@ -7,10 +7,13 @@ use shoal_model::assignment::{Assignment, KnownChanges};
 use shoal_model::cluster_state::ClusterState;
 use shoal_model::id::{NodeId, Revision, SessionId, TaskId};
 use shoal_model::object::NodeState;
+use shoal_plan::level;
 use shoal_plan::roles::wish_of;
-use shoal_wire::message::{ByeReason, ManagerMessage, RoleWish};
+use shoal_wire::message::{ByeReason, ManagerMessage, RoleWish, TrustWish};
 use shoal_wire::session::SessionSender;
 use tokio::sync::watch;
+
+use crate::trust;
 
 /// What a node should have, and what has changed of what all nodes share.
 pub(crate) struct Given {
@@ -24,12 +27,19 @@ pub(crate) struct Session {
     pub sender: SessionSender<ManagerMessage>,
     /// What the node should have; its session sends it.
     pub assignment: watch::Sender<Option<Arc<Given>>>,
-    /// What the node is to be; its session says so.
-    pub role: watch::Sender<Option<RoleWish>>,
+    /// What else the node is to do; its session says so.
+    pub wishes: watch::Sender<Wishes>,
     /// Set to end the session.
     pub end: watch::Sender<Option<ByeReason>>,
     /// Places of hand-made containers that were given in this session.
     pub given: BTreeSet<TaskId>,
+}
+
+/// What a node is to be, and whom to trust, as far as it is known.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Wishes {
+    pub role: Option<RoleWish>,
+    pub trust: Option<Arc<TrustWish>>,
 }
 
 /// How far a node's kernel has come.
@@ -56,6 +66,8 @@ struct Tables {
     progress: BTreeMap<NodeId, Progress>,
     /// How many sessions each node has had.
     counts: BTreeMap<NodeId, u64>,
+    /// What nodes are to trust, as it was at a version of the cluster.
+    trust: (Revision, Option<Arc<TrustWish>>),
 }
 
 /// Who is connected.
@@ -147,17 +159,41 @@ impl Sessions {
         });
     }
 
-    /// Tells nodes what they are to be, as far as they have not been told.
-    pub fn tell_roles(&self, state: &ClusterState) {
+    /// Ends the sessions of nodes that cannot read what the cluster writes.
+    pub fn end_too_old(&self, state: &ClusterState) {
+        let too_old: BTreeSet<&NodeId> = level::too_old(state).map(|node| &node.id).collect();
+        if too_old.is_empty() {
+            return;
+        }
         self.with(|tables| {
+            for (_, session) in tables.sessions.iter().filter(|(id, _)| too_old.contains(id)) {
+                session.end.send_if_modified(|end| {
+                    let first = end.is_none();
+                    end.get_or_insert(ByeReason::Refused);
+                    first
+                });
+            }
+        });
+    }
+
+    /// Tells nodes what they are to be and whom to trust, as far as they have not been told.
+    pub fn tell_wishes(&self, state: &ClusterState) {
+        self.with(|tables| {
+            let version = state.cluster.as_ref().map_or(Revision(0), |c| c.meta.version);
+            if tables.trust.0 != version {
+                tables.trust = (version, trust::wish_of(state).map(Arc::new));
+            }
+            let trust = &tables.trust.1;
             for (id, session) in &tables.sessions {
                 let wish = state.nodes.get(id).and_then(|node| wish_of(node));
-                let Some((role, raft_id)) = wish else { continue };
-                session.role.send_if_modified(|told| {
-                    let next = Some(RoleWish { role, raft_id });
-                    let new = *told != next;
-                    *told = next;
-                    new
+                let role = wish.map(|(role, raft_id)| RoleWish { role, raft_id });
+                session.wishes.send_if_modified(|told| {
+                    let known = told.trust.as_ref().map(Arc::as_ptr);
+                    let news = (role.is_some() && told.role != role)
+                        || known != trust.as_ref().map(Arc::as_ptr);
+                    told.role = role.or(told.role);
+                    told.trust.clone_from(trust);
+                    news
                 });
             }
         });

@@ -19,6 +19,7 @@ use crate::error::ControlError;
 use crate::open::Awaited;
 use crate::peers::OtherManagers;
 use crate::tenure::Tenure;
+use crate::trust::External;
 use crate::writer::Writer;
 
 /// Time between heartbeats, if the cluster's settings do not say.
@@ -51,6 +52,8 @@ pub(crate) struct Shared {
     pub own: NodeId,
     /// The other managers.
     pub others: OtherManagers,
+    /// Who issues certificates instead of this cluster's managers.
+    pub external: External,
     /// Where other nodes reach this manager.
     pub advertise: SocketAddr,
     pub events: broadcast::Sender<Event>,

@@ -20,7 +20,7 @@ use crate::relay::Relays;
 use crate::sessions::Sessions;
 use crate::shared::{Shared, managers};
 use crate::statuses::Reports;
-use crate::{assigner, members, planner, relay, statuses};
+use crate::{assigner, members, planner, relay, statuses, trust};
 
 /// How long a session that comes while nobody leads waits for a leadership to begin here. A manager
 /// that was taken out of the group while it was off waits for one in vain, and its own node with
@@ -109,6 +109,7 @@ pub(crate) async fn run(shared: Arc<Shared>) {
         loops.spawn(statuses::run(Arc::clone(&tenure)));
         loops.spawn(members::run(Arc::clone(&tenure)));
         loops.spawn(relay::run(Arc::clone(&tenure)));
+        loops.spawn(trust::run(Arc::clone(&tenure)));
         if *shared.stopping.borrow() {
             return;
         }

@@ -30,13 +30,15 @@ pub(crate) enum Begin {
     WhenDue,
     /// A moment: the identity was just renewed.
     AfterRest,
+    /// A part of this time, whatever its age: the root is, or is to be, another one.
+    Within(Duration),
 }
 
 /// One renewal.
 pub(crate) struct Renewal {
     pub(crate) clock: Clock,
     pub(crate) agent: Agent,
-    /// Managers to ask as long as the agent knows none.
+    /// Managers to ask beside those that the agent knows.
     pub(crate) known: Vec<String>,
     pub(crate) identity: NodeIdentity,
 }
@@ -44,11 +46,14 @@ pub(crate) struct Renewal {
 impl Renewal {
     /// Waits until it is time, and asks managers until one of them gives a certificate.
     pub(crate) async fn next(self, begin: Begin) -> NodeIdentity {
-        if begin == Begin::AfterRest {
-            tokio::time::sleep(REST).await;
+        match begin {
+            Begin::WhenDue => {}
+            Begin::AfterRest => tokio::time::sleep(REST).await,
+            Begin::Within(span) => tokio::time::sleep(span.mul_f64(rand::random())).await,
         }
-        let due = self.identity.renew_at(rand::random());
-        self.until(due).await;
+        if !matches!(begin, Begin::Within(_)) {
+            self.until(self.identity.renew_at(rand::random())).await;
+        }
         let mut pause = RETRY.0;
         loop {
             match self.ask().await {
@@ -80,8 +85,13 @@ impl Renewal {
     /// Asks one manager after the other.
     async fn ask(&self) -> Result<NodeIdentity, NodeError> {
         let told = self.agent.managers();
-        let managers = if told.is_empty() { &self.known } else { &told };
-        let (identity, _) = ask_any(managers, &self.identity, None).await?;
+        let mut managers = told;
+        for known in &self.known {
+            if !managers.contains(known) {
+                managers.push(known.clone());
+            }
+        }
+        let (identity, _) = ask_any(&managers, &self.identity, None).await?;
         Ok(identity)
     }
 }

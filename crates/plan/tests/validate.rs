@@ -312,7 +312,9 @@ fn cluster_settings_are_checked() {
         (json!({ "Name": "other" }), "must be named \"default\""),
         (json!({ "CAConfig": { "NodeCertExpiry": 60_000_000_000_i64 } }), "is 1h0m0s"),
         (json!({ "EncryptionConfig": { "AutoLockManagers": true } }), "--autolock"),
-        (json!({ "CAConfig": { "ForceRotate": 1 } }), "rotating the root certificate"),
+        (json!({ "CAConfig": { "SigningCAKey": "x" } }), "the signing CA cert must also be"),
+        (json!({ "CAConfig": { "ExternalCAs": [{ "Protocol": "x" }] } }), "protocol x"),
+        (json!({ "CAConfig": { "ExternalCAs": [{ "URL": "http://a" }] } }), "with https://"),
     ] {
         let error = check(patch).unwrap_err();
         assert!(error.contains(part), "{error}");

@@ -8,6 +8,7 @@ use std::time::Duration;
 use openraft::{Config, ServerState, SnapshotPolicy};
 use tokio::time::timeout;
 
+use crate::ceiling::Ceiling;
 use crate::consensus::{Metrics, Raft};
 use crate::disk::{Disk, Op};
 use crate::error::StoreError;
@@ -50,6 +51,8 @@ pub(crate) struct Core {
     pub(crate) links: Arc<Links>,
     pub(crate) disk: Disk,
     pub(crate) elections: Arc<Elections>,
+    pub(crate) ceiling: Arc<Ceiling>,
+    pub(crate) published: Arc<Published>,
     /// The last entry in the log when it was opened, and the term then.
     last_index: u64,
     first_term: u64,
@@ -64,10 +67,12 @@ impl Core {
         published: &Arc<Published>,
     ) -> Result<Self, StoreError> {
         let (dir, medium) = (config.dir.clone(), config.medium.clone());
-        let outside = Arc::clone(&config.outside);
+        let (keyring, outside) = (config.keyring.clone(), Arc::clone(&config.outside));
         let publish = Arc::clone(published);
+        let ceiling = Arc::new(Ceiling::new(config.reads));
+        let above = Arc::clone(&ceiling);
         let (disk, log, machine, last_index, epoch) = blocking(config, move || {
-            let disk = Disk::open(&dir, medium.as_ref(), &outside)?;
+            let disk = Disk::open(&dir, &keyring, medium.as_ref(), &outside)?;
             let found = disk.member().raft_id;
             if let Some(expected) = expected
                 && found != expected
@@ -75,8 +80,9 @@ impl Core {
                 let path = disk.path().to_owned();
                 return Err(StoreError::OtherMember { path, found, expected });
             }
-            let log = LogStore::new(disk.clone());
-            let machine = StateMachine::load(disk.clone(), publish)?;
+            let log = LogStore::new(disk.clone(), Arc::clone(&above));
+            log.look_above()?;
+            let machine = StateMachine::load(disk.clone(), publish, above)?;
             let last_index = log.last_index();
             let epoch = disk.epoch()?;
             Ok((disk, log, machine, last_index, epoch))
@@ -107,8 +113,21 @@ impl Core {
         };
         match started {
             Ok((raft, first_term)) => {
-                let elections = Elections::new(raft.clone(), Arc::clone(&links), disk.clone());
-                Ok(Self { raft, raft_id, links, elections, disk, last_index, first_term })
+                let (of, to) = (raft.clone(), Arc::clone(&links));
+                let elections = Elections::new(of, to, disk.clone(), Arc::clone(&ceiling));
+                let published = Arc::clone(published);
+                let this = Self {
+                    raft,
+                    raft_id,
+                    links,
+                    disk,
+                    elections,
+                    ceiling,
+                    published,
+                    last_index,
+                    first_term,
+                };
+                Ok(this)
             }
             Err(error) => {
                 let why = disk.failure().unwrap_or_else(|| stopped(&error));

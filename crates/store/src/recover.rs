@@ -2,7 +2,6 @@
 //! that were never confirmed stay, because somebody may have been told that they were.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use crate::backup::Backup;
 use crate::core::blocking;
@@ -34,9 +33,9 @@ pub struct Recovered {
 /// What [`crate::Store::open`] says of a file that cannot be used; [`StoreError::Recover`] if there
 /// is nothing to recover.
 pub async fn recover_alone(config: &StoreConfig) -> Result<Recovered, StoreError> {
-    let (dir, medium) = (config.dir.clone(), config.medium.clone());
-    let outside = Arc::clone(&config.outside);
-    let disk = blocking(config, move || Disk::open(&dir, medium.as_ref(), &outside)).await?;
+    let StoreConfig { dir, keyring, medium, outside, .. } = config.clone();
+    let disk =
+        blocking(config, move || Disk::open(&dir, &keyring, medium.as_ref(), &outside)).await?;
     let recovered = alone(config, &disk).await;
     disk.close().await;
     recovered
@@ -95,10 +94,10 @@ pub async fn restore(config: &StoreConfig, backup: &Backup) -> Result<u64, Store
     let own = Member { node, raft_id: at.index };
     let epoch = Epoch::begin(backup.head.revision, config.outside.random());
     let member = own.clone();
-    let (medium, outside) = (config.medium.clone(), Arc::clone(&config.outside));
+    let StoreConfig { keyring, medium, outside, .. } = config.clone();
     let disk = blocking(config, move || {
-        Disk::create(&dir, &member, Some(epoch))?;
-        Disk::open(&dir, medium.as_ref(), &outside)
+        Disk::create(&dir, &keyring, &member, Some(epoch))?;
+        Disk::open(&dir, &keyring, medium.as_ref(), &outside)
     })
     .await?;
     let written = fill(&disk, &own, at, backup).await;

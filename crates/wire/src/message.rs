@@ -3,7 +3,8 @@
 //! **Evolution rule.** Receivers ignore fields they do not know and read absent ones as their
 //! default; a message kind they do not know arrives as `Unknown` and is skipped. So fields and
 //! kinds may be added at any time; nothing is ever renamed, retyped or reused. A change that breaks
-//! this raises [`PROTOCOL_VERSION`].
+//! this raises [`PROTOCOL_VERSION`], and a program goes on speaking with older ones down to
+//! [`OLDEST_VERSION`].
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -16,14 +17,22 @@ use shoal_model::object::{NodeDescription, Task, TaskStatus};
 use shoal_model::spec::StringMap;
 use shoal_model::spec::node::{Availability, NodeRole};
 use shoal_model::time::Timestamp;
+use shoal_model::trust::NodeTls;
 
 use crate::envelope::read_envelope;
 use crate::fault::RemoteFault;
 use shoal_model::bytes_text;
 
-/// The version of everything in this file. Both sides say theirs first and refuse a peer whose
-/// version differs; within one version the evolution rule holds.
+/// The version of everything in this file. Both sides say theirs first; within one version the
+/// evolution rule holds.
+#[cfg(not(feature = "next-level"))]
 pub const PROTOCOL_VERSION: u32 = 1;
+/// The same, of the program that stands for the next version in tests.
+#[cfg(feature = "next-level")]
+pub const PROTOCOL_VERSION: u32 = 2;
+/// The oldest version that this program still speaks with. Each side looks at the other's version;
+/// so what both of them speak is the older one's.
+pub const OLDEST_VERSION: u32 = 1;
 
 /// Asks for the cluster's root certificate. Needs no client certificate.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -196,6 +205,8 @@ pub enum NodeMessage {
     LogEnd(LogEnd),
     /// The node describes itself anew (labels, resources, checks).
     Description(Box<NodeDescription>),
+    /// What the node's certificate is by, and whom it trusts.
+    Tls(Box<NodeTls>),
     /// The node leaves the cluster on purpose.
     Leave(Leave),
     /// The node's daemon stops for a moment; its tasks run on.
@@ -226,6 +237,8 @@ pub enum ManagerMessage {
     Managers(Managers),
     /// What this node is to be.
     Role(RoleWish),
+    /// Which root certificates the node is to trust, and which is to have issued its own.
+    Trust(Box<TrustWish>),
     /// The kernels of all ready nodes have the assignments of that revision: whoever waits with
     /// stopping a task until nobody balances to it may go on.
     Converged(AckRevision),
@@ -247,6 +260,7 @@ read_envelope!(NodeMessage {
     "log_chunk" => LogChunk,
     "log_end" => LogEnd,
     "description" => Description,
+    "tls" => Tls,
     "leave" => Leave,
     "back_soon" => BackSoon,
 });
@@ -261,6 +275,7 @@ read_envelope!(ManagerMessage {
     "open_stream" => OpenStream,
     "managers" => Managers,
     "role" => Role,
+    "trust" => Trust,
     "converged" => Converged,
     "bye" => Bye,
 });
@@ -270,6 +285,9 @@ read_envelope!(ManagerMessage {
 pub struct Hello {
     /// The node's [`PROTOCOL_VERSION`].
     pub version: u32,
+    /// The node's [`OLDEST_VERSION`]; absent: it speaks with its own version only.
+    #[serde(default)]
+    pub oldest: Option<u32>,
     /// Who it is; must equal its certificate's CN.
     pub node_id: NodeId,
     /// What it says about itself.
@@ -511,6 +529,20 @@ pub struct RoleWish {
     pub role: NodeRole,
     /// As a manager: its number in consensus, if it has been given one.
     pub raft_id: Option<u64>,
+}
+
+/// Which root certificates a node is to trust.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TrustWish {
+    /// All of them, PEM.
+    pub roots_pem: String,
+    /// Their digest.
+    pub trusts: String,
+    /// The digest of the root that its certificate is to be of: a node with another asks for one.
+    pub issuer: String,
+    /// Within how many milliseconds: so that nodes do not all come at once.
+    pub spread_ms: u64,
 }
 
 /// The session ends now.

@@ -15,6 +15,7 @@ use async_trait::async_trait;
 use futures::Stream;
 use rustls::pki_types::UnixTime;
 use shoal_identity::peer::PeerIdentity;
+use shoal_identity::tls::ServerTls;
 use shoal_model::fault::FaultKind;
 use shoal_model::spec::node::NodeRole;
 use shoal_model::time::Timestamp;
@@ -33,7 +34,7 @@ use crate::error::WireError;
 use crate::fault::RemoteFault;
 use crate::message::{
     CertificateReply, GetRootCa, Hello, IssueCertificate, ManagerMessage, NodeMessage,
-    PROTOCOL_VERSION, RenewCertificate, RootCaReply,
+    OLDEST_VERSION, PROTOCOL_VERSION, RenewCertificate, RootCaReply,
 };
 use crate::peers::CALL_DEADLINE_MAX;
 use crate::rpc::dispatcher_server::{Dispatcher, DispatcherServer};
@@ -185,7 +186,7 @@ pub async fn listen(addr: SocketAddr) -> Result<TcpListener, WireError> {
 /// [`WireError::Listen`] when the listener is unusable.
 pub fn serve(
     listener: TcpListener,
-    tls: watch::Receiver<Arc<rustls::ServerConfig>>,
+    tls: watch::Receiver<ServerTls>,
     handlers: Handlers,
 ) -> Result<Server, WireError> {
     let unknown = SocketAddr::from(([0, 0, 0, 0], 0));
@@ -260,12 +261,7 @@ impl Ready {
 }
 
 /// Takes connections, opens TLS on each beside the others, and hands them on.
-async fn accept(
-    listener: TcpListener,
-    tls: watch::Receiver<Arc<rustls::ServerConfig>>,
-    ready: Ready,
-    ends: Ends,
-) {
+async fn accept(listener: TcpListener, tls: watch::Receiver<ServerTls>, ready: Ready, ends: Ends) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut handshakes = JoinSet::new();
     loop {
@@ -285,11 +281,11 @@ async fn accept(
             warn!(%remote, limit = CONNECTIONS_MAX, "refused a peer: too many connections");
             continue;
         };
-        let config = Arc::clone(&tls.borrow());
+        let tls = tls.borrow().clone();
         let ready = ready.clone();
         let ends = ends.clone();
         handshakes.spawn(async move {
-            match open(stream, remote, config).await {
+            match open(stream, remote, tls).await {
                 Ok(stream) => {
                     let closed = ends.of(&stream);
                     ready.take(Watched::new(stream, Place { closed, _place: place })).await;
@@ -337,11 +333,11 @@ impl Ends {
 async fn open(
     stream: TcpStream,
     remote: SocketAddr,
-    config: Arc<rustls::ServerConfig>,
+    tls: ServerTls,
 ) -> Result<ServerStream, WireError> {
     // Ignored because: the connection works without it, only slower.
     let _ = stream.set_nodelay(true);
-    transport::accept(stream, remote, config).await
+    transport::accept(stream, remote, &tls).await
 }
 
 /// A connection with its place among the allowed ones, which ends with the server.
@@ -385,11 +381,13 @@ fn member(info: &PeerInfo) -> Result<PeerIdentity, Status> {
     // The clock that the handshake looked at.
     let now = i64::try_from(UnixTime::now().as_secs()).unwrap_or(i64::MAX);
     let expired = peer.check_not_expired(Timestamp::from_secs(now));
-    expired.map_err(|error| from_fault(RemoteFault::of(&error)))?;
+    let valid = expired.and_then(|()| peer.check_not_former());
+    valid.map_err(|error| from_fault(RemoteFault::of(&error)))?;
     Ok(peer)
 }
 
-/// The same also if the certificate has expired: enough to ask for the next one.
+/// The same also if the certificate has expired, or its root was replaced: enough to ask for the
+/// next one.
 fn known(info: &PeerInfo) -> Result<PeerIdentity, Status> {
     info.identity.clone().ok_or_else(|| {
         let mut fault = RemoteFault::new(
@@ -403,7 +401,7 @@ fn known(info: &PeerInfo) -> Result<PeerIdentity, Status> {
 }
 
 fn check_version(version: u32, info: &PeerInfo) -> Result<(), Status> {
-    if version == PROTOCOL_VERSION {
+    if version >= OLDEST_VERSION {
         return Ok(());
     }
     let addr = info.remote.to_string();
@@ -468,6 +466,11 @@ impl Dispatcher for DispatcherService {
         let mut stream = request.into_inner();
         let hello = first_message(&mut stream, &info).await?;
         check_version(hello.version, &info)?;
+        let oldest = hello.oldest.unwrap_or(hello.version);
+        if oldest > PROTOCOL_VERSION {
+            let addr = info.remote.to_string();
+            return Err(status::from_error(&WireError::TooNew { addr, oldest }));
+        }
         if hello.node_id != peer.node_id {
             return Err(status::from_error(&WireError::OtherId {
                 addr: info.remote.to_string(),

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rustls::pki_types::ServerName;
 use shoal_identity::peer::PeerIdentity;
-use shoal_identity::tls;
+use shoal_identity::tls::{self, ServerTls};
 use shoal_model::id::NodeId;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -270,17 +270,17 @@ pub(crate) struct Guest {
 pub(crate) async fn accept(
     stream: TcpStream,
     remote: SocketAddr,
-    config: Arc<rustls::ServerConfig>,
+    tls: &ServerTls,
 ) -> Result<ServerStream, WireError> {
     let addr = remote.to_string();
     let handshake = async {
-        let accepted = tokio_rustls::TlsAcceptor::from(config).accept(stream).await;
+        let accepted = tokio_rustls::TlsAcceptor::from(tls.config()).accept(stream).await;
         accepted.map_err(|source| tls_error(&addr, source))
     };
     let inner = within("TLS handshake", &addr, TLS_DEADLINE, handshake).await?;
     let certs = inner.get_ref().1.peer_certificates().filter(|c| !c.is_empty());
     let identity = certs
-        .map(PeerIdentity::from_certs)
+        .map(|certs| tls.peer(certs))
         .transpose()
         .map_err(|source| WireError::PeerCertificate { addr, source })?;
     let limit = if identity.is_some() { FIRST_BYTE_DEADLINE } else { ANONYMOUS_DEADLINE };

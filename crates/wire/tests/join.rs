@@ -230,7 +230,7 @@ async fn a_renewed_server_certificate_is_used_at_once() {
     let server = start_as(&cluster, &cluster.member_at("m1", NodeRole::Manager, past, hour)).await;
     join_with(&server.addr, &cluster.worker_token()).await.unwrap_err();
     let fresh = cluster.member("m1", NodeRole::Manager);
-    server.tls.send_replace(fresh.server_config().unwrap());
+    server.tls.send_replace(fresh.server_tls().unwrap());
     join_with(&server.addr, &cluster.worker_token()).await.unwrap();
 }
 

@@ -71,6 +71,8 @@ pub fn put(register: u16, value: u64) -> Transaction {
         index: NodeIndex(register),
         data_path_addr: None,
         manager: None,
+        tls: Default::default(),
+        extra: Default::default(),
     };
     let change = Change::Put { object: Object::Node(Box::new(node)), expect: Expect::Any };
     Transaction { changes: vec![change], at: Timestamp::from_secs(1) }

@@ -29,6 +29,7 @@ const MAY_SLEEP: &[(&str, &str)] = &[
     ("crates/manager/src/members.rs", "pause before the group of managers is looked at again"),
     ("crates/manager/src/planner.rs", "the moment that the plan named; collects changes"),
     ("crates/manager/src/statuses.rs", "pause before a write is tried again"),
+    ("crates/node/src/keep.rs", "pause before files that could not be sealed are tried again"),
     ("crates/node/src/owner.rs", "pause before owed work is tried again"),
     ("crates/node/src/seat.rs", "pause before a step of a role is tried again"),
     ("crates/node/src/renewal.rs", "the moment when a certificate is due; pause between attempts"),

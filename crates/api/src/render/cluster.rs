@@ -10,11 +10,14 @@ use super::{head, spec_json, tls};
 pub fn info(cluster: &Cluster) -> Map<String, Value> {
     let mut out = head(cluster.id.as_str(), cluster.meta);
     out.insert("Spec".into(), spec(cluster));
-    out.insert("TLSInfo".into(), tls::info(&cluster.root_ca.cert_pem));
-    out.insert("RootRotationInProgress".into(), json!(false));
+    out.insert("TLSInfo".into(), tls::info(&cluster.desired_root().cert_pem));
+    let rotates = cluster.trust.next.is_some();
+    out.insert("RootRotationInProgress".into(), json!(rotates));
     out.insert("DefaultAddrPool".into(), json!(cluster.default_address_pools));
     out.insert("SubnetSize".into(), json!(cluster.subnet_prefix_len));
     out.insert("DataPathPort".into(), json!(cluster.data_path_port));
+    // Ours: see docs/operations.md.
+    out.insert("Format".into(), json!(cluster.level));
     out
 }
 

@@ -50,7 +50,7 @@ fn description(state: &ClusterState, node: &Node) -> Value {
         engine.insert("Labels".into(), json!(about.engine_labels));
     }
     engine.insert("Plugins".into(), Value::Array(plugins));
-    let tls = state.cluster.as_ref().map_or(json!({}), |c| tls::info(&c.root_ca.cert_pem));
+    let tls = state.cluster.as_ref().map_or(json!({}), |c| tls::of_node(c, &node.tls));
     json!({
         "Hostname": about.hostname,
         "Platform": { "Architecture": about.platform.architecture, "OS": about.platform.os },

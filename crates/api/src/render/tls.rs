@@ -3,6 +3,34 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
+use shoal_model::object::Cluster;
+use shoal_model::trust::NodeTls;
+
+/// `TLSInfo` of a node: the root that its certificate is of, and those that it trusts.
+#[must_use]
+pub fn of_node(cluster: &Cluster, node: &NodeTls) -> Value {
+    let trust = &cluster.trust;
+    let next = trust.next.as_ref();
+    let replaced = next.map(|next| next.given_up.iter()).unwrap_or_default();
+    let others = replaced.chain(&trust.former).map(|it| (&it.digest, &it.cert_pem));
+    let all = next.map(|next| (&next.digest, &next.root.cert_pem));
+    let known: Vec<(&String, &String)> =
+        all.into_iter().chain([(&trust.digest, &cluster.root_ca.cert_pem)]).chain(others).collect();
+    // Who has never said anything has what the cluster has.
+    let named = |digest: &str| {
+        let found = known.iter().find(|(known, _)| !digest.is_empty() && *known == digest);
+        found.map_or(&cluster.root_ca.cert_pem, |(_, pem)| *pem)
+    };
+    let trusts = match next {
+        Some(next) if next.all == node.trusts => cluster.trusted_pem(),
+        _ => named(&node.trusts).clone(),
+    };
+    let mut out = info(named(&node.issuer));
+    if let Some(trust_root) = out.get_mut("TrustRoot") {
+        *trust_root = json!(trusts);
+    }
+    out
+}
 
 /// `TLSInfo` of the authority with this certificate; `{}` if the certificate cannot be read.
 #[must_use]

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use shoal_identity::authority::{KeyAndCsr, NODE_VALIDITY, RootAuthority};
+use shoal_identity::external::NoHttps;
 use shoal_identity::node_identity::NodeIdentity;
 use shoal_identity::token::{JoinToken, generate_tokens};
 use shoal_manager::control::Control;
@@ -18,6 +19,7 @@ use shoal_model::assignment::Assignment;
 use shoal_model::change::{Change, Expect, Object, Transaction};
 use shoal_model::cluster_state::ClusterState;
 use shoal_model::id::{ClusterId, ContainerId, CountingIds, NodeId, Revision, ServiceId};
+use shoal_model::level;
 use shoal_model::net::NodeIndex;
 use shoal_model::object::{
     Cluster, ContainerStatus, ManagerStatus, Meta, Node, NodeDescription, NodeState, NodeStatus,
@@ -30,6 +32,7 @@ use shoal_model::spec::service::{Replicated, ServiceMode, ServiceSpec};
 use shoal_model::spec::task::{ContainerSpec, NetworkAttachmentConfig};
 use shoal_model::task_state::TaskState;
 use shoal_model::time::{Clock, Nanos, Timestamp};
+use shoal_model::trust::{NodeTls, Trust};
 use shoal_store::{NoPeers, Store, StoreConfig};
 use shoal_wire::client;
 use shoal_wire::error::WireError;
@@ -94,9 +97,13 @@ impl World {
             spec,
             join_tokens: generate_tokens(&authority.digest()),
             root_ca,
+            trust: Trust::default(),
             default_address_pools: vec!["10.0.0.0/8".parse().unwrap()],
             subnet_prefix_len: 24,
             data_path_port: 4789,
+            unlock: None,
+            level: level::FIRST,
+            extra: Default::default(),
         };
         let node = Node {
             id: node_id,
@@ -117,18 +124,22 @@ impl World {
             },
             index: NodeIndex(1),
             data_path_addr: Some(IpAddr::from([127, 0, 0, 1])),
+            tls: NodeTls::default(),
             manager: Some(ManagerStatus {
                 raft_id: 1,
                 addr: "127.0.0.1:0".into(),
                 reachable: true,
                 leader: true,
             }),
+            extra: Default::default(),
         };
         let put = |object| Change::Put { object, expect: Expect::Absent };
         let changes =
             vec![put(Object::Cluster(Box::new(cluster))), put(Object::Node(Box::new(node)))];
         let (path, peers) = (dir.path().join("store"), Arc::new(NoPeers));
         let config = StoreConfig::new(path, identity.node_id.clone(), peers);
+        // So that a cluster can be of a later level than this program's nodes.
+        let config = StoreConfig { reads: level::READS + 1, ..config };
         let store = Store::bootstrap(config, Transaction { changes, at: now }).await.unwrap();
         let addr = SocketAddr::from(([127, 0, 0, 1], 0));
         let manager = start(&store, &identity, addr).await;
@@ -205,6 +216,7 @@ async fn start(store: &Store, identity: &NodeIdentity, listen: SocketAddr) -> Ma
         store: store.clone(),
         identity: identity.clone(),
         others: OtherManagers::new(identity.clone()),
+        https: Arc::new(NoHttps),
         listen,
         advertise: listen,
         clock: clock(),
@@ -435,6 +447,7 @@ fn report(task: &Task) -> Option<TaskReport> {
 pub fn hello(identity: &NodeIdentity) -> Hello {
     Hello {
         version: PROTOCOL_VERSION,
+        oldest: None,
         node_id: identity.node_id.clone(),
         description: describe("a"),
         advertise_addr: None,

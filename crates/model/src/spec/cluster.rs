@@ -70,12 +70,72 @@ pub struct Dispatcher {
 }
 
 /// Certificates.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct CaConfig {
     /// How long a node's certificate is valid; 90 days if unsaid.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node_cert_expiry: Option<Nanos>,
+    /// Who issues certificates instead of the managers.
+    #[serde(
+        rename = "ExternalCAs",
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "null_as_default"
+    )]
+    pub external_cas: Vec<ExternalCa>,
+    /// The root certificate to rotate to; never kept here.
+    #[serde(
+        rename = "SigningCACert",
+        skip_serializing_if = "String::is_empty",
+        deserialize_with = "null_as_default"
+    )]
+    pub signing_ca_cert: String,
+    /// Its private key; never kept here.
+    #[serde(
+        rename = "SigningCAKey",
+        skip_serializing_if = "String::is_empty",
+        deserialize_with = "null_as_default"
+    )]
+    pub signing_ca_key: String,
+    /// Counts up for each rotation to a root that the managers make.
+    #[serde(skip_serializing_if = "is_zero", deserialize_with = "null_as_default")]
+    pub force_rotate: u64,
+    /// What Shoal does not know.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+impl std::fmt::Debug for CaConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The key is a secret.
+        f.debug_struct("CaConfig")
+            .field("node_cert_expiry", &self.node_cert_expiry)
+            .field("external_cas", &self.external_cas)
+            .field("force_rotate", &self.force_rotate)
+            .finish_non_exhaustive()
+    }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
+}
+
+/// An authority that issues nodes' certificates on request.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct ExternalCa {
+    /// How it is asked: `cfssl`.
+    pub protocol: String,
+    /// Where.
+    #[serde(rename = "URL")]
+    pub url: String,
+    /// For the protocol.
+    #[serde(skip_serializing_if = "StringMap::is_empty", deserialize_with = "null_as_default")]
+    pub options: StringMap,
+    /// The root that it issues by, PEM; empty: the cluster's.
+    #[serde(rename = "CACert", skip_serializing_if = "String::is_empty")]
+    pub ca_cert: String,
     /// What Shoal does not know.
     #[serde(flatten)]
     pub extra: Extra,

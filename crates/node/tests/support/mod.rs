@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use shoal_agent::agent::{Agent, AgentConfig};
+use shoal_identity::external::NoHttps;
 use shoal_model::id::InstanceId;
 use shoal_model::object::NodeDescription;
 use shoal_model::time::{Clock, Timestamp};
@@ -44,7 +45,8 @@ pub async fn open_at(root: &Path, clock: Clock) -> Node {
         describe: Arc::new(NodeDescription::default),
     };
     let agent = Agent::open(agent, network).unwrap();
-    let config = NodeConfig { data_root: root.to_owned(), default_advertise: None, clock };
+    let (data_root, https) = (root.to_owned(), Arc::new(NoHttps));
+    let config = NodeConfig { data_root, default_advertise: None, clock, https };
     Node::open(config, agent).await.unwrap()
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use shoal_model::cluster_state::ClusterState;
 use shoal_model::object::{Network, Node};
-use shoal_model::spec::cluster::ClusterSpec;
+use shoal_model::spec::cluster::{CaConfig, ClusterSpec};
 use shoal_model::spec::network::NetworkSpec;
 use shoal_model::spec::node::{NodeRole, NodeSpec};
 use shoal_model::time::Nanos;
@@ -15,6 +15,9 @@ use super::bounds::{self, SPEC_BYTES_MAX};
 use super::{SpecError, check_name};
 use crate::allocation::find_network;
 use crate::roles::{GroupView, MANAGERS_MAX, has_room, keeps_quorum};
+
+/// Most external authorities: each is asked in turn, for five seconds at most.
+pub const EXTERNAL_CAS_MAX: usize = 8;
 
 /// Shortest life of a certificate that Docker accepts.
 pub const CERT_EXPIRY_MIN: Duration = Duration::from_secs(3600);
@@ -167,6 +170,10 @@ pub fn changed_node(
     spec: &NodeSpec,
 ) -> Result<(), SpecError> {
     bounds::fits("node", SPEC_BYTES_MAX, spec)?;
+    if !spec.availability.is_known() {
+        let given = spec.availability.as_str();
+        return Err(SpecError::invalid(format!("invalid availability: \"{given}\"")));
+    }
     bounds::labels(&spec.labels)?;
     match (node.spec.role, spec.role) {
         (NodeRole::Worker, NodeRole::Manager) if node.manager.is_none() && !has_room(state) => {
@@ -232,28 +239,41 @@ pub fn changed_cluster(spec: &ClusterSpec) -> Result<(), SpecError> {
     if !matches!(spec.name.as_str(), "" | "default") {
         return Err(SpecError::invalid("swarm spec must be named \"default\""));
     }
-    if spec.encryption_config.auto_lock_managers {
-        return Err(SpecError::not_implemented("locking managers (--autolock)"));
-    }
     if spec.ca_config.node_cert_expiry.is_some_and(|e| e.0 != 0 && is_short(e)) {
         return Err(SpecError::invalid(
             "minimum certificate expiry time is 1h0m0s: a shorter one cannot be renewed in time",
         ));
     }
-    let external = spec.ca_config.extra.get("ExternalCAs").and_then(|v| v.as_array());
-    if external.is_some_and(|list| !list.is_empty()) {
-        return Err(SpecError::not_implemented("external certificate authorities"));
-    }
-    let rotates = ["SigningCACert", "SigningCAKey"].iter().any(|key| {
-        let value = spec.ca_config.extra.get(*key).and_then(|v| v.as_str());
-        value.is_some_and(|text| !text.is_empty())
-    });
-    let forced = spec.ca_config.extra.get("ForceRotate").and_then(|v| v.as_u64()).unwrap_or(0);
-    if rotates || forced > 0 {
-        return Err(SpecError::not_implemented("rotating the root certificate"));
-    }
+    external_authorities(&spec.ca_config)?;
     if spec.dispatcher.heartbeat_period.is_some_and(|p| p.0 < 0) {
         return Err(SpecError::invalid("heartbeat time period cannot be a negative duration"));
+    }
+    Ok(())
+}
+
+/// Checks who is to issue certificates, as far as that can be read.
+fn external_authorities(config: &CaConfig) -> Result<(), SpecError> {
+    if config.external_cas.len() > EXTERNAL_CAS_MAX {
+        return Err(SpecError::invalid(format!("more than {EXTERNAL_CAS_MAX} external CAs")));
+    }
+    for ca in &config.external_cas {
+        if !ca.protocol.is_empty() && ca.protocol != "cfssl" {
+            return Err(SpecError::invalid(format!(
+                "unrecognized external CA protocol {}",
+                ca.protocol
+            )));
+        }
+        if !ca.url.starts_with("https://") {
+            return Err(SpecError::invalid(format!(
+                "invalid external CA URL '{}': it must begin with https://",
+                ca.url
+            )));
+        }
+    }
+    if config.signing_ca_cert.is_empty() && !config.signing_ca_key.is_empty() {
+        return Err(SpecError::invalid(
+            "if a signing CA key is provided, the signing CA cert must also be provided",
+        ));
     }
     Ok(())
 }

@@ -23,6 +23,7 @@ use shoal_model::spec::service::{Replicated, ReplicatedJob, ServiceMode, Service
 use shoal_model::spec::task::{ContainerSpec, NetworkAttachmentConfig, Platform, Resources};
 use shoal_model::task_state::TaskState;
 use shoal_model::time::Timestamp;
+use shoal_model::trust::{NodeTls, Trust};
 
 /// Passes after which a plan that still changes something is called restless.
 const PASSES_MAX: usize = 50;
@@ -82,10 +83,14 @@ impl FakeCluster {
             meta: Meta::default(),
             spec: ClusterSpec::default(),
             root_ca: RootCa { cert_pem: String::new(), key_pem: String::new() },
+            trust: Trust::default(),
             join_tokens: JoinTokens { worker: String::new(), manager: String::new() },
             default_address_pools: vec!["10.0.0.0/8".parse().unwrap()],
             subnet_prefix_len: 24,
             data_path_port: 4789,
+            unlock: None,
+            level: shoal_model::level::FIRST,
+            extra: Default::default(),
         };
         cluster.put(Object::Cluster(Box::new(object)));
         cluster.add_network("ingress", true);
@@ -114,6 +119,7 @@ impl FakeCluster {
             vni: plan.vni,
             subnets: plan.subnets,
             mtu: plan.mtu,
+            extra: Default::default(),
         })));
         id
     }
@@ -145,6 +151,8 @@ impl FakeCluster {
             index: NodeIndex(index),
             data_path_addr: Some(underlay),
             manager: None,
+            tls: NodeTls::default(),
+            extra: Default::default(),
         })));
         id
     }
@@ -161,6 +169,7 @@ impl FakeCluster {
             update_status: None,
             allocation_error: None,
             job_status: None,
+            extra: Default::default(),
         })));
         id
     }

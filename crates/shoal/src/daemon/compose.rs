@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::abilities::Abilities;
 use super::health::Health;
+use super::https::Https;
 use super::networks::Networks;
 use super::settings::Settings;
 use super::swarm::Membership;
@@ -148,6 +149,7 @@ async fn start(settings: &Settings) -> Result<Parts> {
         data_root: settings.data_root.clone(),
         default_advertise: settings.default_advertise.clone(),
         clock,
+        https: Arc::new(Https),
     };
     let node = Node::open(node_config, agent.clone()).await.map_err(fault)?;
     Ok(Parts { network, agent, engine, images, node, checkup, abilities, instance, started_at })

@@ -4,6 +4,7 @@ mod abilities;
 mod compose;
 mod facts;
 mod health;
+mod https;
 mod lock;
 mod networks;
 mod settings;

@@ -13,6 +13,7 @@ use serde_json::value::RawValue;
 use shoal_identity::authority::{KeyAndCsr, NODE_VALIDITY, RootAuthority};
 use shoal_identity::node_identity::NodeIdentity;
 use shoal_identity::peer::PeerIdentity;
+use shoal_identity::tls::ServerTls;
 use shoal_identity::token::{JoinToken, generate_tokens};
 use shoal_model::id::{ClusterId, NodeId, SessionId};
 use shoal_model::object::JoinTokens;
@@ -221,7 +222,7 @@ pub struct TestServer {
     pub addr: String,
     pub sessions: mpsc::Receiver<ServerSession>,
     pub cluster: Arc<Cluster>,
-    pub tls: watch::Sender<Arc<rustls::ServerConfig>>,
+    pub tls: watch::Sender<ServerTls>,
     /// The last order of another manager.
     pub heard: watch::Receiver<String>,
     /// Streams that nodes have opened, and who.
@@ -247,7 +248,7 @@ pub async fn start_at(addr: &str, cluster: &Arc<Cluster>, identity: &NodeIdentit
         here,
         tunnels,
     });
-    let (tls, config) = watch::channel(identity.server_config().unwrap());
+    let (tls, config) = watch::channel(identity.server_tls().unwrap());
     let listener = listen(addr.parse().unwrap()).await.unwrap();
     let handlers = Handlers {
         join: handler.clone(),
@@ -267,6 +268,7 @@ pub async fn start(cluster: &Arc<Cluster>) -> TestServer {
 pub fn hello(node: &str) -> Hello {
     Hello {
         version: PROTOCOL_VERSION,
+        oldest: None,
         node_id: node.into(),
         description: Default::default(),
         advertise_addr: None,
