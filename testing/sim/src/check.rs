@@ -275,3 +275,79 @@ impl Check {
         self.registers.keys().copied().collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use serde_json::value::to_raw_value;
+
+    use super::*;
+
+    fn append(from: u64, term: u64, entries: &[(u64, u64, u64)], commit: u64) -> Box<RawValue> {
+        let entries: Vec<_> = entries
+            .iter()
+            .map(|(term, index, body)| {
+                serde_json::json!({"term": term, "index": index, "kind": "data", "body": body})
+            })
+            .collect();
+        let commit = serde_json::json!({"term": term, "index": commit});
+        let vote = serde_json::json!({"term": term});
+        let append = serde_json::json!({"vote": vote, "entries": entries, "commit": commit});
+        let from = serde_json::json!({"raft_id": from});
+        to_raw_value(&serde_json::json!({"from": from, "ask": {"append": append}})).unwrap()
+    }
+
+    #[test]
+    fn two_leaders_of_one_term_are_found() {
+        let mut check = Check::default();
+        check.asked("a", &append(1, 5, &[], 1), 0).unwrap();
+        check.asked("a", &append(1, 5, &[(5, 2, 7)], 1), 0).unwrap();
+        let found = check.asked("b", &append(2, 5, &[], 1), 0).unwrap_err();
+        assert!(found.contains("a and b lead in term 5"), "{found}");
+    }
+
+    #[test]
+    fn another_entry_in_the_same_place_is_found() {
+        let mut check = Check::default();
+        check.asked("a", &append(1, 5, &[(5, 2, 7)], 1), 0).unwrap();
+        let found = check.asked("a", &append(1, 5, &[(5, 2, 8)], 1), 0).unwrap_err();
+        assert!(found.contains("another entry"), "{found}");
+    }
+
+    #[test]
+    fn a_later_leader_without_what_is_confirmed_is_found() {
+        let mut check = Check::default();
+        check.asked("a", &append(1, 5, &[(5, 2, 7)], 2), 0).unwrap();
+        // One of before may have had something else there, which nobody confirmed.
+        check.asked("c", &append(3, 4, &[(4, 2, 1)], 1), 0).unwrap();
+        let found = check.asked("b", &append(2, 6, &[(6, 2, 7)], 1), 0).unwrap_err();
+        assert!(found.contains("confirmed is"), "{found}");
+    }
+
+    #[test]
+    fn two_votes_in_one_term_are_found() {
+        let ask = |from: u64| {
+            let vote = serde_json::json!({"vote": {"vote": {"term": 3}}});
+            to_raw_value(&serde_json::json!({"ask": vote, "from": {"raft_id": from}})).unwrap()
+        };
+        let yes = to_raw_value(&serde_json::json!({"vote": {"granted": true}})).unwrap();
+        let no = to_raw_value(&serde_json::json!({"vote": {"granted": false}})).unwrap();
+        let mut check = Check::default();
+        check.answered("v", &ask(1), &yes).unwrap();
+        check.answered("v", &ask(2), &no).unwrap();
+        check.answered("v", &ask(1), &yes).unwrap();
+        assert!(check.answered("v", &ask(2), &yes).unwrap_err().contains("votes in term 3"));
+    }
+
+    #[test]
+    fn what_was_acknowledged_must_be_there() {
+        let mut check = Check::default();
+        let value = check.next(1);
+        check.acknowledge(1, value);
+        let empty = Arc::new(ClusterState::default());
+        assert!(check.leading("a", 2, &empty).unwrap_err().contains("1 was acknowledged"));
+        let least = check.least(1);
+        assert!(check.read("a", 1, 0, least).unwrap_err().contains("after 1 was known"));
+    }
+}

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use shoal_store::{FIRST_RAFT_ID, Group, GroupStep, Store};
+use shoal_store::{FIRST_RAFT_ID, Group, GroupStep, Lead, Member, Store};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -336,6 +336,14 @@ impl Run {
         let least = leader.state().revision;
         let whole = async {
             while !self.is_whole(least.0) {
+                // Managers do that, which are not here.
+                if let Some(leader) = self.hosts.leader()
+                    && !leader.group().borrow().settled
+                {
+                    let by = Instant::now() + Duration::from_secs(2);
+                    // Ignored because: it is asked again.
+                    let _ = leader.change_group(GroupStep::Settle, by).await;
+                }
                 sleep(Duration::from_millis(50)).await;
             }
         };
@@ -365,8 +373,21 @@ impl Run {
             };
             let (lead, health) = (store.lead().borrow().clone(), store.health());
             let group = store.group().borrow().clone();
-            let revision = store.state().revision.0;
-            all.push(format!("m{id} at {revision}: {lead:?}, {health:?}, {group:?}"));
+            let of = |members: &[Member]| -> Vec<u64> {
+                members.iter().map(|member| member.raft_id).collect()
+            };
+            let (voters, learners) = (of(&group.voters), of(&group.learners));
+            let (revision, settled) = (store.state().revision.0, group.settled);
+            let who = match lead {
+                Lead::Leading { term } => format!("leads {term}"),
+                Lead::Following { leader, term } => format!("follows {leader} in {term}"),
+                Lead::Nobody { missing, .. } => format!("misses {:?}", of(&missing)),
+                Lead::Closed => "is closed".to_owned(),
+            };
+            all.push(format!(
+                "m{id} at {revision} {who}, {health:?}, voters {voters:?}, learners \
+                 {learners:?}, settled: {settled}"
+            ));
         }
         all.join("; ")
     }
