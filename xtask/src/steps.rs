@@ -151,8 +151,8 @@ pub fn programs_for_machines() -> Result<()> {
     guest("testing/guest", "lab-guest.unikernel")
 }
 
-/// The program that stands for the next version in tests of upgrades. Cargo keeps what it builds with
-/// another feature beside the rest, and builds no third-party crate twice; only the program itself
+/// The program that stands for the next version in tests of upgrades. Cargo keeps what it builds
+/// with another feature beside the rest, and builds no third-party crate twice; only the program itself
 /// has one place, so it is built first and copied.
 fn next_version() -> Result<()> {
     let me = std::env::current_exe().context("find this program")?;

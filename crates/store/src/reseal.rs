@@ -1,6 +1,6 @@
 //! Sealing the whole store with another key: everything is written into a new file, which then
-//! takes the old one's place. Written in place, pages that are free again would keep what was sealed with
-//! the old key.
+//! takes the old one's place. Written in place, pages that are free again would keep what
+//! was sealed with the old key.
 
 use std::fs;
 use std::path::Path;

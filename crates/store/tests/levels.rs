@@ -1,5 +1,5 @@
-//! Programs of two versions in one group: what one of them cannot read stops that one, and is in its
-//! place when the program is upgraded.
+//! Programs of two versions in one group: what one of them cannot read stops that one, and is in
+//! its place when the program is upgraded.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
