@@ -152,8 +152,8 @@ pub fn programs_for_machines() -> Result<()> {
 }
 
 /// The program that stands for the next version in tests of upgrades. Cargo keeps what it builds
-/// with another feature beside the rest, and builds no third-party crate twice; only the program itself
-/// has one place, so it is built first and copied.
+/// with another feature beside the rest, and builds no third-party crate twice; only the program
+/// itself has one place, so it is built first and copied.
 fn next_version() -> Result<()> {
     let me = std::env::current_exe().context("find this program")?;
     cargo(&["build", "--quiet", "--package", "shoal", "--features", "shoal/next-level"])?;

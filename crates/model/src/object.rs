@@ -162,7 +162,7 @@ pub struct NodeDescription {
     pub engine_labels: StringMap,
     /// What the node tried and found (`shoal doctor`).
     pub checks: Vec<CheckResult>,
-    /// The highest level that it can read, see [`crate::level`]; zero if it does not say: the first.
+    /// The highest level that it can read, see [`crate::level`]; zero if it says none: the first.
     #[serde(skip_serializing_if = "is_zero")]
     pub reads: u32,
     /// What a later version has written, kept as it is.
