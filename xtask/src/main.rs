@@ -28,6 +28,9 @@ cargo xtask <command>
           arguments of `cargo test`). Needs root
   torture random users, kill -9 of everything, full disks; then what is recorded and what is
           there are compared (`cargo xtask torture [--seed N] [--minutes M]`). Needs root
+  sim     the simulation: groups of managers on a clock that jumps, over a network and disks that
+          fail as the seed says (`cargo xtask sim [--seed N] [--seeds A..B] [--minutes M]
+          [--trace] [--twice]`; --twice compares two runs of each seed)
   vm      the program on a stock kernel of Debian, booted under software emulation: demo,
           limits, devices, memory that runs out, a reboot, a power cut
           (`cargo xtask vm 6.1` takes that kernel; --list tells them; --brief is the half of it)
@@ -35,7 +38,7 @@ cargo xtask <command>
   bench   measurements, side by side with the other thing: `cargo xtask bench unikernel`
           re-runs every row and writes docs/benchmarks.md; `cargo xtask bench node
           [--kind bridge|none|service] [--count N] [--json]` starts many containers on one
-          daemon and removes them; `cargo xtask bench failover [--kills N] [--stops N]` ends the
+          daemon and removes them; `cargo xtask bench failover [--managers N] [--kills N]` ends the
           leader of three managers again and again. Need root
   demo    build and run `shoal demo` (further arguments are passed on)
 ";
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
         "lab" => steps::lab(&rest),
         "stall" => stall::run(&rest),
         "torture" => steps::torture(&rest),
+        "sim" => steps::sim(&rest),
         "vm" => vm::run(&rest),
         "docs" => steps::docs(),
         "demo" => steps::demo(&rest),

@@ -14,6 +14,11 @@ type Step = (&'static str, fn() -> Result<()>);
 /// a run from nothing failed for want of space once.
 const LEAN: [(&str, &str); 2] = [("CARGO_INCREMENTAL", "0"), ("CARGO_PROFILE_DEV_DEBUG", "none")];
 
+/// Seeds of the simulation that are compared with themselves, and those that are run: as many as
+/// there is time for. Both take less than four minutes.
+const SIM_TWICE: [&str; 5] = ["--twice", "--seeds", "1..21", "--minutes", "0.7"];
+const SIM_SEEDS: [&str; 4] = ["--seeds", "1..2001", "--minutes", "3"];
+
 /// Everything, in the order in which failures are cheapest to find.
 ///
 /// # Errors
@@ -29,6 +34,7 @@ pub fn ci() -> Result<()> {
         ("format", fmt),
         ("lints", lint),
         ("tests", test),
+        ("simulation", simulated),
         ("lab", || lab(&[])),
         ("torture", || torture(&[])),
         ("machine", || crate::vm::run(&["--brief".to_owned()])),
@@ -94,6 +100,7 @@ pub fn test() -> Result<()> {
 /// # Errors
 /// If a test fails.
 pub fn lab(filter: &[String]) -> Result<()> {
+    next_version()?;
     cargo(&["build", "--quiet", "--package", "shoal"])?;
     guest("testing/guest", "lab-guest.unikernel")?;
     guest("unikernels/dns", "lab-dns.unikernel")?;
@@ -118,6 +125,22 @@ pub fn torture(rest: &[String]) -> Result<()> {
     run(command.env("SHOAL_BIN", me.with_file_name("shoal")))
 }
 
+/// The simulation; `rest` says which seeds.
+///
+/// # Errors
+/// If anything was found.
+pub fn sim(rest: &[String]) -> Result<()> {
+    cargo(&["build", "--quiet", "--package", "shoal-sim"])?;
+    let me = std::env::current_exe().context("find this program")?;
+    run(Command::new(me.with_file_name("shoal-sim")).args(rest))
+}
+
+/// The seeds that CI runs, after some of them were compared with themselves.
+fn simulated() -> Result<()> {
+    sim(&SIM_TWICE.map(str::to_owned))?;
+    sim(&SIM_SEEDS.map(str::to_owned))
+}
+
 /// What runs in a machine with a kernel of its own. As the lab runs them: an optimised build would
 /// take longer to make than it saves.
 ///
@@ -126,6 +149,19 @@ pub fn torture(rest: &[String]) -> Result<()> {
 pub fn programs_for_machines() -> Result<()> {
     cargo(&["build", "--quiet", "--package", "shoal", "--package", "shoal-vm-guest"])?;
     guest("testing/guest", "lab-guest.unikernel")
+}
+
+/// The program that stands for the next version in tests of upgrades. Cargo keeps what it builds
+/// with another feature beside the rest, and builds no third-party crate twice; only the program itself
+/// has one place, so it is built first and copied.
+fn next_version() -> Result<()> {
+    let me = std::env::current_exe().context("find this program")?;
+    cargo(&["build", "--quiet", "--package", "shoal", "--features", "shoal/next-level"])?;
+    let (built, copy) = (me.with_file_name("shoal"), me.with_file_name("shoal-next"));
+    // One that runs cannot be written over.
+    let _ = std::fs::remove_file(&copy);
+    std::fs::copy(&built, &copy).with_context(|| format!("copy '{}'", built.display()))?;
+    Ok(())
 }
 
 /// A unikernel of the lab, beside the program that the lab runs (which is beside this one), by the

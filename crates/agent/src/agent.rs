@@ -234,6 +234,7 @@ impl Agent {
     pub async fn say_leave(&self) {
         if self.inner.hub.leave().await {
             tokio::select! {
+                biased;
                 () = tasks::handed_over(self) => {}
                 () = self.inner.hub.left() => {}
                 () = tokio::time::sleep(HAND_OVER_MAX) => {}

@@ -79,6 +79,7 @@ impl Applier {
         verify.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
+                biased;
                 changed = wanted.changed() => if changed.is_err() { return },
                 _ = verify.tick() => {
                     self.verify(inner).await;

@@ -13,8 +13,8 @@ use shoal_wire::client;
 use shoal_wire::error::WireError;
 use shoal_wire::message::{
     AckRevision, AttachOutcome, AttachReply, AttachRequest, AttachmentSet, BackSoon, ByeReason,
-    Detach, Hello, Leave, ManagerAddr, ManagerMessage, NeedFull, NodeMessage, PROTOCOL_VERSION,
-    RoleWish, TaskStatuses, TrustWish,
+    Detach, Hello, Leave, ManagerAddr, ManagerMessage, NeedFull, NodeMessage, OLDEST_VERSION,
+    PROTOCOL_VERSION, RoleWish, TaskStatuses, TrustWish,
 };
 use shoal_wire::session::{ClientSession, SessionSender};
 use tokio::sync::{oneshot, watch};
@@ -263,13 +263,14 @@ pub(crate) async fn run(agent: &Agent) {
         agent.inner.hub.removed.send_replace(false);
         agent.inner.hub.leaving.send_replace(Leaving::No);
         tokio::select! {
+            biased;
+            changed = membership.changed() => if changed.is_err() { return },
             () = member_loop(agent, &member) => {
                 // Removed or leaving: wait until somebody makes this node a member again.
                 if membership.changed().await.is_err() {
                     return;
                 }
             }
-            changed = membership.changed() => if changed.is_err() { return },
         }
     }
 }
@@ -373,6 +374,7 @@ async fn open(
     let description = agent.description().await;
     let hello = Hello {
         version: PROTOCOL_VERSION,
+        oldest: Some(OLDEST_VERSION),
         node_id: NodeId::new(member.identity.node_id.as_str()),
         description,
         advertise_addr: member.advertise_addr,

@@ -93,6 +93,7 @@ async fn run(agent: &Agent, open: OpenStream) -> Result<(), RemoteFault> {
     let stop = agent.stopping();
     let left = async move {
         tokio::select! {
+            biased;
             () = stop.cancelled_owned() => {}
             // Ignored because: an agent that is gone ends its streams, too.
             _ = membership.changed() => {}

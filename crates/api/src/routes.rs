@@ -73,7 +73,7 @@ fn swarm_routes() -> Vec<Route> {
         Change Post "/swarm/leave" => swarm::leave;
         Change Post "/swarm/update" => swarm::update;
         Read Get "/swarm/unlockkey" => swarm::unlock_key;
-        Read Post "/swarm/unlock" => missing::unlock;
+        Change Post "/swarm/unlock" => swarm::unlock;
         Read Get "/nodes" => nodes::list;
         Read Get "/nodes/{id}" => nodes::inspect;
         Change Post "/nodes/{id}/update" => nodes::update;

@@ -31,7 +31,8 @@ fn routes_versions_and_bad_input_answer_as_docker_does() {
         ("GET", "/nothing/here", "", 404, r#"{"message":"page not found"}"#),
         ("DELETE", "/info", "", 405, "method DELETE is not allowed"),
         ("POST", "/build", "", 501, "not implemented: building images"),
-        ("POST", "/swarm/unlock", "", 501, "not implemented: swarm unlock"),
+        ("POST", "/swarm/unlock", "{}", 503, "not a swarm manager"),
+        ("GET", "/swarm/unlockkey", "", 503, "not a swarm manager"),
         ("GET", "/plugins", "", 200, "[]"),
         ("GET", "/services", "", 503, "not a swarm manager"),
         ("POST", "/swarm/init", "{\"ListenAddr\": 7}", 400, "'ListenAddr': expected a text"),
@@ -82,7 +83,9 @@ fn bad_input_to_a_manager_changes_nothing() {
         ),
         ("GET", "/nodes/zzz", "", 404, "node zzz not found"),
         ("POST", "/swarm/update?version=1", r#"{"Raft":7}"#, 400, "'Raft'"),
-        ("POST", "/swarm/init", r#"{"AutoLockManagers":true}"#, 501, "autolock"),
+        ("POST", "/swarm/unlock", r#"{"UnlockKey":7}"#, 400, "'UnlockKey'"),
+        ("POST", "/swarm/unlock", r#"{"UnlockKey":"x"}"#, 409, "swarm is not locked"),
+        ("GET", "/swarm/unlockkey", "", 200, r#"{"UnlockKey":""}"#),
         ("GET", "/secrets", "", 200, "[]"),
         ("GET", "/configs", "", 200, "[]"),
         ("GET", "/secrets?filters=%7B%22zone%22%3A%5B%22x%22%5D%7D", "", 400, "filter 'zone'"),
@@ -211,4 +214,44 @@ fn the_socket_is_guarded_and_shutdown_is_quick() {
     // A stale file is replaced.
     std::os::unix::net::UnixListener::bind(server.socket()).unwrap();
     assert!(runtime.block_on(Listener::bind(&host, None)).is_ok());
+}
+
+#[test]
+fn a_locked_manager_says_so_and_is_unlocked() {
+    const LOCKED: &str = "Swarm is encrypted and needs to be unlocked before it can be used. \
+                          Please use \\\"docker swarm unlock\\\" to unlock it.";
+    let server = Server::start();
+    check(&server, "POST", "/swarm/init", "{}", 200, fake::swarm::NODE);
+    let update = |locks: bool| {
+        let swarm: serde_json::Value =
+            serde_json::from_str(&server.send("GET", "/swarm", "").1).unwrap();
+        let path = format!("/swarm/update?version={}", swarm["Version"]["Index"]);
+        let body = format!(r#"{{"EncryptionConfig":{{"AutoLockManagers":{locks}}}}}"#);
+        check(&server, "POST", &path, &body, 200, "");
+    };
+    update(true);
+    let key = format!(r#"{{"UnlockKey":"{}"}}"#, fake::swarm::UNLOCK_KEY);
+    check(&server, "GET", "/swarm/unlockkey", "", 200, &key);
+    // Only there.
+    for path in ["/swarm", "/info", "/events?until=1"] {
+        assert!(!server.send("GET", path, "").1.contains("SWMKEY"), "{path}");
+    }
+    *server.swarm.locked.lock().unwrap() = true;
+    for (method, path) in [
+        ("GET", "/swarm"),
+        ("GET", "/swarm/unlockkey"),
+        ("POST", "/swarm/update?version=1"),
+        ("GET", "/nodes"),
+        ("GET", "/services"),
+        ("GET", "/secrets"),
+        ("GET", "/tasks"),
+    ] {
+        check(&server, method, path, "{}", 503, LOCKED);
+    }
+    check(&server, "GET", "/info", "", 200, r#""LocalNodeState":"locked""#);
+    check(&server, "POST", "/swarm/unlock", r#"{"UnlockKey":"SWMKEY-1-x"}"#, 401, "invalid key");
+    check(&server, "POST", "/swarm/unlock", &key, 200, "");
+    check(&server, "GET", "/nodes", "", 200, fake::swarm::NODE);
+    update(false);
+    check(&server, "GET", "/swarm/unlockkey", "", 200, r#"{"UnlockKey":""}"#);
 }

@@ -4,7 +4,8 @@
 //! ([`host::checks`]), runs them all at once with a deadline ([`run::run_all`]), and prints the
 //! results ([`report`]). [`explain`] holds the page of every failure that a user can meet.
 //!
-//! A check leaves nothing behind and changes nothing that lasts. This crate repairs nothing.
+//! A check leaves nothing behind and changes nothing that lasts; what one left that was killed goes
+//! with the next run ([`leftovers`]). This crate repairs nothing.
 //!
 //! Begin reading at [`run`], then [`host`].
 
@@ -13,5 +14,6 @@
 pub mod damage;
 pub mod explain;
 pub mod host;
+pub mod leftovers;
 pub mod report;
 pub mod run;

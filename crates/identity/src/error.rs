@@ -109,7 +109,8 @@ pub enum IdentityError {
         /// Whose.
         node: String,
     },
-    /// The certificate is of a root that was replaced, for a key that is not known to be the node's.
+    /// The certificate is of a root that was replaced, for a key that is not known to be the
+    /// node's.
     #[error(
         "the certificate of node '{node}' is of a root certificate that was replaced, and its key \
          is not the one that is known of the node"

@@ -102,14 +102,45 @@ impl NodeIdentity {
         };
         let bytes = shoal_durable::read(path, FILE_LEN_MAX).map_err(|e| failed(e.to_string()))?;
         let Some(bytes) = bytes else { return Ok(None) };
+        Self::decode(&bytes, path).map(Some)
+    }
+
+    /// Reads what [`Self::encode`] made; `path` is where it was.
+    ///
+    /// # Errors
+    /// [`IdentityError::File`] and [`IdentityError::FileVersion`] name the file.
+    pub fn decode(bytes: &[u8], path: &Path) -> Result<Self, IdentityError> {
+        let failed = |problem: String| IdentityError::File {
+            action: "read",
+            path: path.to_owned(),
+            problem,
+        };
         let StoredVersion { version: found } =
-            serde_json::from_slice(&bytes).map_err(|e| failed(e.to_string()))?;
+            serde_json::from_slice(bytes).map_err(|e| failed(e.to_string()))?;
         if found != FILE_VERSION {
             let path = path.to_owned();
             return Err(IdentityError::FileVersion { path, found, known: FILE_VERSION });
         }
-        let stored: Stored = serde_json::from_slice(&bytes).map_err(|e| failed(e.to_string()))?;
-        Self::new(stored.cert_pem, stored.key_pem, stored.root_pem).map(Some)
+        let stored: Stored = serde_json::from_slice(bytes).map_err(|e| failed(e.to_string()))?;
+        Self::new(stored.cert_pem, stored.key_pem, stored.root_pem)
+    }
+
+    /// As it is kept; `path` is where.
+    ///
+    /// # Errors
+    /// [`IdentityError::File`], in theory.
+    pub fn encode(&self, path: &Path) -> Result<Vec<u8>, IdentityError> {
+        let stored = Stored {
+            version: FILE_VERSION,
+            cert_pem: self.cert_pem.clone(),
+            key_pem: self.key_pem.clone(),
+            root_pem: self.root_pem.clone(),
+        };
+        serde_json::to_vec(&stored).map_err(|e| IdentityError::File {
+            action: "write",
+            path: path.to_owned(),
+            problem: e.to_string(),
+        })
     }
 
     /// Writes the identity to `path` (mode 0600), whole or not at all, also when power fails.
@@ -122,13 +153,9 @@ impl NodeIdentity {
             path: path.to_owned(),
             problem,
         };
-        let stored = Stored {
-            version: FILE_VERSION,
-            cert_pem: self.cert_pem.clone(),
-            key_pem: self.key_pem.clone(),
-            root_pem: self.root_pem.clone(),
-        };
-        shoal_durable::replace_json(path, &stored).map_err(|e| failed(e.to_string()))
+        let bytes = self.encode(path)?;
+        shoal_durable::replace(path, &bytes, shoal_durable::PRIVATE_FILE)
+            .map_err(|e| failed(e.to_string()))
     }
 
     /// When to ask for a new certificate: after half of the time for which it was issued. `spread`

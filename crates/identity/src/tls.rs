@@ -100,8 +100,8 @@ impl NodeIdentity {
         Ok(finish(config))
     }
 
-    /// For asking an authority of somebody else's by HTTPS: it is known by its name and the roots in
-    /// `roots_pem` or this node's, and knows this node by its certificate.
+    /// For asking an authority of somebody else's by HTTPS: it is known by its name and the roots
+    /// in `roots_pem` or this node's, and knows this node by its certificate.
     ///
     /// # Errors
     /// [`IdentityError::Crypto`] when certificates and key cannot be used.

@@ -28,6 +28,10 @@ pub enum Stage {
     Unusable,
     /// They are being tried again.
     Retrying,
+    /// A manager by its record, whose files are wrapped by an unlock key that nobody has given.
+    Locked,
+    /// They are being tried with a key that was given.
+    Unlocking,
     /// The cluster begins again from what this manager has.
     Recovering,
     /// A leave is under way.
@@ -73,6 +77,8 @@ pub enum Before {
     In,
     /// One whose files could not be used.
     Unusable,
+    /// One that is locked.
+    Locked,
 }
 
 /// What follows once the membership has settled.
@@ -89,6 +95,8 @@ pub enum Event {
     Enter,
     /// Command: begin the cluster again from this manager alone.
     Recover,
+    /// Command: try an unlock key.
+    Unlock,
     /// Command: leave. Whether it may, the owner knows.
     Leave(Consent),
     /// Command: the daemon stops.
@@ -99,6 +107,8 @@ pub enum Event {
     Resumed,
     /// They cannot be used.
     ResumeFailed,
+    /// They are wrapped by an unlock key, and what was given, if anything was, is another one.
+    FoundLocked,
     /// The node is in, and its record is on the disk.
     Entered,
     /// It could not enter.
@@ -146,6 +156,8 @@ pub enum Effect {
     Resume,
     /// Carry out the init or the join.
     Enter,
+    /// Read the files with the unlock key that was given, and start what they say.
+    Unlock,
     /// End the node's own manager, begin the cluster again with its state, and start that.
     Recover,
     /// Take this manager out of the group, as far as the others allow it.
@@ -190,6 +202,10 @@ pub enum Refusal {
     NotMember,
     /// It manages the cluster.
     Manager,
+    /// It is locked.
+    Locked,
+    /// It is not locked.
+    NotLocked,
     /// Another command is under way.
     Busy,
 }
@@ -215,6 +231,7 @@ impl Membership {
             Stage::Out(Leftovers::None | Leftovers::Owed)
                 | Stage::In
                 | Stage::Unusable
+                | Stage::Locked
                 | Stage::Closed
         )
     }
@@ -225,6 +242,7 @@ impl Membership {
         match event {
             Event::Enter => self.enter(),
             Event::Recover => self.recover(),
+            Event::Unlock => self.unlock(),
             Event::Leave(consent) => self.leave(consent),
             Event::Close => Self { after: After::Close, ..self }.settle(Vec::new()),
             outcome => {
@@ -239,9 +257,18 @@ impl Membership {
             Stage::Out(Leftovers::None | Leftovers::Owed) => {
                 (Self { stage: Stage::Entering, ..self }, vec![Effect::Enter])
             }
-            Stage::In | Stage::Unusable | Stage::Retrying => {
+            Stage::In | Stage::Unusable | Stage::Retrying | Stage::Locked => {
                 (self, vec![Effect::Refuse(Refusal::AlreadyMember)])
             }
+            _ => (self, vec![Effect::Refuse(Refusal::Busy)]),
+        }
+    }
+
+    fn unlock(self) -> (Self, Vec<Effect>) {
+        match self.stage {
+            Stage::Locked => (Self { stage: Stage::Unlocking, ..self }, vec![Effect::Unlock]),
+            Stage::In => (self, vec![Effect::Refuse(Refusal::NotLocked)]),
+            Stage::Out(_) => (self, vec![Effect::Refuse(Refusal::NotMember)]),
             _ => (self, vec![Effect::Refuse(Refusal::Busy)]),
         }
     }
@@ -252,6 +279,7 @@ impl Membership {
                 (Self { stage: Stage::Recovering, ..self }, vec![Effect::Recover])
             }
             Stage::Out(_) => (self, vec![Effect::Refuse(Refusal::NotMember)]),
+            Stage::Locked => (self, vec![Effect::Refuse(Refusal::Locked)]),
             _ => (self, vec![Effect::Refuse(Refusal::Busy)]),
         }
     }
@@ -267,6 +295,10 @@ impl Membership {
             }
             (Stage::In, Consent::Given) => Before::In,
             (Stage::Unusable, _) => Before::Unusable,
+            (Stage::Locked, Consent::Withheld) => {
+                return (self, vec![Effect::Refuse(Refusal::Locked)]);
+            }
+            (Stage::Locked, _) => Before::Locked,
             (Stage::Out(_), _) => return (self, vec![Effect::Refuse(Refusal::NotMember)]),
             _ => return (self, vec![Effect::Refuse(Refusal::Busy)]),
         };
@@ -285,9 +317,15 @@ impl Membership {
         let failed = Answer(Outcome::Failed);
         let done = Answer(Outcome::Done);
         match (self.stage, outcome) {
-            (S::Opening | S::Retrying, Event::NothingThere) => (S::Undoing, vec![Dismiss, Sweep]),
+            (S::Opening | S::Retrying | S::Unlocking, Event::NothingThere) => {
+                (S::Undoing, vec![Dismiss, Sweep])
+            }
             (S::Opening | S::Retrying, Event::Resumed) => (S::In, vec![Publish]),
             (S::Opening | S::Retrying, Event::ResumeFailed) => (S::Unusable, vec![Wait]),
+            (S::Opening | S::Retrying, Event::FoundLocked) => (S::Locked, vec![]),
+            (S::Unlocking, Event::Resumed) => (S::In, vec![Publish, done]),
+            (S::Unlocking, Event::FoundLocked) => (S::Locked, vec![failed]),
+            (S::Unlocking, Event::ResumeFailed) => (S::Unusable, vec![failed, Wait]),
             (S::Unusable, Event::Retry) => (S::Retrying, vec![Resume]),
             (S::Entering, Event::Entered) => (S::In, vec![Publish, done]),
             (S::Entering, Event::EnterFailed) => (S::Undoing, vec![Sweep]),
@@ -304,6 +342,9 @@ impl Membership {
             (S::Leaving(F::Forgetting(Before::In)), Event::ForgetFailed) => (S::In, vec![failed]),
             (S::Leaving(F::Forgetting(Before::Unusable)), Event::ForgetFailed) => {
                 (S::Unusable, vec![failed, Wait])
+            }
+            (S::Leaving(F::Forgetting(Before::Locked)), Event::ForgetFailed) => {
+                (S::Locked, vec![failed])
             }
             (S::Leaving(F::Telling), Event::Told) => {
                 (S::Leaving(F::Draining), vec![Dismiss, Drain])

@@ -14,6 +14,9 @@ enum Dice {
     Fail(usize),
     Enter,
     Recover,
+    Unlock,
+    /// The files turn out to be wrapped by a key that nobody gave.
+    Locked(usize),
     Leave(Consent),
     Close,
     Crash,
@@ -25,6 +28,8 @@ fn dice() -> impl Strategy<Value = Dice> {
         4 => any::<usize>().prop_map(Dice::Fail),
         2 => Just(Dice::Enter),
         1 => Just(Dice::Recover),
+        2 => Just(Dice::Unlock),
+        3 => any::<usize>().prop_map(Dice::Locked),
         2 => Just(Dice::Leave(Consent::Given)),
         2 => Just(Dice::Leave(Consent::AfterResigning)),
         1 => Just(Dice::Leave(Consent::Withheld)),
@@ -56,7 +61,8 @@ impl World {
     }
 
     fn give(&mut self, event: Event) {
-        let is_command = matches!(event, Event::Enter | Event::Recover | Event::Leave(_));
+        let is_command =
+            matches!(event, Event::Enter | Event::Recover | Event::Unlock | Event::Leave(_));
         let (life, effects) = self.life.step(event);
         self.life = life;
         if is_command {
@@ -84,9 +90,9 @@ impl World {
         }
         let effect = self.under_way.remove(which % self.under_way.len());
         let event = match (effect, good) {
-            (Effect::Resume, _) if !self.record => Event::NothingThere,
-            (Effect::Resume, true) => Event::Resumed,
-            (Effect::Resume, false) => Event::ResumeFailed,
+            (Effect::Resume | Effect::Unlock, _) if !self.record => Event::NothingThere,
+            (Effect::Resume | Effect::Unlock, true) => Event::Resumed,
+            (Effect::Resume | Effect::Unlock, false) => Event::ResumeFailed,
             (Effect::Enter, good) => {
                 self.files = true;
                 self.record = good;
@@ -114,19 +120,35 @@ impl World {
         self.give(event);
     }
 
+    /// The same, but that what is read of files needs another key.
+    fn come_back_locked(&mut self, which: usize) {
+        let count = self.under_way.len().max(1);
+        let reads =
+            matches!(self.under_way.get(which % count), Some(Effect::Resume | Effect::Unlock));
+        if reads && self.record {
+            self.under_way.remove(which % count);
+            self.give(Event::FoundLocked);
+        } else {
+            self.come_back(which, true);
+        }
+    }
+
     fn check(&self) {
         let stage = self.life.stage();
         match stage {
             Stage::In => assert!(self.record && self.agent_is_member, "{self:?}"),
             Stage::Out(_) => assert!(!self.record && !self.agent_is_member, "{self:?}"),
-            Stage::Unusable => assert!(self.record, "{self:?}"),
+            Stage::Unusable | Stage::Locked => assert!(self.record, "{self:?}"),
             _ => {}
         }
         if stage == Stage::Out(Leftovers::None) {
             assert!(!self.files, "{self:?}");
         }
         // Something always leads on: an effect, or a command.
-        let rests = matches!(stage, Stage::In | Stage::Out(Leftovers::None) | Stage::Closed);
+        let rests = matches!(
+            stage,
+            Stage::In | Stage::Locked | Stage::Out(Leftovers::None) | Stage::Closed
+        );
         assert!(rests || !self.under_way.is_empty(), "a dead end: {self:?}");
         if self.life.is_settled() {
             assert_eq!(self.waiting, 0, "nobody was answered: {self:?}");
@@ -153,6 +175,8 @@ proptest! {
                 Dice::Fail(which) => world.come_back(which, false),
                 Dice::Enter => world.give(Event::Enter),
                 Dice::Recover => world.give(Event::Recover),
+                Dice::Unlock => world.give(Event::Unlock),
+                Dice::Locked(which) => world.come_back_locked(which),
                 Dice::Leave(consent) => world.give(Event::Leave(consent)),
                 Dice::Close => world.give(Event::Close),
                 Dice::Crash => world.crash(),
@@ -164,7 +188,7 @@ proptest! {
             left -= 1;
             prop_assert!(left > 0, "it never rests: {world:?}");
         }
-        let rests = [Stage::In, Stage::Out(Leftovers::None), Stage::Closed];
+        let rests = [Stage::In, Stage::Locked, Stage::Out(Leftovers::None), Stage::Closed];
         prop_assert!(rests.contains(&world.life.stage()), "{world:?}");
         prop_assert_eq!(world.waiting, 0);
         // Whatever was cut, the next commands work.
@@ -195,4 +219,31 @@ fn a_manager_does_not_leave_by_accident_and_a_second_command_is_refused() {
     assert_eq!(effects, [Effect::Forget]);
     let (_, effects) = life.step(Event::Enter);
     assert_eq!(effects, [Effect::Refuse(Refusal::Busy)]);
+}
+
+#[test]
+fn a_locked_manager_waits_for_its_key_and_leaves_only_by_force() {
+    let (life, _) = Membership::begin();
+    let (locked, effects) = life.step(Event::FoundLocked);
+    assert_eq!((locked.stage(), effects.as_slice()), (Stage::Locked, [].as_slice()));
+    assert!(locked.is_settled());
+    for (command, refusal) in [
+        (Event::Enter, Refusal::AlreadyMember),
+        (Event::Recover, Refusal::Locked),
+        (Event::Leave(Consent::Withheld), Refusal::Locked),
+    ] {
+        let (same, effects) = locked.step(command);
+        assert_eq!((same, effects.as_slice()), (locked, [Effect::Refuse(refusal)].as_slice()));
+    }
+    let (trying, effects) = locked.step(Event::Unlock);
+    assert_eq!(effects, [Effect::Unlock]);
+    let (same, effects) = trying.step(Event::FoundLocked);
+    assert_eq!((same, effects.as_slice()), (locked, [Effect::Answer(Outcome::Failed)].as_slice()));
+    let (inside, effects) = trying.step(Event::Resumed);
+    assert_eq!(inside.stage(), Stage::In);
+    assert_eq!(effects, [Effect::Publish, Effect::Answer(Outcome::Done)]);
+    let (_, effects) = inside.step(Event::Unlock);
+    assert_eq!(effects, [Effect::Refuse(Refusal::NotLocked)]);
+    let (_, effects) = locked.step(Event::Leave(Consent::Given));
+    assert_eq!(effects, [Effect::Forget]);
 }

@@ -23,6 +23,7 @@ pub(crate) async fn run(tenure: Arc<Tenure>) {
         revision.mark_unchanged();
         let state = shared.state();
         tenure.sessions.end_strangers(&state);
+        tenure.sessions.end_too_old(&state);
         tenure.sessions.tell_wishes(&state);
         let nodes = tenure.sessions.nodes();
         let of = Arc::clone(&state);
@@ -41,6 +42,7 @@ pub(crate) async fn run(tenure: Arc<Tenure>) {
         }
         tenure.sessions.update_converged(&state);
         tokio::select! {
+            biased;
             changed = revision.changed() => if changed.is_err() { return },
             () = tenure.wanted.notified() => {}
         }

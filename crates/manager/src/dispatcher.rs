@@ -25,6 +25,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::attach::Caller;
 use crate::error::ControlError;
+use crate::join::{check_reads, too_old};
 use crate::membership::{AWAY, LEFT, SILENT, give_up};
 use crate::sessions::{Given, Session, Wishes};
 use crate::shared::{RandomIds, Shared, managers};
@@ -72,14 +73,6 @@ impl SessionHandler for Dispatcher {
     async fn session(&self, mut session: ServerSession) {
         let hello = session.hello().clone();
         let node = session.peer().node_id.clone();
-        if hello.version != PROTOCOL_VERSION {
-            let message = format!(
-                "this manager speaks protocol version {PROTOCOL_VERSION}, the node {}",
-                hello.version
-            );
-            session.end(Bye { reason: ByeReason::Refused, message, leader: None }).await;
-            return;
-        }
         let Ok(tenure) = self.0.leading().await else {
             session.end(self.0.not_leader()).await;
             return;
@@ -98,6 +91,12 @@ impl SessionHandler for Dispatcher {
             let fault = ControlError::Removed { node };
             tracing::warn!(remote = %session.remote(), cause = report(&fault), "no session");
             session.refuse(RemoteFault::of(&fault)).await;
+            return;
+        }
+        if let Err(fault) = check_reads(&shared.state(), &hello.description) {
+            tracing::warn!(%node, cause = report(&fault), "no session");
+            session.refuse(RemoteFault::of(&fault)).await;
+            tenure.mark_too_old(&node, hello.description, &fault.to_string()).await;
             return;
         }
         if let Err(error) = check_description(&hello.description) {
@@ -165,6 +164,9 @@ impl Tenure {
         match outcome {
             End::NotLeader => session.end(self.shared.not_leader()).await,
             End::Bye(reason, message) => {
+                if current && reason == ByeReason::Refused {
+                    self.mark_down(node, &message).await;
+                }
                 session.end(Bye { reason, message, leader: None }).await;
             }
             End::Left => {
@@ -235,6 +237,41 @@ impl Run<'_> {
         let mut left_for_long = pin!(tokio::time::sleep(FAR_AWAY));
         loop {
             let step = tokio::select! {
+                biased;
+                () = async { drop(stopping.wait_for(|stop| *stop).await) } => {
+                    let reason = ByeReason::Stopping;
+                    return End::Bye(reason, reason_text(reason).to_owned());
+                }
+                // Ignored because: the sender is in the tenure, which is held here.
+                () = async { drop(over.wait_for(|over| *over).await) } => return End::NotLeader,
+                Ok(()) = ended.changed() => {
+                    let reason = *ended.borrow_and_update();
+                    if let Some(reason) = reason {
+                        return End::Bye(reason, self.reason(reason));
+                    }
+                    Ok(())
+                }
+                () = &mut left_for_long => return End::Left,
+                // What this node is told is made of the newest state, however much it says itself.
+                Ok(()) = assigned.changed() => {
+                    let next = assigned.borrow_and_update().clone();
+                    match next {
+                        Some(next) => self.send_assignment(next).await,
+                        None => Ok(()),
+                    }
+                }
+                Ok(()) = converged.changed() => {
+                    let revision = *converged.borrow_and_update();
+                    self.tell(ManagerMessage::Converged(AckRevision { revision })).await
+                }
+                Ok(()) = managers.changed() => {
+                    let managers = managers.borrow_and_update().clone();
+                    self.tell(ManagerMessage::Managers(Managers { managers })).await
+                }
+                Ok(()) = told.changed() => {
+                    let wishes = told.borrow_and_update().clone();
+                    self.tell_wishes(wishes).await
+                }
                 message = session.next() => match message {
                     Ok(NodeMessage::Leave(_)) => {
                         left = true;
@@ -257,43 +294,20 @@ impl Run<'_> {
                         };
                     }
                 },
-                Ok(()) = assigned.changed() => {
-                    let next = assigned.borrow_and_update().clone();
-                    match next {
-                        Some(next) => self.send_assignment(next).await,
-                        None => Ok(()),
-                    }
-                }
-                Ok(()) = converged.changed() => {
-                    let revision = *converged.borrow_and_update();
-                    self.tell(ManagerMessage::Converged(AckRevision { revision })).await
-                }
-                Ok(()) = managers.changed() => {
-                    let managers = managers.borrow_and_update().clone();
-                    self.tell(ManagerMessage::Managers(Managers { managers })).await
-                }
-                Ok(()) = told.changed() => {
-                    let wishes = told.borrow_and_update().clone();
-                    self.tell_wishes(wishes).await
-                }
-                Ok(()) = ended.changed() => {
-                    if let Some(reason) = *ended.borrow_and_update() {
-                        return End::Bye(reason, reason_text(reason).to_owned());
-                    }
-                    Ok(())
-                }
-                () = &mut left_for_long => return End::Left,
-                // Ignored because: the sender is in the tenure, which is held here.
-                () = async { drop(over.wait_for(|over| *over).await) } => return End::NotLeader,
-                () = async { drop(stopping.wait_for(|stop| *stop).await) } => {
-                    let reason = ByeReason::Stopping;
-                    return End::Bye(reason, reason_text(reason).to_owned());
-                }
             };
             if let Err(error) = step {
                 tracing::info!(node = %self.node, cause = report(&error), "session ends");
                 return if left { End::Left } else { End::Lost };
             }
+        }
+    }
+
+    /// Why the session ends, in words.
+    fn reason(&self, reason: ByeReason) -> String {
+        let state = self.tenure.shared.state();
+        match (reason, state.nodes.get(&self.node)) {
+            (ByeReason::Refused, Some(node)) => too_old(&state, &node.description).to_string(),
+            _ => reason_text(reason).to_owned(),
         }
     }
 

@@ -29,6 +29,19 @@ pub enum ControlError {
         /// Which.
         node: NodeId,
     },
+    /// A node whose program cannot read what the cluster writes.
+    #[error(
+        "upgrade this node: the cluster writes format {level}, its program{} reads up to {reads}",
+        version(.program)
+    )]
+    TooOld {
+        /// Its version, if it says one.
+        program: String,
+        /// What it reads.
+        reads: u32,
+        /// What the cluster writes.
+        level: u32,
+    },
     /// The caller's version is not the object's.
     #[error("update out of sequence")]
     OutOfSequence,
@@ -180,11 +193,16 @@ impl ControlError {
     }
 }
 
+fn version(program: &str) -> String {
+    if program.is_empty() { String::new() } else { format!(" (version {program})") }
+}
+
 impl Fault for ControlError {
     fn kind(&self) -> FaultKind {
         match self {
             Self::NotFound { .. } => FaultKind::NotFound,
             Self::Removed { .. } => FaultKind::Forbidden,
+            Self::TooOld { .. } => FaultKind::Conflict,
             // Docker's status for it; tools match the text.
             Self::OutOfSequence => FaultKind::Internal,
             Self::Spec(spec) => spec.kind(),
@@ -209,6 +227,7 @@ impl Fault for ControlError {
             Self::Store(store) => store.id(),
             Self::OutOfSequence => Some(FaultId(OUT_OF_SEQUENCE)),
             Self::Removed { .. } => Some(FaultId("SH-MGR-007")),
+            Self::TooOld { .. } => Some(FaultId("SH-MGR-020")),
             Self::Remote(fault) => fault.id(),
             Self::NoMajority { .. } => Some(FaultId("SH-MGR-012")),
             Self::NodeAway { .. } => Some(FaultId("SH-MGR-013")),
@@ -240,6 +259,10 @@ impl Fault for ControlError {
             Self::NodeAway { .. } => Some(
                 "look at its state with 'docker node ls'; a node that is ready must reach this \
                  manager at TCP 2377"
+                    .to_owned(),
+            ),
+            Self::TooOld { .. } => Some(
+                "stop its daemon, install the version of shoal that the managers run, and start it"
                     .to_owned(),
             ),
             Self::UnknownRequest { .. } => Some("upgrade the leader".to_owned()),

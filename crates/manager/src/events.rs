@@ -6,7 +6,6 @@ use shoal_model::change::{Changed, Object};
 use shoal_model::event::{Event, Scope};
 use shoal_model::object::{Network, Node, Service, UpdateState};
 use shoal_model::spec::StringMap;
-use shoal_model::spec::node::Availability;
 use shoal_model::time::Timestamp;
 use shoal_store::{ChangeEvent, Changes};
 
@@ -122,15 +121,7 @@ fn service_update(old: &Service, new: &Service) -> Option<StringMap> {
 }
 
 fn update_name(state: Option<UpdateState>) -> &'static str {
-    match state {
-        None => "",
-        Some(UpdateState::Updating) => "updating",
-        Some(UpdateState::Paused) => "paused",
-        Some(UpdateState::Completed) => "completed",
-        Some(UpdateState::RollbackStarted) => "rollback_started",
-        Some(UpdateState::RollbackPaused) => "rollback_paused",
-        Some(UpdateState::RollbackCompleted) => "rollback_completed",
-    }
+    state.map_or("", UpdateState::as_str)
 }
 
 fn node_update(old: &Node, new: &Node) -> Option<StringMap> {
@@ -141,11 +132,7 @@ fn node_update(old: &Node, new: &Node) -> Option<StringMap> {
     }
     let mut attributes = named(node_name(new));
     differ(&mut attributes, "state", old.status.state.as_str(), new.status.state.as_str());
-    let availability = |node: &Node| match node.spec.availability {
-        Availability::Active => "active",
-        Availability::Pause => "pause",
-        Availability::Drain => "drain",
-    };
+    let availability = |node: &Node| node.spec.availability.as_str();
     differ(&mut attributes, "availability", availability(old), availability(new));
     differ(&mut attributes, "role", old.spec.role.as_str(), new.spec.role.as_str());
     let leads = |node: &Node| node.manager.as_ref().is_some_and(|m| m.leader).to_string();

@@ -119,6 +119,10 @@ impl Control {
         request: ControlRequest,
         by: Instant,
     ) -> Result<ControlReply, ControlError> {
+        // What a client sees here is old, and what it would read afterwards too.
+        if let Some(error) = self.shared.store.needs_upgrade().filter(|_| !request.only_reads()) {
+            return Err(error.into());
+        }
         let mut lead = self.lead.clone();
         // Why it is not known whether an earlier try was carried out.
         let mut doubt = None;

@@ -173,17 +173,18 @@ impl Gathering {
             }
             let next_check = Instant::now() + FIRST_WORD;
             tokio::select! {
-                arrival = self.arrivals.recv() => match arrival {
-                    Some(arrival) => self.take(arrival).await?,
-                    None => return Ok(()),
-                },
+                biased;
+                () = self.out.closed() => return Err(Gone),
                 changed = revision.changed(), if self.query.follow => {
                     if changed.is_err() {
                         return Ok(());
                     }
                     self.open_all(false).await?;
                 }
-                () = self.out.closed() => return Err(Gone),
+                arrival = self.arrivals.recv() => match arrival {
+                    Some(arrival) => self.take(arrival).await?,
+                    None => return Ok(()),
+                },
                 () = sleep_until(next_check) => {}
             }
             self.give_up_on_silent().await?;

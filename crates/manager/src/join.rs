@@ -12,13 +12,16 @@ use shoal_identity::peer::PeerIdentity;
 use shoal_identity::token::JoinToken;
 use shoal_model::change::{Change, Expect, Object};
 use shoal_model::cluster_state::ClusterState;
-use shoal_model::fault::FaultKind;
 use shoal_model::id::NodeId;
 use shoal_model::net::NodeIndex;
-use shoal_model::object::{Cluster, ManagerStatus, Meta, Node, NodeState, NodeStatus};
+use shoal_model::object::{
+    Cluster, ManagerStatus, Meta, Node, NodeDescription, NodeState, NodeStatus,
+};
+use shoal_model::spec::Extra;
 use shoal_model::spec::node::{NodeRole, NodeSpec};
 use shoal_model::time::{Nanos, Timestamp};
 use shoal_model::trust::NodeTls;
+use shoal_plan::level;
 use shoal_plan::roles::MANAGERS_MAX;
 use shoal_plan::validate::too_many_managers;
 use shoal_wire::fault::RemoteFault;
@@ -55,7 +58,6 @@ impl JoinHandler for Doorkeeper {
         remote: SocketAddr,
         request: IssueCertificate,
     ) -> Result<CertificateReply, RemoteFault> {
-        check_version(request.version)?;
         let (id, request) = (NodeId::generate(&mut RandomIds), Box::new(request));
         self.issue(ControlRequest::Join { id, request, remote }).await
     }
@@ -65,20 +67,9 @@ impl JoinHandler for Doorkeeper {
         peer: PeerIdentity,
         request: RenewCertificate,
     ) -> Result<CertificateReply, RemoteFault> {
-        check_version(request.version)?;
         self.0.shared.check_known(&peer).map_err(|e| RemoteFault::of(&e))?;
         self.issue(ControlRequest::Renew { id: peer.node_id, request }).await
     }
-}
-
-fn check_version(version: u32) -> Result<(), RemoteFault> {
-    if version == PROTOCOL_VERSION {
-        return Ok(());
-    }
-    Err(RemoteFault::new(
-        FaultKind::Conflict,
-        format!("this manager speaks protocol version {PROTOCOL_VERSION}, the node {version}"),
-    ))
 }
 
 impl Doorkeeper {
@@ -99,6 +90,7 @@ impl Shared {
         let tenure = self.leading().await?;
         let state = self.state();
         let known = cluster(&state)?;
+        check_reads(&state, &request.facts.description)?;
         let role = JoinToken::parse(&request.token)?.role_in(&known.join_tokens)?;
         let reply = self.certify(known, &node_id, role, request.csr_pem).await?;
         let given = key_of(&reply)?;
@@ -191,6 +183,26 @@ fn key_of(reply: &CertificateReply) -> Result<String, ControlError> {
     Ok(PeerIdentity::from_pem(&reply.cert_pem)?.key)
 }
 
+/// Whether a node that describes itself so can read what the cluster writes.
+pub(crate) fn check_reads(
+    state: &ClusterState,
+    description: &NodeDescription,
+) -> Result<(), ControlError> {
+    if level::fits(state, description) {
+        return Ok(());
+    }
+    Err(too_old(state, description))
+}
+
+/// That a node has to be upgraded that describes itself so.
+pub(crate) fn too_old(state: &ClusterState, description: &NodeDescription) -> ControlError {
+    ControlError::TooOld {
+        program: description.engine_version.clone(),
+        reads: description.reads(),
+        level: state.level(),
+    }
+}
+
 fn member<'s>(state: &'s ClusterState, id: &NodeId) -> Result<&'s Arc<Node>, ControlError> {
     state.nodes.get(id).ok_or_else(|| ControlError::Removed { node: id.clone() })
 }
@@ -251,6 +263,7 @@ fn new_node(
         data_path_addr: Some(facts.data_path_addr.unwrap_or(addr)),
         manager: None,
         tls: NodeTls::default(),
+        extra: Extra::new(),
     })
 }
 

@@ -61,6 +61,7 @@ pub(crate) async fn run(tenure: Arc<Tenure>) {
             }
         }
         tokio::select! {
+            biased;
             changed = revision.changed() => if changed.is_err() { return },
             changed = group.changed() => if changed.is_err() { return },
             () = sleep(PAUSE) => {}

@@ -167,6 +167,39 @@ impl Tenure {
         }
     }
 
+    /// Notes that a node came whose program is too old, and how it describes itself. Its last
+    /// session, if it has one, ends by itself.
+    pub(crate) async fn mark_too_old(
+        self: &Arc<Self>,
+        node: &NodeId,
+        description: NodeDescription,
+        why: &str,
+    ) {
+        let (id, why) = (node.clone(), why.to_owned());
+        let still = self.has_no_session();
+        let write = self
+            .shared
+            .writer
+            .write(move |state, now| {
+                let Some(known) = state.nodes.get(&id).filter(|_| still(&id)) else {
+                    return Ok((Vec::new(), ()));
+                };
+                let mut next = (**known).clone();
+                next.description = description.clone();
+                if known.status.state != NodeState::Down {
+                    next.status.since = now;
+                }
+                next.status.state = NodeState::Down;
+                next.status.message.clone_from(&why);
+                next.status.back_by = None;
+                Ok((put_if_changed(known, next), ()))
+            })
+            .await;
+        if let Err(error) = write {
+            tracing::warn!(node = %node, cause = report(&error), "a node too old was not noted");
+        }
+    }
+
     pub(crate) async fn describe(&self, node: &NodeId, description: NodeDescription) {
         let id = node.clone();
         let write = self

@@ -4,6 +4,7 @@ use shoal_model::change::{Change, Expect, Object, ObjectKey};
 use shoal_model::cluster_state::ClusterState;
 use shoal_model::id::{ConfigId, Revision, SecretId};
 use shoal_model::object::{Config, Meta, Secret};
+use shoal_model::spec::Extra;
 use shoal_model::spec::payload::PayloadSpec;
 use shoal_plan::validate;
 
@@ -102,10 +103,30 @@ impl PayloadId {
         }
     }
 
-    fn object(&self, meta: Meta, spec: PayloadSpec) -> Object {
+    /// A new one.
+    fn object(&self, spec: PayloadSpec) -> Object {
+        let (meta, extra) = (Meta::default(), Extra::new());
         match self {
-            Self::Secret(id) => Object::Secret(Box::new(Secret { id: id.clone(), meta, spec })),
-            Self::Config(id) => Object::Config(Box::new(Config { id: id.clone(), meta, spec })),
+            Self::Secret(id) => {
+                Object::Secret(Box::new(Secret { id: id.clone(), meta, spec, extra }))
+            }
+            Self::Config(id) => {
+                Object::Config(Box::new(Config { id: id.clone(), meta, spec, extra }))
+            }
+        }
+    }
+
+    /// The known one with another spec.
+    fn changed(&self, state: &ClusterState, spec: PayloadSpec) -> Option<Object> {
+        match self {
+            Self::Secret(id) => state
+                .secrets
+                .get(id)
+                .map(|known| Object::Secret(Box::new(Secret { spec, ..(**known).clone() }))),
+            Self::Config(id) => state
+                .configs
+                .get(id)
+                .map(|known| Object::Config(Box::new(Config { spec, ..(**known).clone() }))),
         }
     }
 
@@ -132,7 +153,7 @@ pub(crate) fn create(state: &ClusterState, id: &PayloadId, spec: &PayloadSpec) -
         PayloadId::Secret(_) => validate::new_secret(state, spec)?,
         PayloadId::Config(_) => validate::new_config(state, spec)?,
     }
-    let object = id.object(Meta::default(), spec.clone());
+    let object = id.object(spec.clone());
     done(vec![Change::Put { object, expect: Expect::Absent }])
 }
 
@@ -148,7 +169,8 @@ pub(crate) fn update(
     let mut next = known.clone();
     next.labels.clone_from(&spec.labels);
     let expect = Expect::Version(meta.version);
-    done(vec![Change::Put { object: id.object(meta, next), expect }])
+    let object = id.changed(state, next);
+    done(object.map(|object| Change::Put { object, expect }).into_iter().collect())
 }
 
 pub(crate) fn remove(state: &ClusterState, id: &PayloadId) -> Outcome {

@@ -44,6 +44,7 @@ pub(crate) async fn run(shared: Arc<Shared>) {
         };
         let wake = Instant::now() + again;
         tokio::select! {
+            biased;
             changed = revision.changed() => if changed.is_err() { return },
             () = sleep_until(wake) => {}
         }

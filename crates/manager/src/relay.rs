@@ -206,8 +206,9 @@ impl Control {
     async fn pump(&self, number: u64, out: mpsc::Sender<TaskLog>) {
         loop {
             let asked = tokio::select! {
-                asked = self.ask(ControlRequest::ReadLog { number }) => asked,
+                biased;
                 () = out.closed() => break,
+                asked = self.ask(ControlRequest::ReadLog { number }) => asked,
             };
             let batch = match asked {
                 Ok(ControlReply::LogBatch { batch }) => batch,

@@ -6,6 +6,7 @@ use shoal_model::change::{Change, Expect, Object, ObjectKey};
 use shoal_model::cluster_state::ClusterState;
 use shoal_model::id::{NetworkId, Revision, ServiceId};
 use shoal_model::object::{Endpoint, Meta, Service, UpdateState, UpdateStatus};
+use shoal_model::spec::Extra;
 use shoal_model::spec::service::ServiceSpec;
 use shoal_model::time::Timestamp;
 use shoal_plan::validate;
@@ -80,6 +81,7 @@ pub(crate) fn create(
         update_status: None,
         allocation_error: None,
         job_status: None,
+        extra: Extra::new(),
     };
     let object = Object::Service(Box::new(service));
     Ok((vec![Change::Put { object, expect: Expect::Absent }], reply))

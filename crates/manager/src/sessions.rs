@@ -7,6 +7,7 @@ use shoal_model::assignment::{Assignment, KnownChanges};
 use shoal_model::cluster_state::ClusterState;
 use shoal_model::id::{NodeId, Revision, SessionId, TaskId};
 use shoal_model::object::NodeState;
+use shoal_plan::level;
 use shoal_plan::roles::wish_of;
 use shoal_wire::message::{ByeReason, ManagerMessage, RoleWish, TrustWish};
 use shoal_wire::session::SessionSender;
@@ -152,6 +153,23 @@ impl Sessions {
                 session.end.send_if_modified(|end| {
                     let first = end.is_none();
                     end.get_or_insert(ByeReason::Removed);
+                    first
+                });
+            }
+        });
+    }
+
+    /// Ends the sessions of nodes that cannot read what the cluster writes.
+    pub fn end_too_old(&self, state: &ClusterState) {
+        let too_old: BTreeSet<&NodeId> = level::too_old(state).map(|node| &node.id).collect();
+        if too_old.is_empty() {
+            return;
+        }
+        self.with(|tables| {
+            for (_, session) in tables.sessions.iter().filter(|(id, _)| too_old.contains(id)) {
+                session.end.send_if_modified(|end| {
+                    let first = end.is_none();
+                    end.get_or_insert(ByeReason::Refused);
                     first
                 });
             }

@@ -5,13 +5,15 @@ use shoal_identity::token::JoinToken;
 use shoal_model::change::{Change, Expect, Object, ObjectKey};
 use shoal_model::cluster_state::ClusterState;
 use shoal_model::id::{NetworkId, NodeId, Revision};
-use shoal_model::object::{Meta, Network, NodeState};
+use shoal_model::object::{Meta, Network, NodeState, UnlockSecret};
+use shoal_model::spec::Extra;
 use shoal_model::spec::cluster::ClusterSpec;
 use shoal_model::spec::network::NetworkSpec;
 use shoal_model::spec::node::NodeSpec;
 use shoal_model::time::Timestamp;
 use shoal_plan::roles::GroupView;
-use shoal_plan::validate::{self, SpecError};
+use shoal_plan::validate;
+use shoal_store::UnlockKey;
 
 use crate::control::{Rotation, in_sequence, missing};
 use crate::error::ControlError;
@@ -32,6 +34,7 @@ pub(crate) fn create_network(state: &ClusterState, id: &NetworkId, spec: &Networ
         vni: plan.vni,
         subnets: plan.subnets,
         mtu: plan.mtu,
+        extra: Extra::new(),
     };
     let object = Object::Network(Box::new(network));
     done(vec![Change::Put { object, expect: Expect::Absent }])
@@ -93,9 +96,6 @@ pub(crate) fn update_cluster(
     version: Revision,
     (spec, rotation): (&ClusterSpec, Rotation),
 ) -> Outcome {
-    if rotation.unlock_key {
-        return Err(SpecError::not_implemented("locking managers (unlock keys)").into());
-    }
     let known = cluster(state)?;
     in_sequence(known.meta, version)?;
     validate::changed_cluster(spec)?;
@@ -112,6 +112,17 @@ pub(crate) fn update_cluster(
     if rotation.manager_token {
         next.join_tokens.manager = JoinToken::generate(digest).to_string();
     }
+    next.unlock = unlock(known.unlock.as_ref(), &next.spec, rotation.unlock_key);
     let expect = Expect::Version(known.meta.version);
     done(vec![Change::Put { object: Object::Cluster(Box::new(next)), expect }])
+}
+
+/// What unlocks managers under `spec`, which had `known`: as in Docker, turning the lock on makes a
+/// key, turning it off drops it, and a rotation without a lock changes nothing.
+fn unlock(known: Option<&UnlockSecret>, spec: &ClusterSpec, rotate: bool) -> Option<UnlockSecret> {
+    if !spec.encryption_config.auto_lock_managers {
+        return None;
+    }
+    let fresh = || UnlockSecret(UnlockKey::generate().to_string());
+    Some(known.filter(|_| !rotate).cloned().unwrap_or_else(fresh))
 }

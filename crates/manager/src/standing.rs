@@ -6,9 +6,11 @@ use shoal_model::cluster_state::ClusterState;
 use shoal_model::fault::report;
 use shoal_model::object::ManagerStatus;
 use shoal_model::time::Timestamp;
+use shoal_plan::level;
 use shoal_store::{Lead, Member, StoreError};
 
 use crate::error::ControlError;
+use crate::join::too_old;
 use crate::shared::Shared;
 
 /// For so long after the last leader was lost the next one is awaited before anybody is told that
@@ -52,10 +54,12 @@ impl Shared {
     pub(crate) fn warnings(&self) -> Vec<String> {
         let mut found: Vec<String> =
             self.store.health().err().iter().map(|error| report(error)).collect();
+        let sealed = self.store.keyring().trouble();
+        found.extend(Some(sealed).filter(|text| !text.is_empty()));
         let group = self.store.group().borrow().clone();
         let lead = self.store.lead().borrow().clone();
         if let Lead::Nobody { since, missing } = &lead
-            && found.is_empty()
+            && self.store.health().is_ok()
             && group.voters.len() > 1
         {
             found.push(report(&self.no_majority(Some(*since), missing)));
@@ -63,6 +67,11 @@ impl Shared {
         if let (Lead::Nobody { .. }, Some(said)) = (&lead, self.store.stranger()) {
             found.push(said);
         }
+        let state = self.state();
+        found.extend(level::too_old(&state).map(|node| {
+            let name = state.node_name(&node.id);
+            format!("node {name}: {}", report(&too_old(&state, &node.description)))
+        }));
         let votes = group.voters.iter().any(|m| m.raft_id == self.store.raft_id());
         if !votes && !group.voters.is_empty() {
             found.push(format!(

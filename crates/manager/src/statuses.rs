@@ -57,7 +57,8 @@ impl Reports {
             let own = state.tasks.get(&task).is_some_and(|t| t.node_id.as_ref() == Some(node));
             // No node decides that; managers do.
             let theirs = matches!(status.state, TaskState::Remove | TaskState::Orphaned);
-            if !own || theirs {
+            // A node of a later version says what this one cannot compare with anything.
+            if !own || theirs || !status.state.is_known() {
                 tracing::debug!(%node, %task, state = ?status.state, "a status was not heard");
                 continue;
             }

@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{ClusterId, ConfigId, NetworkId, NodeId, Revision, SecretId, ServiceId, TaskId};
+use crate::level;
 use crate::object::{Cluster, Config, Network, Node, Secret, Service, Task};
 use crate::time::Timestamp;
 
@@ -37,6 +38,37 @@ pub enum Change {
         /// What must be there now.
         expect: Expect,
     },
+    /// The next version's, for tests: writes a note into the cluster.
+    #[cfg(feature = "next-level")]
+    Note {
+        /// The note.
+        text: String,
+    },
+}
+
+impl Transaction {
+    /// The lowest level that can apply it: what is in it, and what it raises the cluster to.
+    #[must_use]
+    pub fn level(&self) -> u32 {
+        let of = |change: &Change| match change {
+            Change::Put { object: Object::Cluster(cluster), .. } => cluster.level,
+            other => other.needs(),
+        };
+        self.changes.iter().map(of).max().unwrap_or(level::FIRST)
+    }
+}
+
+impl Change {
+    /// The lowest level of a cluster in which it may be made.
+    #[must_use]
+    pub fn needs(&self) -> u32 {
+        match self {
+            Self::Put { object, .. } => object.needs(),
+            Self::Delete { .. } => level::FIRST,
+            #[cfg(feature = "next-level")]
+            Self::Note { .. } => level::FIRST + 1,
+        }
+    }
 }
 
 /// What must be there for a change to apply.
@@ -102,6 +134,24 @@ impl Object {
             Self::Config(o) => ObjectKey::Config(o.id.clone()),
         }
     }
+
+    /// The lowest level of a cluster that may hold it.
+    #[must_use]
+    pub fn needs(&self) -> u32 {
+        let known = |known: bool| if known { level::FIRST } else { level::UNKNOWN };
+        match self {
+            Self::Task(task) => task.status.state.needs().max(task.desired_state.needs()),
+            Self::Node(node) => {
+                known(node.status.state.is_known() && node.spec.availability.is_known())
+            }
+            Self::Service(service) => {
+                known(service.update_status.as_ref().is_none_or(|status| status.state.is_known()))
+            }
+            #[cfg(feature = "next-level")]
+            Self::Cluster(cluster) if cluster.note.is_some() => level::FIRST + 1,
+            Self::Cluster(_) | Self::Network(_) | Self::Secret(_) | Self::Config(_) => level::FIRST,
+        }
+    }
 }
 
 impl fmt::Display for ObjectKey {
@@ -158,10 +208,27 @@ pub enum ApplyError {
         /// Who has it.
         holder: ObjectKey,
     },
+    /// Something is not of this cluster's level, or of no level that this program knows.
+    #[error("{} cannot be written: {}", key, unfit(*needs, *level))]
+    Level {
+        /// Which object.
+        key: ObjectKey,
+        /// The level that it needs.
+        needs: u32,
+        /// The cluster's.
+        level: u32,
+    },
     /// Too many changes at once.
     #[error("transaction has {count} changes, more than {CHANGES_MAX}")]
     TooLarge {
         /// How many.
         count: usize,
     },
+}
+
+fn unfit(needs: u32, level: u32) -> String {
+    if needs == level::UNKNOWN {
+        return "it has a word that is not known".to_owned();
+    }
+    format!("it needs format {needs}, the cluster writes {level}")
 }

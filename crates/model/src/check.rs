@@ -5,17 +5,28 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 /// The verdict of a check.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     /// Works.
     Ok,
-    /// Was not tried; the detail says why.
+    /// Was not tried; the detail says why. Also what a later version says.
     Skipped,
     /// Works, with a reservation.
     Warn,
     /// Does not work.
     Fail,
+}
+
+impl<'de> Deserialize<'de> for Verdict {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        Ok(match String::deserialize(from)?.as_str() {
+            "ok" => Self::Ok,
+            "warn" => Self::Warn,
+            "fail" => Self::Fail,
+            _ => Self::Skipped,
+        })
+    }
 }
 
 impl fmt::Display for Verdict {
@@ -56,7 +67,8 @@ pub enum Need {
     Overlay,
     /// Limits on memory, CPU or processes.
     Limits,
-    /// Nothing: good to know.
+    /// Nothing: good to know. Also what a later version says.
+    #[serde(other)]
     Nothing,
 }
 

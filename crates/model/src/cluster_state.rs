@@ -3,7 +3,8 @@
 //! **Invariants**, checked here when a change is applied, so that they hold no matter who proposed
 //! it: names are unique per kind; VNIs, node indices and published ports are unique; within a
 //! network every address belongs to one task or one service; desired and observed task states only
-//! grow. A refused transaction changes nothing.
+//! grow; the cluster's level only grows, and nothing is in the state that needs a higher one. A
+//! refused transaction changes nothing.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -12,7 +13,10 @@ use crate::change::{
     ApplyError, CHANGES_MAX, Change, Changed, Expect, Object, ObjectKey, Transaction,
 };
 use crate::claim::{Claim, claims_of, refusal};
+#[cfg(feature = "next-level")]
+use crate::id::ClusterId;
 use crate::id::{ConfigId, NetworkId, NodeId, Revision, SecretId, ServiceId, TaskId};
+use crate::level;
 use crate::object::{Cluster, Config, Meta, Network, Node, Secret, Service, Task};
 
 /// Objects by id. Cloning is cheap: maps and objects are shared until somebody writes.
@@ -42,6 +46,13 @@ pub struct ClusterState {
 }
 
 impl ClusterState {
+    /// What may be written: see [`crate::level`]. What is applied differently from some level on
+    /// depends on this, which all members agree on.
+    #[must_use]
+    pub fn level(&self) -> u32 {
+        self.cluster.as_ref().map_or(level::FIRST, |cluster| cluster.level)
+    }
+
     /// A node as operators know it: its host name, or its id as long as that is not known.
     #[must_use]
     pub fn node_name(&self, node: &NodeId) -> String {
@@ -130,9 +141,14 @@ impl ClusterState {
         revision: Revision,
         transaction: &Transaction,
     ) -> Result<Changed, ApplyError> {
+        #[cfg(feature = "next-level")]
+        let change = &self.spelled_out(change)?;
         let (key, expect) = match change {
             Change::Put { object, expect } => (object.key(), *expect),
             Change::Delete { key, expect } => (key.clone(), *expect),
+            // Spelled out above.
+            #[cfg(feature = "next-level")]
+            Change::Note { .. } => (ObjectKey::Cluster(ClusterId::new("")), Expect::Absent),
         };
         let before = self.get(&key);
         check_expectation(&key, expect, before.as_ref())?;
@@ -144,11 +160,15 @@ impl ClusterState {
                     .map_or((revision, transaction.at), |o| (meta(o).created, meta(o).created_at));
                 *meta_mut(&mut object) =
                     Meta { version: revision, created, created_at, updated_at: transaction.at };
-                keep_states_growing(&mut object, before.as_ref());
+                keep_growing(&mut object, before.as_ref());
+                if object.needs() > self.level() {
+                    let (needs, level) = (object.needs(), self.level());
+                    return Err(ApplyError::Level { key, needs, level });
+                }
                 self.check_claims(&object, &key)?;
                 Some(object)
             }
-            Change::Delete { .. } => None,
+            _ => None,
         };
         if let Some(old) = &before {
             self.release(old, &key);
@@ -161,6 +181,23 @@ impl ClusterState {
             None => self.remove(&key),
         }
         Ok(Changed { key, before, after })
+    }
+
+    /// The next version's change, for tests, as one that writes the cluster.
+    #[cfg(feature = "next-level")]
+    fn spelled_out(&self, change: &Change) -> Result<Change, ApplyError> {
+        let Change::Note { text } = change else { return Ok(change.clone()) };
+        let none = || ClusterId::new("");
+        let key = ObjectKey::Cluster(self.cluster.as_ref().map_or_else(none, |c| c.id.clone()));
+        let (needs, level) = (change.needs(), self.level());
+        match &self.cluster {
+            Some(known) if needs <= level => {
+                let note = Some(text.clone());
+                let object = Object::Cluster(Box::new(Cluster { note, ..(**known).clone() }));
+                Ok(Change::Put { object, expect: Expect::Any })
+            }
+            _ => Err(ApplyError::Level { key, needs, level }),
+        }
     }
 
     /// The object that `key` names.
@@ -283,13 +320,24 @@ fn check_expectation(
     }
 }
 
-/// A late report must not bring a task back to life, nor may a stale plan.
-fn keep_states_growing(object: &mut Object, before: Option<&Object>) {
-    if let (Object::Task(task), Some(Object::Task(old))) = (object, before) {
-        if task.status.state < old.status.state {
-            task.status = old.status.clone();
+/// A late report must not bring a task back to life, nor may a stale plan; and what is written in
+/// one form is not written in an older one later.
+fn keep_growing(object: &mut Object, before: Option<&Object>) {
+    match (object, before) {
+        (Object::Task(task), Some(Object::Task(old))) => {
+            // A word that is not known is refused, not compared.
+            let known = task.status.state.is_known() && task.desired_state.is_known();
+            if known && task.status.state < old.status.state {
+                task.status = old.status.clone();
+            }
+            if known {
+                task.desired_state = task.desired_state.max(old.desired_state);
+            }
         }
-        task.desired_state = task.desired_state.max(old.desired_state);
+        (Object::Cluster(cluster), Some(Object::Cluster(old))) => {
+            cluster.level = cluster.level.max(old.level);
+        }
+        _ => {}
     }
 }
 
@@ -345,6 +393,7 @@ mod tests {
             data_path_addr: None,
             manager: None,
             tls: NodeTls::default(),
+            extra: Default::default(),
         }))
     }
 

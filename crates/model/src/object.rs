@@ -11,7 +11,8 @@ use crate::id::{
     ClusterId, ConfigId, ContainerId, NetworkId, NodeId, Revision, SecretId, ServiceId, TaskId,
 };
 use crate::net::{NodeIndex, Port, Vni};
-use crate::spec::StringMap;
+use crate::spec::{Extra, StringMap};
+
 use crate::spec::cluster::ClusterSpec;
 use crate::spec::generic::GenericResource;
 use crate::spec::network::NetworkSpec;
@@ -22,6 +23,7 @@ use crate::spec::task::{Platform, Resources, TaskSpec};
 use crate::task_state::TaskState;
 use crate::time::Timestamp;
 use crate::trust::{NodeTls, Trust};
+use crate::word::{Word, words};
 
 /// When and at which revision an object was written. Set by
 /// [`ClusterState::apply`](crate::cluster_state::ClusterState::apply), never by hand.
@@ -55,12 +57,25 @@ pub struct Cluster {
     pub trust: Trust,
     /// What lets a node join.
     pub join_tokens: JoinTokens,
+    /// What unlocks managers after a restart; nothing if they are not locked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unlock: Option<UnlockSecret>,
     /// Overlay subnets are cut from these.
     pub default_address_pools: Vec<IpNet>,
     /// Prefix length of each cut.
     pub subnet_prefix_len: u8,
     /// UDP port of VXLAN.
     pub data_path_port: u16,
+    /// What may be written: see [`crate::level`]. Never falls.
+    #[serde(default = "crate::level::first")]
+    pub level: u32,
+    /// The next version's, for tests.
+    #[cfg(feature = "next-level")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+    /// What a later version has written, kept as it is.
+    #[serde(flatten)]
+    pub extra: Extra,
 }
 
 /// The certificate authority.
@@ -93,6 +108,17 @@ impl std::fmt::Debug for JoinTokens {
     }
 }
 
+/// What unlocks managers after a restart, `SWMKEY-1-…`.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct UnlockSecret(pub String);
+
+impl std::fmt::Debug for UnlockSecret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("UnlockSecret { .. }")
+    }
+}
+
 /// A member of the cluster.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Node {
@@ -115,6 +141,9 @@ pub struct Node {
     /// What is known of its certificate.
     #[serde(default, skip_serializing_if = "NodeTls::is_empty")]
     pub tls: NodeTls,
+    /// What a later version has written, kept as it is.
+    #[serde(flatten)]
+    pub extra: Extra,
 }
 
 /// What a node says about itself.
@@ -133,6 +162,24 @@ pub struct NodeDescription {
     pub engine_labels: StringMap,
     /// What the node tried and found (`shoal doctor`).
     pub checks: Vec<CheckResult>,
+    /// The highest level that it can read, see [`crate::level`]; zero if it does not say: the first.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub reads: u32,
+    /// What a later version has written, kept as it is.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+impl NodeDescription {
+    /// The highest level that the node can read.
+    #[must_use]
+    pub fn reads(&self) -> u32 {
+        self.reads.max(crate::level::FIRST)
+    }
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// What managers know of a node.
@@ -152,8 +199,7 @@ pub struct NodeStatus {
 }
 
 /// Whether a node can be reached.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum NodeState {
     /// No session since the leader began.
     #[default]
@@ -164,20 +210,16 @@ pub enum NodeState {
     Ready,
     /// Left on purpose.
     Disconnected,
+    /// A later version's word.
+    Other(Word),
 }
 
-impl NodeState {
-    /// The name in the API.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Unknown => "unknown",
-            Self::Down => "down",
-            Self::Ready => "ready",
-            Self::Disconnected => "disconnected",
-        }
-    }
-}
+words!(NodeState {
+    Unknown => "unknown",
+    Down => "down",
+    Ready => "ready",
+    Disconnected => "disconnected",
+});
 
 /// A manager's part in consensus.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -215,6 +257,9 @@ pub struct Service {
     /// Of jobs: which iteration runs, or was the last to run. Written by the plan.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job_status: Option<JobStatus>,
+    /// What a later version has written, kept as it is.
+    #[serde(flatten)]
+    pub extra: Extra,
 }
 
 impl Service {
@@ -276,8 +321,7 @@ pub struct UpdateStatus {
 }
 
 /// Where an update stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UpdateState {
     /// Tasks are being replaced.
     Updating,
@@ -291,7 +335,18 @@ pub enum UpdateState {
     RollbackPaused,
     /// The old spec is back.
     RollbackCompleted,
+    /// A later version's word.
+    Other(Word),
 }
+
+words!(UpdateState {
+    Updating => "updating",
+    Paused => "paused",
+    Completed => "completed",
+    RollbackStarted => "rollback_started",
+    RollbackPaused => "rollback_paused",
+    RollbackCompleted => "rollback_completed",
+});
 
 /// One attempt at running one instance of a service (or a hand-made container's place on a
 /// network).
@@ -334,6 +389,9 @@ pub struct Task {
     /// What it has of its node's generic resources; chosen with the node.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub assigned_generic_resources: Vec<GenericResource>,
+    /// What a later version has written, kept as it is.
+    #[serde(flatten)]
+    pub extra: Extra,
 }
 
 impl Task {
@@ -440,6 +498,9 @@ pub struct Network {
     pub subnets: Vec<Subnet>,
     /// The MTU of every port, fixed at creation.
     pub mtu: u32,
+    /// What a later version has written, kept as it is.
+    #[serde(flatten)]
+    pub extra: Extra,
 }
 
 impl Network {
@@ -478,6 +539,9 @@ pub struct Secret {
     pub meta: Meta,
     /// Name, labels and data.
     pub spec: PayloadSpec,
+    /// What a later version has written, kept as it is.
+    #[serde(flatten)]
+    pub extra: Extra,
 }
 
 /// Data for tasks that everybody may read.
@@ -489,6 +553,9 @@ pub struct Config {
     pub meta: Meta,
     /// Name, labels and data.
     pub spec: PayloadSpec,
+    /// What a later version has written, kept as it is.
+    #[serde(flatten)]
+    pub extra: Extra,
 }
 
 /// Who holds a published port, cluster-wide.

@@ -2,12 +2,15 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use crate::level;
+use crate::word::{Word, words};
 
 /// Where a task is in its life, in order. Names as in Docker's API.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum TaskState {
+    /// A later version's word, which has no place in this order: it comes before everything, so
+    /// that nothing is ended for it, and `apply` refuses it.
+    Other(Word),
     /// Created, nothing decided.
     New,
     /// Has its addresses; waits for a node.
@@ -36,11 +39,33 @@ pub enum TaskState {
     Remove,
     /// Its node was away for so long that nobody knows.
     Orphaned,
+    /// The next version's, for tests.
+    #[cfg(feature = "next-level")]
+    Archived,
 }
+
+words!(TaskState {
+    New => "new",
+    Pending => "pending",
+    Assigned => "assigned",
+    Accepted => "accepted",
+    Preparing => "preparing",
+    Ready => "ready",
+    Starting => "starting",
+    Running => "running",
+    Complete => "complete",
+    Shutdown => "shutdown",
+    Failed => "failed",
+    Rejected => "rejected",
+    Remove => "remove",
+    Orphaned => "orphaned",
+    #[cfg(feature = "next-level")]
+    Archived => "archived",
+});
 
 impl TaskState {
     /// Every state, in order.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: &'static [Self] = &[
         Self::New,
         Self::Pending,
         Self::Assigned,
@@ -55,6 +80,8 @@ impl TaskState {
         Self::Rejected,
         Self::Remove,
         Self::Orphaned,
+        #[cfg(feature = "next-level")]
+        Self::Archived,
     ];
 
     /// Whether nothing of the task runs any more, and never will.
@@ -63,24 +90,14 @@ impl TaskState {
         self > Self::Running
     }
 
-    /// The name in the API.
+    /// The lowest level of a cluster that may hold it.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
+    pub const fn needs(self) -> u32 {
         match self {
-            Self::New => "new",
-            Self::Pending => "pending",
-            Self::Assigned => "assigned",
-            Self::Accepted => "accepted",
-            Self::Preparing => "preparing",
-            Self::Ready => "ready",
-            Self::Starting => "starting",
-            Self::Running => "running",
-            Self::Complete => "complete",
-            Self::Shutdown => "shutdown",
-            Self::Failed => "failed",
-            Self::Rejected => "rejected",
-            Self::Remove => "remove",
-            Self::Orphaned => "orphaned",
+            Self::Other(_) => level::UNKNOWN,
+            #[cfg(feature = "next-level")]
+            Self::Archived => level::FIRST + 1,
+            _ => level::FIRST,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Which root certificates a cluster trusts, and how one takes another's place.
 //!
-//! A *digest* here is what join tokens say of a root certificate; that of several roots is of all of
-//! them together, in any order.
+//! A *digest* here is what join tokens say of a root certificate; that of several roots is of all
+//! of them together, in any order.
 
 use serde::{Deserialize, Serialize};
 

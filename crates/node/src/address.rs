@@ -8,6 +8,9 @@ use crate::node::{AddressOptions, NodeConfig};
 /// The port of managers.
 pub const MANAGER_PORT: u16 = 2377;
 
+/// Where the `docker` CLI wants a manager to listen if its user says nothing.
+pub const LISTEN_DEFAULT: &str = "0.0.0.0:2377";
+
 /// The addresses of this machine that other nodes could reach, with their interfaces.
 #[must_use]
 pub fn own_addresses() -> Vec<(String, IpAddr)> {

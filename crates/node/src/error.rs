@@ -38,6 +38,24 @@ pub enum NodeError {
     /// A worker has no state of the swarm.
     #[error("begin the swarm again from this node alone: it is no manager")]
     NotManager,
+    /// A manager whose unlock key nobody has given.
+    #[error(
+        "Swarm is encrypted and needs to be unlocked before it can be used. Please use \"docker \
+         swarm unlock\" to unlock it."
+    )]
+    Locked,
+    /// A locked manager does not leave by accident.
+    #[error(
+        "Swarm is encrypted and locked. Please unlock it first or use `--force` to ignore this \
+         message."
+    )]
+    LeaveLocked,
+    /// There is nothing to unlock.
+    #[error("swarm is not locked")]
+    NotLocked,
+    /// Another unlock key is the one.
+    #[error("swarm could not be unlocked: invalid key provided")]
+    WrongUnlockKey,
     /// A manager among others does not leave by accident either.
     #[error(
         "You are attempting to leave the swarm on a node that is participating as a manager. \
@@ -170,6 +188,13 @@ fn found(candidates: &[(String, IpAddr)]) -> String {
     format!("multiple addresses ({})", list.join(", "))
 }
 
+impl NodeError {
+    /// Whether a manager's files are wrapped by an unlock key that was not given.
+    pub(crate) fn is_locked(&self) -> bool {
+        matches!(self, Self::Store { source: StoreError::Locked { .. }, .. })
+    }
+}
+
 impl Fault for NodeError {
     fn kind(&self) -> FaultKind {
         match self {
@@ -177,10 +202,14 @@ impl Fault for NodeError {
             | Self::NotMember
             | Self::LastManager
             | Self::OneOfManagers { .. }
+            | Self::Locked
+            | Self::LeaveLocked
             | Self::Busy
             | Self::HasMajority
             | Self::NotManager
             | Self::Stopping => FaultKind::Unavailable,
+            Self::NotLocked => FaultKind::Conflict,
+            Self::WrongUnlockKey => FaultKind::Unauthorized,
             Self::NotImplemented { .. } => FaultKind::NotImplemented,
             Self::Address { .. } | Self::NoAdvertiseAddress { .. } | Self::NotOwnAddress { .. } => {
                 FaultKind::Invalid
@@ -203,6 +232,7 @@ impl Fault for NodeError {
             Self::NotImplemented { .. } => Some(FaultId("SH-NOD-004")),
             Self::HasMajority => Some(FaultId("SH-NOD-020")),
             Self::NotManager => Some(FaultId("SH-NOD-021")),
+            Self::WrongUnlockKey => Some(FaultId("SH-NOD-022")),
             Self::Identity { source, .. } => source.id(),
             Self::Join { source, .. } | Self::Renew { source, .. } => source.id(),
             Self::Store { source, .. } => source.id(),
@@ -219,6 +249,11 @@ impl Fault for NodeError {
             Self::HasMajority => {
                 Some("remove managers with 'docker node demote' and 'docker node rm'".to_owned())
             }
+            Self::WrongUnlockKey => Some(
+                "give the key of when this manager was last up; if it was off during a rotation \
+                 that is the one of before"
+                    .to_owned(),
+            ),
             Self::NotManager => Some("use a node that is a manager".to_owned()),
             Self::NotOwnAddress { .. } => {
                 Some("advertise an address of this machine (see `ip address`)".to_owned())

@@ -5,12 +5,14 @@
 //!
 //! Begin reading at [`node`], then `owner` (who alone changes the membership, by the machine of
 //! [`shoal_life::membership`]) and `seat` (whether the node manages, by [`shoal_life::role`]);
-//! [`address`] finds out what to advertise, [`record`] is what is kept.
+//! `keep` has a manager's files sealed as the cluster wants them; [`address`] finds out what to
+//! advertise, [`record`] is what is kept.
 
 #![forbid(unsafe_code)]
 
 pub mod address;
 pub mod error;
+mod keep;
 pub mod node;
 mod owner;
 pub mod record;

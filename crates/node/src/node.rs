@@ -14,7 +14,7 @@ use shoal_model::id::NodeId;
 use shoal_model::spec::cluster::ClusterSpec;
 use shoal_model::spec::node::{Availability, NodeRole};
 pub use shoal_model::time::Clock;
-use shoal_store::{Backup, Store};
+use shoal_store::{Backup, Store, UnlockKey};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
@@ -112,6 +112,11 @@ pub enum Standing {
         /// Managers that it knows.
         managers: Vec<String>,
     },
+    /// A manager by its files, which need the unlock key.
+    Locked {
+        /// Who it is.
+        node_id: Option<NodeId>,
+    },
     /// A member by its files, but they cannot be used.
     Broken {
         /// Why.
@@ -143,6 +148,8 @@ pub(crate) enum View {
         /// Why it is not what it is to be.
         trouble: String,
     },
+    /// A manager by its files, which need the unlock key.
+    Locked(Option<NodeId>),
     /// A member by its files, which cannot be used.
     Broken(String),
 }
@@ -196,6 +203,7 @@ impl Node {
         match &*lock(&self.seen.view) {
             View::Out => Standing::Inactive,
             View::Pending => Standing::Pending,
+            View::Locked(node_id) => Standing::Locked { node_id: node_id.clone() },
             View::Broken(error) => Standing::Broken { error: error.clone() },
             View::In { node_id, role, addr, trouble, .. } => Standing::Active {
                 node_id: node_id.clone(),
@@ -249,6 +257,14 @@ impl Node {
     pub async fn restore(&self, options: RestoreOptions) -> Result<NodeId, NodeError> {
         let id = self.ask(|answer| Command::Restore(Box::new(options), answer)).await?;
         id.ok_or(NodeError::NotMember)
+    }
+
+    /// Unlocks this manager.
+    ///
+    /// # Errors
+    /// The node is not locked, or another key is the one.
+    pub async fn unlock(&self, key: UnlockKey) -> Result<(), NodeError> {
+        self.ask(|answer| Command::Unlock(key, answer)).await.map(|_| ())
     }
 
     /// Leaves the swarm.

@@ -8,18 +8,21 @@ use std::time::Duration;
 
 use shoal_agent::agent::Agent;
 use shoal_identity::node_identity::NodeIdentity;
-use shoal_life::membership::{Consent, Effect, Event, Membership, Outcome, Refusal, Stage};
+use shoal_life::membership::{Consent, Effect, Event, Membership, Stage};
 use shoal_model::fault::report;
 use shoal_model::id::NodeId;
 use shoal_model::spec::node::NodeRole;
+use shoal_store::UnlockKey;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinError, JoinSet};
 
 use crate::error::NodeError;
-use crate::node::{InitOptions, JoinOptions, Member, NodeConfig, RestoreOptions, Seen, View};
+use crate::node::{InitOptions, JoinOptions, Member, NodeConfig, RestoreOptions, Seen};
 use crate::record::Folder;
 use crate::seat::{News, Seat, Tools};
-use crate::{recover, renewal, seat, start, steps};
+use crate::{keep, recover, renewal, seat, start, steps};
+
+mod outcome;
 
 /// Pause before what failed is tried again: files that cannot be used, leftovers.
 const RETRY: Duration = Duration::from_secs(5);
@@ -32,6 +35,7 @@ pub(crate) enum Command {
     Init(Box<InitOptions>, Answer),
     Join(Box<JoinOptions>, Answer),
     Restore(Box<RestoreOptions>, Answer),
+    Unlock(UnlockKey, Answer),
     Leave { force: bool, answer: Answer },
     Close,
 }
@@ -41,6 +45,8 @@ enum Way {
     Init(Box<InitOptions>),
     Join(Box<JoinOptions>),
     Restore(Box<RestoreOptions>),
+    /// Try this key on what is here.
+    Unlock(UnlockKey),
     /// Begin again from what is here.
     Recover(Box<InitOptions>),
 }
@@ -48,6 +54,7 @@ enum Way {
 /// What came of an effect.
 enum Came {
     Resumed(Result<Option<Box<Member>>, NodeError>),
+    Unlocked(Result<Option<Box<Member>>, NodeError>),
     Entered(Result<Box<Member>, NodeError>),
     Recovered(Result<Box<Member>, NodeError>),
     Forgotten(Result<(), NodeError>),
@@ -78,6 +85,8 @@ pub(crate) struct Owner {
     work: JoinSet<Came>,
     /// Brings the member's next identity, while there is a member.
     renewal: JoinSet<NodeIdentity>,
+    /// Keeps a manager's files sealed as they are to be.
+    keeper: JoinSet<()>,
     trust: trust::Heeded,
     /// What `work` is about, for an effect that panics.
     about: Option<Effect>,
@@ -107,6 +116,7 @@ impl Owner {
             logged: String::new(),
             work: JoinSet::new(),
             renewal: JoinSet::new(),
+            keeper: JoinSet::new(),
             trust: trust::Heeded::default(),
             about: None,
         };
@@ -134,6 +144,7 @@ impl Owner {
             let open = inbox == Inbox::Open;
             let in_hands = self.seat.as_ref().is_some_and(Seat::holds_store);
             tokio::select! {
+                biased;
                 command = self.commands.recv(), if open && !in_hands => match command {
                     Some(command) => self.command(command),
                     None => {
@@ -213,6 +224,7 @@ impl Owner {
             Command::Restore(options, answer) => {
                 (Event::Enter, answer, Some(Way::Restore(options)))
             }
+            Command::Unlock(key, answer) => (Event::Unlock, answer, Some(Way::Unlock(key))),
             Command::Leave { force, answer } => {
                 self.sit(Seat::interrupt);
                 (Event::Leave(self.consent(force)), answer, None)
@@ -226,7 +238,7 @@ impl Owner {
         if let Some(Effect::Refuse(refusal)) = effects.first() {
             let others = self.other_voters();
             // Ignored because: a client that has gone needs no answer.
-            let _ = answer.send(Err(refused(*refusal, others)));
+            let _ = answer.send(Err(outcome::refused(event, *refusal, others)));
             self.sit(Seat::go_on);
             return;
         }
@@ -237,7 +249,7 @@ impl Owner {
 
     fn consent(&self, force: bool) -> Consent {
         let manages = self.member.as_ref().is_some_and(|member| member.manager.is_some());
-        match manages {
+        match manages || self.life.stage() == Stage::Locked {
             true if !force => Consent::Withheld,
             true if self.other_voters() > 0 => Consent::AfterResigning,
             _ => Consent::Given,
@@ -275,7 +287,8 @@ impl Owner {
         let tools = self.tools();
         let (Some(seat), Some(member)) = (&mut self.seat, &mut self.member) else { return };
         match seat.came(came, &tools, member) {
-            News::None | News::Changed => {}
+            News::None => {}
+            News::Changed => self.keep_sealed(),
             News::Certified => {
                 let identity = member.identity.clone();
                 if identity.role == NodeRole::Manager
@@ -333,15 +346,25 @@ impl Owner {
                         Way::Init(options) => start::init(&config, &folder, about, *options).await,
                         Way::Join(options) => steps::join(&config, &folder, about, *options).await,
                         Way::Restore(options) => recover::restore(&config, &folder, *options).await,
-                        Way::Recover(_) => Err(NodeError::AlreadyMember),
+                        Way::Recover(_) | Way::Unlock(_) => Err(NodeError::AlreadyMember),
                     };
                     Came::Entered(member.map(Box::new))
                 });
             }
+            Effect::Unlock => {
+                let Some(Way::Unlock(key)) = self.way.take() else { return };
+                self.work.spawn(async move {
+                    folder.keyring().offer(key);
+                    let resumed = steps::resume(&config, &folder).await;
+                    if resumed.as_ref().is_err_and(NodeError::is_locked) {
+                        folder.keyring().forget();
+                    }
+                    Came::Unlocked(resumed)
+                });
+            }
             Effect::Recover => {
                 let Some(Way::Recover(options)) = self.way.take() else { return };
-                self.renewal.abort_all();
-                self.seat = None;
+                self.rest();
                 let manager = self.member.take().and_then(|member| member.manager);
                 self.work.spawn(async move {
                     steps::close(manager).await;
@@ -375,8 +398,7 @@ impl Owner {
                 });
             }
             Effect::CloseManager => {
-                self.renewal.abort_all();
-                self.seat = None;
+                self.rest();
                 let manager = self.member.take().and_then(|member| member.manager);
                 self.work.spawn(async move {
                     steps::close(manager).await;
@@ -398,13 +420,28 @@ impl Owner {
                 self.renew(renewal::Begin::WhenDue);
                 let tools = self.tools();
                 self.seat = self.member.as_mut().map(|member| Seat::begin(&tools, member));
+                self.keep_sealed();
             }
             Effect::Dismiss => {
-                self.renewal.abort_all();
-                self.seat = None;
+                self.rest();
                 agent.set_membership(None);
             }
             Effect::Answer(_) | Effect::Refuse(_) => {}
+        }
+    }
+
+    /// Ends what looks after the member.
+    fn rest(&mut self) {
+        self.renewal.abort_all();
+        self.keeper.abort_all();
+        self.seat = None;
+    }
+
+    /// Begins to look after what the member's files are sealed with, if it is a manager.
+    fn keep_sealed(&mut self) {
+        self.keeper.abort_all();
+        if let Some((_, store)) = self.member.as_ref().and_then(|member| member.manager.as_ref()) {
+            self.keeper.spawn(keep::keep_sealed(self.folder.clone(), store.clone()));
         }
     }
 
@@ -452,8 +489,8 @@ impl Owner {
         if identity.role != member.identity.role {
             return self.renew(renewal::Begin::AfterRest);
         }
-        let (path, fresh) = (self.folder.identity(), identity.clone());
-        let kept = tokio::task::spawn_blocking(move || fresh.save(&path)).await;
+        let (folder, fresh) = (self.folder.clone(), identity.clone());
+        let kept = tokio::task::spawn_blocking(move || folder.save_identity(&fresh)).await;
         match kept {
             Ok(Ok(())) => {
                 tracing::info!(until = ?identity.not_after, "this node's certificate was renewed");
@@ -475,108 +512,6 @@ impl Owner {
         self.agent.set_identity(identity);
         self.renew(renewal::Begin::AfterRest);
     }
-
-    /// Keeps what an effect brought, and says which event that is.
-    fn came(&mut self, came: Came) -> Event {
-        match came {
-            Came::Resumed(Ok(None)) => Event::NothingThere,
-            Came::Resumed(Ok(Some(member))) => {
-                self.member = Some(member);
-                self.logged.clear();
-                Event::Resumed
-            }
-            Came::Resumed(Err(error)) => {
-                self.unusable(&error);
-                Event::ResumeFailed
-            }
-            Came::Entered(Ok(member)) => {
-                self.member = Some(member);
-                Event::Entered
-            }
-            Came::Recovered(Ok(member)) => {
-                self.member = Some(member);
-                self.logged.clear();
-                Event::Recovered
-            }
-            Came::Recovered(Err(error)) => {
-                self.unusable(&error);
-                self.failure = Some(error);
-                Event::RecoverFailed
-            }
-            Came::Entered(Err(error)) => {
-                self.failure = Some(error);
-                Event::EnterFailed
-            }
-            Came::Forgotten(Ok(())) => Event::Forgotten,
-            Came::Forgotten(Err(error)) => {
-                self.failure = Some(error);
-                Event::ForgetFailed
-            }
-            Came::Swept(Ok(())) => Event::Swept,
-            Came::Swept(Err(error)) => {
-                tracing::warn!(
-                    cause = report(&error),
-                    "leftovers of a membership cannot be removed; tried again every 5 seconds"
-                );
-                Event::SweepFailed
-            }
-            Came::Plain(event) => event,
-        }
-    }
-
-    /// A step that broke off, by a fault in this program, has failed like any other.
-    fn broke_off(&mut self, error: &JoinError) -> Event {
-        tracing::error!(cause = %error, step = ?self.about, "a step of the membership broke off");
-        let failure = || NodeError::BrokeOff { problem: error.to_string() };
-        match self.about {
-            Some(Effect::Resume) => self.came(Came::Resumed(Err(failure()))),
-            Some(Effect::Enter) => self.came(Came::Entered(Err(failure()))),
-            Some(Effect::Recover) => self.came(Came::Recovered(Err(failure()))),
-            Some(Effect::Forget) => self.came(Came::Forgotten(Err(failure()))),
-            Some(Effect::Sweep) => self.came(Came::Swept(Err(failure()))),
-            Some(Effect::Resign) => Event::Resigned,
-            Some(Effect::Tell) => Event::Told,
-            Some(Effect::Drain) => Event::Drained,
-            Some(Effect::CloseManager) => Event::ManagerClosed,
-            _ => Event::Retry,
-        }
-    }
-
-    fn unusable(&mut self, error: &NodeError) {
-        let text = report(error);
-        if self.logged != text {
-            tracing::error!(cause = text, "this node is a member whose files cannot be used");
-            self.logged = text;
-        }
-    }
-
-    fn answer(&mut self, effect: Effect) {
-        let failure = self.failure.take();
-        let Some(waiting) = self.waiting.take() else { return };
-        let id = self.member.as_ref().map(|member| member.identity.node_id.clone());
-        let answer = match (effect, failure) {
-            (Effect::Answer(Outcome::Failed), Some(error)) => Err(error),
-            _ => Ok(id),
-        };
-        // Ignored because: a client that has gone needs no answer.
-        let _ = waiting.send(answer);
-    }
-
-    fn show(&self) {
-        let view = match (self.life.stage(), &self.member) {
-            (Stage::Out(_) | Stage::Closed, _) => View::Out,
-            (Stage::In, Some(member)) => View::In {
-                node_id: member.identity.node_id.clone(),
-                role: member.record.role,
-                addr: member.record.advertise.ip(),
-                control: member.manager.as_ref().map(|(manager, _)| manager.control()),
-                trouble: self.seat.as_ref().map_or_else(String::new, |s| s.trouble().to_owned()),
-            },
-            (Stage::Unusable | Stage::Retrying, _) => View::Broken(self.logged.clone()),
-            _ => View::Pending,
-        };
-        self.seen.show(view);
-    }
 }
 
 /// Whether commands can still come.
@@ -584,14 +519,4 @@ impl Owner {
 enum Inbox {
     Open,
     Gone,
-}
-
-fn refused(refusal: Refusal, others: usize) -> NodeError {
-    match refusal {
-        Refusal::AlreadyMember => NodeError::AlreadyMember,
-        Refusal::NotMember => NodeError::NotMember,
-        Refusal::Manager if others == 0 => NodeError::LastManager,
-        Refusal::Manager => NodeError::OneOfManagers { rest: others, all: others + 1 },
-        Refusal::Busy => NodeError::Busy,
-    }
 }

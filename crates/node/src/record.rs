@@ -4,9 +4,11 @@ use std::fs;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
 use shoal_model::spec::node::NodeRole;
+use shoal_store::Keyring;
 
 use crate::error::NodeError;
 
@@ -14,6 +16,8 @@ use crate::error::NodeError;
 const FORMAT: u32 = 1;
 /// Longest file that is read. Ours has some hundred bytes.
 const LEN_MAX: u64 = 1024 * 1024;
+/// The store's folder.
+const STORE: &str = "store";
 
 /// A membership. Its file is written last when a node joins and removed first when it leaves, so
 /// that a crash in between leaves no half a membership: without this file, the rest is swept away.
@@ -77,29 +81,43 @@ impl Record {
 
 /// The folder of a membership.
 #[derive(Clone, Debug)]
-pub struct Folder(PathBuf);
+pub struct Folder {
+    path: PathBuf,
+    /// What a manager's files are sealed with.
+    keyring: Keyring,
+    /// Held while the identity is replaced.
+    pub(crate) replacing: Arc<Mutex<()>>,
+}
 
 impl Folder {
     /// Below the data root.
     #[must_use]
     pub fn new(data_root: &Path) -> Self {
-        Self(data_root.join("swarm"))
+        let path = data_root.join("swarm");
+        let keyring = Keyring::of(&path.join(STORE));
+        Self { path, keyring, replacing: Arc::default() }
+    }
+
+    /// What a manager's files are sealed with.
+    #[must_use]
+    pub fn keyring(&self) -> &Keyring {
+        &self.keyring
     }
 
     /// Where the identity is.
     #[must_use]
     pub fn identity(&self) -> PathBuf {
-        self.0.join("identity.json")
+        self.path.join("identity.json")
     }
 
     /// Where the store is.
     #[must_use]
     pub fn store(&self) -> PathBuf {
-        self.0.join("store")
+        self.path.join(STORE)
     }
 
     fn file(&self) -> PathBuf {
-        self.0.join("node.json")
+        self.path.join("node.json")
     }
 
     /// Makes the folder, empty.
@@ -108,7 +126,7 @@ impl Folder {
     /// The file system refuses.
     pub fn prepare(&self) -> Result<(), NodeError> {
         self.sweep()?;
-        shoal_durable::make_private_dir(&self.0).map_err(|source| self.failed("write", source))
+        shoal_durable::make_private_dir(&self.path).map_err(|source| self.failed("write", source))
     }
 
     /// Reads the record; `None` if this node is no member.
@@ -122,7 +140,7 @@ impl Folder {
         };
         // Ignored because: it matters for folders of earlier versions only, which everybody could
         // read; a file system that refuses must not keep a member out.
-        let _ = shoal_durable::make_private_dir(&self.0);
+        let _ = shoal_durable::make_private_dir(&self.path);
         if record.format != FORMAT {
             let (path, found) = (self.file(), record.format);
             return Err(NodeError::Format { path, found, known: FORMAT });
@@ -146,7 +164,7 @@ impl Folder {
     pub fn forget(&self) -> Result<(), NodeError> {
         match fs::remove_file(self.file()) {
             Ok(()) => {
-                shoal_durable::sync_dir(&self.0).map_err(|source| self.failed("sync", source))
+                shoal_durable::sync_dir(&self.path).map_err(|source| self.failed("sync", source))
             }
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
             Err(error) => Err(self.record_failed("remove", error)),
@@ -164,6 +182,7 @@ impl Folder {
     /// # Errors
     /// The file system refuses.
     pub fn sweep_store(&self) -> Result<(), NodeError> {
+        self.keyring.forget();
         let path = self.store();
         match fs::remove_dir_all(&path) {
             Err(source) if source.kind() != ErrorKind::NotFound => {
@@ -179,7 +198,8 @@ impl Folder {
     /// The file system refuses.
     pub fn sweep(&self) -> Result<(), NodeError> {
         self.forget()?;
-        match fs::remove_dir_all(&self.0) {
+        self.keyring.forget();
+        match fs::remove_dir_all(&self.path) {
             Err(error) if error.kind() != ErrorKind::NotFound => Err(self.failed("remove", error)),
             _ => Ok(()),
         }
@@ -190,7 +210,7 @@ impl Folder {
     }
 
     fn failed(&self, action: &'static str, source: std::io::Error) -> NodeError {
-        NodeError::File { action, path: self.0.clone(), source }
+        NodeError::File { action, path: self.path.clone(), source }
     }
 }
 

@@ -2,7 +2,7 @@
 //! comes from a backup.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use shoal_identity::authority::RootAuthority;
@@ -14,15 +14,16 @@ use shoal_model::cluster_state::ClusterState;
 use shoal_model::id::NodeId;
 use shoal_model::net::NodeIndex;
 use shoal_model::object::{ManagerStatus, Meta, Node, NodeDescription, NodeState, NodeStatus};
+use shoal_model::spec::Extra;
 use shoal_model::spec::node::{NodeRole, NodeSpec};
 use shoal_model::time::Timestamp;
 use shoal_model::trust::NodeTls;
-use shoal_store::{BackupError, Lead, PROPOSE_DEADLINE, Store, recover_alone};
+use shoal_store::{BackupError, Lead, PROPOSE_DEADLINE, Store, UnlockKey, recover_alone};
 use tokio::time::Instant;
 
-use crate::address::Addresses;
+use crate::address::{self, Addresses, LISTEN_DEFAULT, own_addresses};
 use crate::error::NodeError;
-use crate::node::{InitOptions, Member, NodeConfig, RestoreOptions};
+use crate::node::{AddressOptions, InitOptions, Member, NodeConfig, RestoreOptions};
 use crate::record::{Folder, Record};
 use crate::start::{Own, RandomIds};
 use crate::{start, steps};
@@ -52,7 +53,7 @@ pub(crate) async fn recover(
         return Err(NodeError::NotManager);
     }
     let moved = moved(config, &record, options)?;
-    let identity = steps::identity(folder)?;
+    let identity = folder.load_identity()?;
     let others = OtherManagers::new(identity.clone());
     let recovered = recover_alone(&start::store_config(folder, &identity, &others))
         .await
@@ -71,12 +72,40 @@ fn moved(
     known: &Record,
     options: &InitOptions,
 ) -> Result<Option<Record>, NodeError> {
-    if options.addrs.advertise.is_empty() && options.addrs.data_path.is_empty() {
-        return Ok(None);
-    }
-    let Addresses { listen, advertise, data_path } = Addresses::find(config, &options.addrs)?;
+    let Some(wanted) = wanted(known, &options.addrs, &own_addresses())? else { return Ok(None) };
+    let Addresses { listen, advertise, data_path } = Addresses::find(config, &wanted)?;
     let managers = known.managers.clone();
     Ok(Some(Record::new(NodeRole::Manager, listen, advertise, data_path, managers)))
+}
+
+/// What is said, with what is known in the place of what is not; nothing if nothing is said. The
+/// `docker` CLI always says where to listen, so its default is no wish. `own` are the addresses of
+/// this machine.
+fn wanted(
+    known: &Record,
+    said: &AddressOptions,
+    own: &[(String, IpAddr)],
+) -> Result<Option<AddressOptions>, NodeError> {
+    let AddressOptions { mut listen, mut advertise, mut data_path } = said.clone();
+    let listens = !listen.is_empty() && listen != LISTEN_DEFAULT;
+    if !listens && advertise.is_empty() && data_path.is_empty() {
+        return Ok(None);
+    }
+    if !listens {
+        listen = known.listen.to_string();
+    }
+    // Who only listens elsewhere on the same address is reached as before, but for the port. A
+    // manager that moves to an address is reached there.
+    let ip = address::listen(&listen, own)?.ip();
+    if advertise.is_empty() && (ip.is_unspecified() || ip == known.listen.ip()) {
+        advertise = known.advertise.ip().to_string();
+    }
+    // Frames go where the address goes, unless they had a way of their own that is still there.
+    let apart = known.data_path != known.advertise.ip();
+    if data_path.is_empty() && apart && own.iter().any(|(_, ip)| *ip == known.data_path) {
+        data_path = known.data_path.to_string();
+    }
+    Ok(Some(AddressOptions { listen, advertise, data_path }))
 }
 
 /// Makes the state fit a store that began a new epoch: this node is its manager, and those of
@@ -184,6 +213,7 @@ fn own_node(
         data_path_addr: Some(record.data_path),
         manager: Some(status(raft_id, record.advertise)),
         tls: NodeTls::default(),
+        extra: Extra::new(),
     }
 }
 
@@ -212,6 +242,10 @@ pub(crate) async fn restore(
     let fresh = || NodeId::generate(&mut RandomIds);
     let id = before.map_or_else(fresh, |node| node.id.clone());
     let validity = start::validity(&cluster.spec);
+    if let Some(secret) = &cluster.unlock {
+        let failed = |source| NodeError::Store { action: "make the keys of", source };
+        start::seal_first(folder, UnlockKey::parse(&secret.0).map_err(failed)?)?;
+    }
     let own = Own { id: &id, cluster: &cluster.id, validity, now };
     let mut identity = own.issue(&authority, folder)?;
     let others = OtherManagers::new(identity.clone());
@@ -229,4 +263,40 @@ pub(crate) async fn restore(
     let from = options.backup.head;
     tracing::warn!(cluster = from.cluster, revision = from.revision, "the swarm was restored");
     Ok(Member { identity, record, manager: Some((manager, store)) })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn said(listen: &str, advertise: &str, data_path: &str) -> Option<[String; 3]> {
+        let known = Record::new(
+            NodeRole::Manager,
+            "0.0.0.0:2377".parse().unwrap(),
+            "10.0.0.1:2377".parse().unwrap(),
+            "10.9.0.1".parse().unwrap(),
+            Vec::new(),
+        );
+        let own = ["10.0.0.1", "10.9.0.1", "10.5.0.1"];
+        let own = own.map(|ip| ("eth".to_owned(), ip.parse().unwrap()));
+        let said = AddressOptions {
+            listen: listen.to_owned(),
+            advertise: advertise.to_owned(),
+            data_path: data_path.to_owned(),
+        };
+        wanted(&known, &said, &own).unwrap().map(|it| [it.listen, it.advertise, it.data_path])
+    }
+
+    #[test]
+    fn what_is_not_said_stays() {
+        assert_eq!(said("", "", ""), None);
+        assert_eq!(said(LISTEN_DEFAULT, "", ""), None, "what the CLI always sends is no wish");
+        let three = |one: &str, two: &str, three: &str| Some([one, two, three].map(str::to_owned));
+        assert_eq!(said("0.0.0.0:2400", "", ""), three("0.0.0.0:2400", "10.0.0.1", "10.9.0.1"));
+        assert_eq!(said("10.5.0.1:2400", "", ""), three("10.5.0.1:2400", "", "10.9.0.1"));
+        assert_eq!(said(LISTEN_DEFAULT, "", "eth"), three("0.0.0.0:2377", "10.0.0.1", "eth"));
+        let moved = said(LISTEN_DEFAULT, "10.5.0.1", "");
+        assert_eq!(moved, three("0.0.0.0:2377", "10.5.0.1", "10.9.0.1"));
+    }
 }

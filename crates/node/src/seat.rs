@@ -286,10 +286,9 @@ impl Tools {
 
 /// Keeps a certificate on the disk: what the next daemon goes by.
 async fn keep(folder: &Folder, identity: NodeIdentity) -> Result<NodeIdentity, NodeError> {
-    let (path, fresh) = (folder.identity(), Arc::new(identity));
+    let (folder, fresh) = (folder.clone(), Arc::new(identity));
     let saved = Arc::clone(&fresh);
-    let kept = tokio::task::spawn_blocking(move || saved.save(&path)).await;
-    let failed = |source| NodeError::Identity { action: "keep the certificate", source };
-    kept.map_err(|error| NodeError::BrokeOff { problem: error.to_string() })?.map_err(failed)?;
+    let kept = tokio::task::spawn_blocking(move || folder.save_identity(&saved)).await;
+    kept.map_err(|error| NodeError::BrokeOff { problem: error.to_string() })??;
     Ok(Arc::unwrap_or_clone(fresh))
 }

@@ -12,16 +12,18 @@ use shoal_manager::manager::{Manager, ManagerConfig};
 use shoal_manager::peers::OtherManagers;
 use shoal_model::change::{Change, Expect, Object, Transaction};
 use shoal_model::id::{ClusterId, IdSource, NodeId};
+use shoal_model::level;
 use shoal_model::net::NodeIndex;
 use shoal_model::object::{
-    Cluster, ManagerStatus, Meta, Node, NodeDescription, NodeState, NodeStatus,
+    Cluster, ManagerStatus, Meta, Node, NodeDescription, NodeState, NodeStatus, UnlockSecret,
 };
+use shoal_model::spec::Extra;
 use shoal_model::spec::cluster::ClusterSpec;
 use shoal_model::spec::network::NetworkSpec;
 use shoal_model::spec::node::{NodeRole, NodeSpec};
 use shoal_model::time::Timestamp;
 use shoal_model::trust::{NodeTls, Trust};
-use shoal_store::{FIRST_RAFT_ID, Store, StoreConfig};
+use shoal_store::{FIRST_RAFT_ID, Store, StoreConfig, UnlockKey};
 
 use crate::address::Addresses;
 use crate::error::NodeError;
@@ -56,18 +58,24 @@ pub(crate) async fn init(
         RootAuthority::create(now).map_err(failed("make the root certificate"))?;
     let cluster_id = ClusterId::generate(&mut RandomIds);
     let node_id = NodeId::generate(&mut RandomIds);
+    let unlock = unlock_key(folder, &options.spec)?;
     let own = Own { id: &node_id, cluster: &cluster_id, validity: validity(&options.spec), now };
     let identity = own.issue(&authority, folder)?;
     let cluster = Cluster {
         id: cluster_id,
         meta: Meta::default(),
         join_tokens: generate_tokens(&authority.digest()),
+        unlock,
         root_ca,
         trust: Trust { digest: authority.digest().to_string(), ..Trust::default() },
         default_address_pools: options.default_address_pools,
         subnet_prefix_len: options.subnet_prefix_len,
         data_path_port: options.data_path_port,
         spec: options.spec,
+        level: level::WRITES,
+        #[cfg(feature = "next-level")]
+        note: None,
+        extra: Extra::new(),
     };
     let record =
         Record::new(NodeRole::Manager, listen, advertise, data_path, vec![advertise.to_string()]);
@@ -168,7 +176,28 @@ pub(crate) fn store_config(
     identity: &NodeIdentity,
     others: &OtherManagers,
 ) -> StoreConfig {
-    StoreConfig::new(folder.store(), identity.node_id.clone(), Arc::new(others.clone()))
+    let peers = Arc::new(others.clone());
+    let config = StoreConfig::new(folder.store(), identity.node_id.clone(), peers);
+    StoreConfig { keyring: folder.keyring().clone(), ..config }
+}
+
+/// The unlock key of a swarm that begins with its managers locked. From now on nothing of this
+/// manager is on its disk in clear.
+fn unlock_key(folder: &Folder, spec: &ClusterSpec) -> Result<Option<UnlockSecret>, NodeError> {
+    if !spec.encryption_config.auto_lock_managers {
+        return Ok(None);
+    }
+    let key = UnlockKey::generate();
+    let secret = UnlockSecret(key.to_string());
+    seal_first(folder, key)?;
+    Ok(Some(secret))
+}
+
+/// Has what is written of this manager from now on sealed, before there is anything.
+pub(crate) fn seal_first(folder: &Folder, key: UnlockKey) -> Result<(), NodeError> {
+    folder.keyring().offer(key);
+    let failed = |source| NodeError::Store { action: "make the keys of", source };
+    folder.keyring().prepare().map_err(failed)
 }
 
 /// Replaces a manager's expired certificate, by the root's key in the cluster's state.
@@ -219,7 +248,7 @@ impl Own<'_> {
             .map_err(failed("issue this node's certificate"))?;
         let identity = NodeIdentity::new(cert_pem, key.key_pem, by.trusted_pem().to_owned())
             .map_err(failed("use this node's certificate"))?;
-        identity.save(&folder.identity()).map_err(failed("keep this node's certificate"))?;
+        folder.save_identity(&identity)?;
         Ok(identity)
     }
 }
@@ -296,6 +325,7 @@ fn first_node(
             reachable: true,
             leader: true,
         }),
+        extra: Extra::new(),
     }))
 }
 

@@ -44,7 +44,7 @@ pub(crate) async fn resume(
     folder: &Folder,
 ) -> Result<Option<Box<Member>>, NodeError> {
     let Some(mut record) = folder.read()? else { return Ok(None) };
-    let mut identity = identity(folder)?;
+    let mut identity = folder.load_identity()?;
     // It was out of the group before the last daemon ended: only then a manager gets such a
     // certificate.
     if record.role == NodeRole::Manager && identity.role == NodeRole::Worker {
@@ -60,19 +60,6 @@ pub(crate) async fn resume(
         (NodeRole::Manager, Some(_)) | (NodeRole::Worker, _) => None,
     };
     Ok(Some(Box::new(Member { identity, record, manager })))
-}
-
-/// This node's identity, as it is kept.
-///
-/// # Errors
-/// It cannot be used, or there is none.
-pub(crate) fn identity(folder: &Folder) -> Result<NodeIdentity, NodeError> {
-    let path = folder.identity();
-    let failed = |source| NodeError::Identity { action: "read this node's identity", source };
-    NodeIdentity::load(&path).map_err(failed)?.ok_or_else(|| {
-        let source = std::io::Error::from(std::io::ErrorKind::NotFound);
-        NodeError::File { action: "read", path, source }
-    })
 }
 
 /// Joins a swarm: asks its managers for a certificate, and keeps it.
@@ -102,7 +89,7 @@ pub(crate) async fn join(
     let joined = ask_all(&options.remote_addrs, &token, &key.csr_pem, &facts).await?;
     let identity = NodeIdentity::new(joined.reply.cert_pem, key.key_pem, joined.root_pem)
         .map_err(failed("use the certificate that the manager issued"))?;
-    identity.save(&folder.identity()).map_err(failed("keep the certificate"))?;
+    folder.save_identity(&identity)?;
     let known = joined.reply.managers;
     let mut managers: Vec<String> = known.iter().map(|m| m.addr.clone()).collect();
     if managers.is_empty() {

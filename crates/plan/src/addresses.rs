@@ -209,6 +209,7 @@ mod tests {
                 reserved: Vec::new(),
             }],
             mtu: 1370,
+            extra: Default::default(),
         }
     }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use shoal_model::cluster_state::ClusterState;
 use shoal_model::id::{ContainerId, IdSource, NetworkId, NodeId, Revision, TaskId};
 use shoal_model::object::{Meta, Network, Task, TaskNetwork, TaskStatus};
+use shoal_model::spec::Extra;
 use shoal_model::spec::task::{NetworkAttachmentConfig, NetworkAttachmentSpec, TaskSpec};
 use shoal_model::task_state::TaskState;
 use shoal_model::time::Timestamp;
@@ -83,6 +84,7 @@ pub fn attach(
         not_before: None,
         job_iteration: None,
         assigned_generic_resources: Vec::new(),
+        extra: Extra::new(),
     })
 }
 

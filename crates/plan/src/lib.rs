@@ -6,7 +6,8 @@
 //! repeats it until it returns no change, and again after every change of the state and at
 //! `wake_at`. [`assignment`] computes what one node must know; [`validate`] says whether a spec can
 //! be right; [`network`] gives a new network its subnets and VXLAN number; [`attachment`] gives
-//! hand-made containers their places; [`roles`] says how the group of managers changes.
+//! hand-made containers their places; [`roles`] says how the group of managers changes, [`level`]
+//! when a form of the data may be written that not every version can read.
 //!
 //! **Invariants**: no I/O, no clock, no randomness (time and ids come in as arguments); the same
 //! snapshot, time and ids give the same plan; desired states only grow; a plan never has more than
@@ -24,7 +25,10 @@ pub mod constraint;
 mod filter;
 mod generic;
 mod jobs;
+pub mod level;
 pub mod network;
+#[cfg(feature = "next-level")]
+mod next_level;
 mod nodes;
 mod orchestrate;
 mod reap;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use shoal_model::id::{Revision, ServiceId, TaskId};
 use shoal_model::object::{Meta, NodeState, Service, Task, TaskStatus};
+use shoal_model::spec::Extra;
 use shoal_model::spec::node::Availability;
 use shoal_model::spec::task::TaskSpec;
 use shoal_model::task_state::TaskState;
@@ -265,6 +266,7 @@ pub(crate) fn create(
         not_before,
         job_iteration: service.job_status().map(|status| status.iteration),
         assigned_generic_resources: Vec::new(),
+        extra: Extra::new(),
     };
     work.add_task(task)
 }

@@ -6,7 +6,7 @@ use shoal_model::id::IdSource;
 use shoal_model::time::Timestamp;
 
 use crate::work::Work;
-use crate::{allocation, nodes, orchestrate, reap, rebalance, schedule};
+use crate::{allocation, level, nodes, orchestrate, reap, rebalance, schedule};
 
 /// What to do now, and when to look again.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -32,5 +32,16 @@ pub fn reconcile(state: &ClusterState, now: Timestamp, ids: &mut dyn IdSource) -
     allocation::tasks(&mut work);
     schedule::tasks(&mut work);
     reap::finished(&mut work);
-    work.finish()
+    #[cfg(feature = "next-level")]
+    crate::next_level::archive(&mut work);
+    let mut plan = work.finish();
+    // By itself, when all else is done: what is written beside it is of the level before.
+    if plan.changes.is_empty() {
+        plan.changes.extend(level::raise(state));
+    }
+    #[cfg(feature = "next-level")]
+    if plan.changes.is_empty() {
+        plan.changes.extend(crate::next_level::changes(state));
+    }
+    plan
 }

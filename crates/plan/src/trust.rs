@@ -2,8 +2,8 @@
 //! so that another leader goes on from wherever the last one was stopped.
 //!
 //! First every node that is up learns to trust the next root too, then certificates are issued by
-//! it and every node asks for one, and when all have theirs it is the root, and the old one a former
-//! one. At every moment each node's certificate is of a root that every other node trusts, or knows
+//! it and every node asks for one, and when all have theirs it is the root, and the old one is of
+//! the past. At every moment each node's certificate is of a root that every other node trusts, or knows
 //! by the old root's word for it.
 
 use std::sync::Arc;

@@ -80,7 +80,8 @@ pub(crate) fn supervise(work: &mut Work<'_>, id: &ServiceId, wanted: &[SlotKey])
     let places = Places { complete: slots.len() == wanted.len(), slots };
     let state = service.update_status.as_ref().map(|status| status.state);
     match state {
-        Some(UpdateState::Paused | UpdateState::RollbackPaused) => {}
+        // What a later version is at is left to it.
+        Some(UpdateState::Paused | UpdateState::RollbackPaused | UpdateState::Other(_)) => {}
         None | Some(UpdateState::Completed | UpdateState::RollbackCompleted) => {
             // Also one that came before the first task has begun, and is to end.
             let unseen = state.is_none() && service.spec_version > Service::FIRST_SPEC_VERSION;

@@ -33,11 +33,21 @@ fn cluster() -> FakeCluster {
 }
 
 fn secret(id: &str, name: &str) -> Secret {
-    Secret { id: id.into(), meta: Meta::default(), spec: payload(name, 3) }
+    Secret {
+        id: id.into(),
+        meta: Meta::default(),
+        spec: payload(name, 3),
+        extra: Default::default(),
+    }
 }
 
 fn config(id: &str, name: &str) -> Config {
-    Config { id: id.into(), meta: Meta::default(), spec: payload(name, 3) }
+    Config {
+        id: id.into(),
+        meta: Meta::default(),
+        spec: payload(name, 3),
+        extra: Default::default(),
+    }
 }
 
 fn secret_ref(id: &str, name: &str, file: Value) -> Value {

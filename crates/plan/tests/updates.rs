@@ -84,7 +84,8 @@ fn a_rollback_to_a_spec_whose_config_is_gone_says_so() {
         data: PayloadData::new(b"x".to_vec()),
         ..PayloadSpec::default()
     };
-    let config = Config { id: "c1".into(), meta: Meta::default(), spec: payload };
+    let config =
+        Config { id: "c1".into(), meta: Meta::default(), spec: payload, extra: Default::default() };
     cluster.put(Object::Config(Box::new(config)));
     let mut wanted = spec("web", 2, &[]);
     wanted.update_config = Some(UpdateConfig {

@@ -132,8 +132,9 @@ fn until_none_fails(run: impl Fn() -> Vec<CheckResult>) -> Vec<CheckResult> {
     found
 }
 
-/// The network's checks, the runtime's and the host's.
+/// The network's checks, the runtime's and the host's. Removes first what killed ones left.
 fn with_host(mut checks: Vec<Box<dyn Check>>, config: &HostConfig) -> Vec<Box<dyn Check>> {
+    shoal_doctor::leftovers::sweep(&config.data_root);
     checks.extend(shoal_runtime::checks::checks());
     checks.extend(shoal_doctor::host::checks(config));
     checks

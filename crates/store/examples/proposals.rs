@@ -37,6 +37,7 @@ fn put(number: usize) -> Transaction {
         not_before: None,
         job_iteration: None,
         assigned_generic_resources: Vec::new(),
+        extra: Default::default(),
     };
     let object = Object::Task(Box::new(task));
     Transaction { changes: vec![Change::Put { object, expect: Expect::Any }], at: Timestamp(1) }

@@ -12,9 +12,9 @@ use sha2::{Digest as _, Sha256};
 use shoal_model::cluster_state::ClusterState;
 use shoal_model::fault::{Fault, FaultId, FaultKind};
 use shoal_model::id::Revision;
+use shoal_model::level;
 use shoal_model::time::Timestamp;
 
-use crate::record::LEVEL;
 use crate::state_machine::Content;
 
 const MAGIC: &[u8; 8] = b"SHOALBAK";
@@ -166,12 +166,11 @@ impl Backup {
     /// [`BackupError::Empty`] if there is no cluster in it.
     pub fn of(state: &ClusterState, taken: Timestamp) -> Result<Self, BackupError> {
         let cluster = state.cluster.as_ref().ok_or(BackupError::Empty)?.id.to_string();
-        let content = Content { revision: state.revision, objects: state.objects() };
-        let content = serde_json::to_vec(&content)
+        let content = serde_json::to_vec(&Content::of(state))
             .map_err(|e| BackupError::Seal { problem: e.to_string() })?;
         let revision = state.revision.0;
         Ok(Self {
-            head: BackupHead { cluster, revision, taken, level: LEVEL, sealed: None },
+            head: BackupHead { cluster, revision, taken, level: state.level(), sealed: None },
             content,
         })
     }
@@ -298,8 +297,9 @@ fn read_head(bytes: &[u8]) -> Result<Head<'_>, BackupError> {
         return Err(damaged("its head is not what was written"));
     }
     let head: BackupHead = serde_json::from_slice(text).map_err(|e| damaged(e.to_string()))?;
-    if head.level > LEVEL {
-        return Err(BackupError::Later { what: "level", found: head.level, known: LEVEL });
+    let known = level::READS;
+    if head.level > known {
+        return Err(BackupError::Later { what: "level", found: head.level, known });
     }
     Ok((head, written, after))
 }

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::{Config, ServerState, SnapshotPolicy};
+use tokio::time::timeout;
 
+use crate::ceiling::Ceiling;
 use crate::consensus::{Metrics, Raft};
 use crate::disk::{Disk, Op};
 use crate::error::StoreError;
@@ -14,6 +16,7 @@ use crate::leadership::Elections;
 use crate::links::Links;
 use crate::log_store::LogStore;
 use crate::network::Network;
+use crate::outside::offloaded;
 use crate::peer::{Member, MemberNode};
 use crate::state_machine::{Published, StateMachine};
 use crate::store::StoreConfig;
@@ -48,6 +51,8 @@ pub(crate) struct Core {
     pub(crate) links: Arc<Links>,
     pub(crate) disk: Disk,
     pub(crate) elections: Arc<Elections>,
+    pub(crate) ceiling: Arc<Ceiling>,
+    pub(crate) published: Arc<Published>,
     /// The last entry in the log when it was opened, and the term then.
     last_index: u64,
     first_term: u64,
@@ -62,9 +67,12 @@ impl Core {
         published: &Arc<Published>,
     ) -> Result<Self, StoreError> {
         let (dir, medium) = (config.dir.clone(), config.medium.clone());
+        let (keyring, outside) = (config.keyring.clone(), Arc::clone(&config.outside));
         let publish = Arc::clone(published);
+        let ceiling = Arc::new(Ceiling::new(config.reads));
+        let above = Arc::clone(&ceiling);
         let (disk, log, machine, last_index, epoch) = blocking(config, move || {
-            let disk = Disk::open(&dir, medium.as_ref())?;
+            let disk = Disk::open(&dir, &keyring, medium.as_ref(), &outside)?;
             let found = disk.member().raft_id;
             if let Some(expected) = expected
                 && found != expected
@@ -72,8 +80,9 @@ impl Core {
                 let path = disk.path().to_owned();
                 return Err(StoreError::OtherMember { path, found, expected });
             }
-            let log = LogStore::new(disk.clone());
-            let machine = StateMachine::load(disk.clone(), publish)?;
+            let log = LogStore::new(disk.clone(), Arc::clone(&above));
+            log.look_above()?;
+            let machine = StateMachine::load(disk.clone(), publish, above)?;
             let last_index = log.last_index();
             let epoch = disk.epoch()?;
             Ok((disk, log, machine, last_index, epoch))
@@ -104,8 +113,21 @@ impl Core {
         };
         match started {
             Ok((raft, first_term)) => {
-                let elections = Elections::new(raft.clone(), Arc::clone(&links), disk.clone());
-                Ok(Self { raft, raft_id, links, elections, disk, last_index, first_term })
+                let (of, to) = (raft.clone(), Arc::clone(&links));
+                let elections = Elections::new(of, to, disk.clone(), Arc::clone(&ceiling));
+                let published = Arc::clone(published);
+                let this = Self {
+                    raft,
+                    raft_id,
+                    links,
+                    disk,
+                    elections,
+                    ceiling,
+                    published,
+                    last_index,
+                    first_term,
+                };
+                Ok(this)
             }
             Err(error) => {
                 let why = disk.failure().unwrap_or_else(|| stopped(&error));
@@ -157,27 +179,18 @@ impl Core {
         loop {
             // Nobody else has to be asked. Of one that leads already it is ignored.
             self.raft.trigger().elect().await.map_err(|e| self.why(&e))?;
-            let wait = self.raft.wait(Some(OPEN_PROGRESS));
-            let ready = wait.metrics(
-                |m| {
-                    m.running_state.is_err()
-                        || (m.state == ServerState::Leader
-                            && m.current_leader == Some(self.raft_id)
-                            && m.last_applied.is_some_and(|id| id.index >= self.last_index)
-                            && m.last_applied.map(|id| id.index) == m.last_log_index)
-                },
-                "everything confirmed is applied",
-            );
-            let error = match ready.await {
-                Ok(metrics) => match metrics.running_state {
-                    Ok(()) => return Ok(()),
-                    Err(fatal) => return Err(self.why(&fatal)),
-                },
-                Err(error) => error,
-            };
+            let ready = self.shows(|m| {
+                m.state == ServerState::Leader
+                    && m.current_leader == Some(self.raft_id)
+                    && m.last_applied.is_some_and(|id| id.index >= self.last_index)
+                    && m.last_applied.map(|id| id.index) == m.last_log_index
+            });
+            if let Ok(ready) = timeout(OPEN_PROGRESS, ready).await {
+                return ready;
+            }
             let now = self.raft.metrics().borrow().last_applied;
             if now == applied {
-                return Err(self.why(&error));
+                return Err(self.why(&"nothing that is confirmed was applied for too long"));
             }
             applied = now;
         }
@@ -191,6 +204,19 @@ impl Core {
         let (name, bytes) = TRIAL_RECORD;
         self.disk.write(vec![Op::PutMeta(name, vec![0; bytes])]).await?;
         self.disk.write(vec![Op::PutMeta(name, Vec::new())]).await
+    }
+
+    /// Returns once what the library says of itself is as `holds` wants it, or that it has failed.
+    pub(crate) async fn shows(&self, holds: impl Fn(&Metrics) -> bool) -> Result<(), StoreError> {
+        let mut metrics = self.raft.metrics();
+        let shown = metrics.wait_for(|m| m.running_state.is_err() || holds(m)).await;
+        match shown {
+            Ok(metrics) => match &metrics.running_state {
+                Ok(()) => Ok(()),
+                Err(fatal) => Err(self.why(fatal)),
+            },
+            Err(_) => Err(self.why(&"consensus has ended")),
+        }
     }
 
     /// Returns once it has failed, and why.
@@ -220,7 +246,7 @@ impl Core {
         self.elections.end();
         // Ignored because: it only fails when the library's task has ended already; one that hangs
         // finds its file closed.
-        let _ = tokio::time::timeout(STOP_DEADLINE, self.raft.shutdown()).await;
+        let _ = timeout(STOP_DEADLINE, self.raft.shutdown()).await;
         self.disk.close().await;
     }
 }
@@ -234,7 +260,7 @@ pub(crate) async fn blocking<T: Send + 'static>(
     config: &StoreConfig,
     f: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, StoreError> {
-    match tokio::task::spawn_blocking(f).await {
+    match offloaded(&*config.outside, f).await {
         Ok(result) => result,
         // The database library panics on some kinds of damage.
         Err(error) => Err(StoreError::Damaged {

@@ -1,25 +1,32 @@
 //! The one file: log, vote and snapshot, every value sealed, one commit for each batch of writes.
 //!
-//! Writes go to a thread of their own, because a durable commit takes a millisecond or more; it
-//! puts everything that is waiting into one commit.
+//! Writes go to a task of their own, because a durable commit takes a millisecond or more; it puts
+//! everything that is waiting into one commit.
+
+mod writer;
 
 use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use redb::{Builder, Database, DatabaseError, ReadableDatabase, TableDefinition};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 
-use crate::commit::{Held, commit};
+pub(crate) use self::writer::KeyStep;
+use self::writer::{Job, write_loop};
+
+use crate::commit::Held;
 use crate::epoch::{Epoch, EpochRecord};
 use crate::error::StoreError;
 use crate::failure::{DiskFailure, io_failure};
 use crate::first_format;
+use crate::keyring::{FIRST_GENERATION, Keyring};
 use crate::log_store::encode;
 use crate::medium::{self, OpenMedium};
+use crate::outside::{Outside, offloaded};
 use crate::peer::Member;
 use crate::record::{
     EntryRecord, HeadRecord, LogIdRecord, MemberRecord, RECORD_VERSION, RecordError,
@@ -30,15 +37,13 @@ use crate::seal::Sealer;
 pub(crate) const FORMAT_VERSION: u32 = 2;
 /// The file's name.
 const FILE: &str = "store.redb";
-/// The key file's name.
-const KEY_FILE: &str = "store.key";
-/// Writes that may wait for the thread. Consensus has at most a handful under way.
+/// Writes that may wait for the writer. Consensus has at most a handful under way.
 const JOBS_MAX: usize = 64;
 /// How long dropping a part of the log may wait for the snapshot that holds it: far longer than
 /// writing one takes.
 const SNAPSHOT_WAIT: Duration = Duration::from_secs(30);
 
-/// Small records by name. `format` is in clear, everything else is sealed.
+/// Small records by name. `format` and `key` are in clear, everything else is sealed.
 pub(crate) const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 /// Log entries by index.
 pub(crate) const LOG: TableDefinition<u64, &[u8]> = TableDefinition::new("log");
@@ -46,6 +51,8 @@ pub(crate) const LOG: TableDefinition<u64, &[u8]> = TableDefinition::new("log");
 pub(crate) const SNAPSHOT: TableDefinition<u32, &[u8]> = TableDefinition::new("snapshot");
 
 pub(crate) const FORMAT_RECORD: &str = "format";
+/// The generation of the key that the whole file is sealed with; the first one if unsaid.
+pub(crate) const KEY_RECORD: &str = "key";
 pub(crate) const MEMBER_RECORD: &str = "member";
 pub(crate) const VOTE_RECORD: &str = "vote";
 /// Up to where the log was dropped.
@@ -71,11 +78,6 @@ pub(crate) enum Op {
     PutSnapshot { last: Option<LogIdRecord>, description: Vec<u8>, pieces: Vec<Vec<u8>> },
 }
 
-enum Job {
-    Write { ops: Vec<Op>, done: oneshot::Sender<Result<(), StoreError>> },
-    Close,
-}
-
 /// A snapshot as it is kept.
 pub(crate) struct StoredSnapshot {
     pub(crate) description: Vec<u8>,
@@ -89,16 +91,25 @@ pub(crate) struct Disk(Arc<Inner>);
 struct Inner {
     path: PathBuf,
     member: Member,
-    sealer: Sealer,
+    keyring: Keyring,
+    medium: Option<OpenMedium>,
     /// `None` once closed.
-    database: RwLock<Option<Database>>,
+    open: RwLock<Option<Open>>,
     jobs: mpsc::Sender<Job>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    outside: Arc<dyn Outside>,
+    writer: Mutex<Option<JoinHandle<()>>>,
     /// The first failure since it was opened: what consensus makes of it is only a text.
     failure: Mutex<Option<StoreError>>,
     /// What consensus said to be confirmed. On disk with the next commit.
     committed: Mutex<Option<LogIdRecord>>,
     known: watch::Sender<Known>,
+}
+
+/// A database, and what it is sealed with.
+struct Open {
+    database: Database,
+    sealer: Arc<Sealer>,
+    generation: u64,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -118,13 +129,17 @@ impl Disk {
     /// there whole afterwards, or not.
     pub(crate) fn create(
         dir: &Path,
+        keyring: &Keyring,
         member: &Member,
         epoch: Option<Epoch>,
     ) -> Result<(), StoreError> {
         let path = dir.join(FILE);
         let failed = |e: &std::io::Error| io_failure("create", e);
         shoal_durable::make_private_dir(dir).map_err(|e| failed(&e))?;
-        let sealer = Sealer::create(&dir.join(KEY_FILE))?;
+        keyring.prepare()?;
+        let keys = keyring.load()?;
+        let generation = keys.newest();
+        let sealer = keys.sealer(generation).ok_or_else(|| keyring.lost(generation))?;
         let next = path.with_extension("next");
         remove(&next).map_err(|e| failed(&e))?;
         let database = Builder::new().create(&next).map_err(|e| e.at("create", &next))?;
@@ -137,6 +152,9 @@ impl Disk {
             {
                 let mut meta = txn.open_table(META)?;
                 meta.insert(FORMAT_RECORD, FORMAT_VERSION.to_le_bytes().as_slice())?;
+                if generation != FIRST_GENERATION {
+                    meta.insert(KEY_RECORD, generation.to_le_bytes().as_slice())?;
+                }
                 meta.insert(MEMBER_RECORD, member.as_slice())?;
                 meta.insert(TAIL_RECORD, tail.as_slice())?;
                 meta.insert(EPOCH_RECORD, epoch.as_slice())?;
@@ -150,8 +168,14 @@ impl Disk {
         fs::rename(&next, &path).and_then(|()| shoal_durable::sync_dir(dir)).map_err(|e| failed(&e))
     }
 
-    /// Opens the file in `dir`. One of an earlier format is written anew.
-    pub(crate) fn open(dir: &Path, medium: Option<&OpenMedium>) -> Result<Self, StoreError> {
+    /// Opens the file in `dir`. One of an earlier format is written anew. What may block later is
+    /// done by `outside`.
+    pub(crate) fn open(
+        dir: &Path,
+        keyring: &Keyring,
+        medium: Option<&OpenMedium>,
+        outside: &Arc<dyn Outside>,
+    ) -> Result<Self, StoreError> {
         let path = dir.join(FILE);
         if !path.exists() {
             return Err(StoreError::Missing { path });
@@ -172,7 +196,16 @@ impl Disk {
         if found != FORMAT_VERSION && found != first_format::VERSION {
             return Err(StoreError::Version { path, found, known: FORMAT_VERSION });
         }
-        let sealer = Sealer::load(&dir.join(KEY_FILE))?;
+        let generation = match read_raw(&database, KEY_RECORD).map_err(|e| e.at("open", &path))? {
+            None => FIRST_GENERATION,
+            Some(bytes) => {
+                <[u8; 8]>::try_from(bytes.as_slice()).map(u64::from_le_bytes).map_err(|_| {
+                    let problem = format!("the record '{KEY_RECORD}' is no number");
+                    StoreError::Damaged { action: "open", path: path.clone(), problem }
+                })?
+            }
+        };
+        let sealer = keyring.load()?.sealer(generation).ok_or_else(|| keyring.lost(generation))?;
         if found == first_format::VERSION {
             first_format::rewrite(&database, &sealer, &path)?;
             tracing::info!(path = %path.display(), "the store was written anew in format 2");
@@ -182,10 +215,12 @@ impl Disk {
         let inner = Inner {
             path,
             member,
-            sealer,
-            database: RwLock::new(Some(database)),
+            keyring: keyring.clone(),
+            medium: medium.cloned(),
+            open: RwLock::new(Some(Open { database, sealer: Arc::new(sealer), generation })),
             jobs,
-            thread: Mutex::new(None),
+            outside: Arc::clone(outside),
+            writer: Mutex::new(None),
             failure: Mutex::new(None),
             committed: Mutex::new(None),
             known: watch::Sender::default(),
@@ -193,12 +228,8 @@ impl Disk {
         let this = Self(Arc::new(inner));
         let held = this.take_stock()?;
         this.0.known.send_modify(|known| known.held = held);
-        let writer = Arc::downgrade(&this.0);
-        let thread = std::thread::Builder::new()
-            .name("store-writer".into())
-            .spawn(move || write_loop(&writer, queue))
-            .map_err(|e| io_failure("start the writer of", &e))?;
-        *this.0.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
+        let writer = tokio::spawn(write_loop(Arc::downgrade(&this.0), queue));
+        *this.0.writer.lock().unwrap_or_else(PoisonError::into_inner) = Some(writer);
         Ok(this)
     }
 
@@ -252,10 +283,9 @@ impl Disk {
     pub(crate) async fn snapshot_holds(&self, at: LogIdRecord) -> Result<(), StoreError> {
         let mut known = self.0.known.subscribe();
         let enough = known.wait_for(|known| known.ended || known.held.snapshot >= Some(at));
-        let stopped = || StoreError::Stopped { reason: "its file is closed".into() };
         match tokio::time::timeout(SNAPSHOT_WAIT, enough).await {
             Ok(Ok(known)) if known.held.snapshot >= Some(at) => Ok(()),
-            Ok(_) => Err(self.failure().unwrap_or_else(stopped)),
+            Ok(_) => Err(self.failure().unwrap_or_else(closed)),
             Err(_) => Err(StoreError::Disk {
                 action: "drop a part of the log of",
                 problem: format!(
@@ -280,23 +310,29 @@ impl Disk {
     /// Writes `ops` and returns when they are durable.
     pub(crate) async fn write(&self, ops: Vec<Op>) -> Result<(), StoreError> {
         let (done, answer) = oneshot::channel();
-        let stopped = || StoreError::Stopped { reason: "its file is closed".into() };
-        self.0.jobs.send(Job::Write { ops, done }).await.map_err(|_| stopped())?;
-        answer.await.map_err(|_| stopped())?
+        self.0.jobs.send(Job::Write { ops, done }).await.map_err(|_| closed())?;
+        answer.await.map_err(|_| closed())?
+    }
+
+    /// Does a step of changing the key, and returns when it is durable.
+    pub(crate) async fn keys(&self, step: KeyStep) -> Result<(), StoreError> {
+        let (done, answer) = oneshot::channel();
+        self.0.jobs.send(Job::Keys { step, done }).await.map_err(|_| closed())?;
+        answer.await.map_err(|_| closed())?
     }
 
     /// The record `name`.
     pub(crate) fn meta(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
-        let raw = self.0.read("read", |database| read_raw(database, name))?;
-        raw.map(|sealed| self.0.unseal(&meta_record(name), &sealed)).transpose()
+        let (raw, sealer) = self.0.read("read", |database| read_raw(database, name))?;
+        raw.map(|sealed| self.0.unseal(&sealer, &meta_record(name), &sealed)).transpose()
     }
 
     /// The log entries with these indices that are there, in order: the first one, and as many
     /// more as make `bytes`.
     pub(crate) fn log(&self, range: Range<u64>, bytes: usize) -> Result<Vec<Vec<u8>>, StoreError> {
-        let sealed: Vec<(u64, Vec<u8>)> = self.0.read("read the log of", |database| {
+        let (sealed, sealer) = self.0.read("read the log of", |database| {
             let table = database.begin_read()?.open_table(LOG)?;
-            let mut found = Vec::new();
+            let mut found: Vec<(u64, Vec<u8>)> = Vec::new();
             let mut total = 0usize;
             for item in table.range(range)? {
                 let (index, sealed) = item?;
@@ -309,22 +345,24 @@ impl Disk {
             }
             Ok(found)
         })?;
-        sealed.iter().map(|(index, sealed)| self.0.unseal(&log_record(*index), sealed)).collect()
+        let open =
+            |(index, sealed): &(u64, Vec<u8>)| self.0.unseal(&sealer, &log_record(*index), sealed);
+        sealed.iter().map(open).collect()
     }
 
     /// The last log entry.
     pub(crate) fn last_log(&self) -> Result<Option<Vec<u8>>, StoreError> {
-        let last = self.0.read("read the log of", |database| {
+        let (last, sealer) = self.0.read("read the log of", |database| {
             let table = database.begin_read()?.open_table(LOG)?;
             let last = table.range(0u64..)?.next_back().transpose()?;
             Ok(last.map(|(index, sealed)| (index.value(), sealed.value().to_vec())))
         })?;
-        last.map(|(index, sealed)| self.0.unseal(&log_record(index), &sealed)).transpose()
+        last.map(|(index, sealed)| self.0.unseal(&sealer, &log_record(index), &sealed)).transpose()
     }
 
     /// The snapshot's description and its pieces joined, as of one moment.
     pub(crate) fn snapshot(&self) -> Result<Option<StoredSnapshot>, StoreError> {
-        let stored = self.0.read("read the snapshot of", |database| {
+        let (stored, sealer) = self.0.read("read the snapshot of", |database| {
             let txn = database.begin_read()?;
             let meta = txn.open_table(META)?;
             let Some(description) = meta.get(SNAPSHOT_RECORD)? else { return Ok(None) };
@@ -337,10 +375,10 @@ impl Disk {
             Ok(Some((description.value().to_vec(), pieces)))
         })?;
         let Some((description, pieces)) = stored else { return Ok(None) };
-        let description = self.0.unseal(&meta_record(SNAPSHOT_RECORD), &description)?;
+        let description = self.0.unseal(&sealer, &meta_record(SNAPSHOT_RECORD), &description)?;
         let mut content = Vec::new();
         for (number, sealed) in pieces {
-            content.extend(self.0.unseal(&piece_record(number), &sealed)?);
+            content.extend(self.0.unseal(&sealer, &piece_record(number), &sealed)?);
         }
         Ok(Some(StoredSnapshot { description, content }))
     }
@@ -367,35 +405,49 @@ impl Disk {
 
     /// Closes the file; another process may open it when this returns.
     pub(crate) async fn close(&self) {
-        // Ignored because: the thread is gone already, which is what closing asks for.
+        // Ignored because: the writer is gone already, which is what closing asks for.
         let _ = self.0.jobs.send(Job::Close).await;
         self.0.known.send_modify(|known| known.ended = true);
+        let writer = self.0.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(writer) = writer {
+            // Ignored because: a panic of the writer has been reported to every waiting write.
+            let _ = writer.await;
+        }
         let inner = Arc::clone(&self.0);
-        let closing = tokio::task::spawn_blocking(move || {
-            let thread = inner.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-            if let Some(thread) = thread {
-                // Ignored because: a panic of the thread has been reported to every waiting write.
-                let _ = thread.join();
-            }
-            inner.database.write().unwrap_or_else(PoisonError::into_inner).take();
+        let closing = self.offload(move || {
+            inner.open.write().unwrap_or_else(PoisonError::into_inner).take();
         });
         // Ignored because: the closure above cannot panic and is not aborted.
         let _ = closing.await;
     }
+
+    /// What comes from outside.
+    pub(crate) fn outside(&self) -> &dyn Outside {
+        &*self.0.outside
+    }
+
+    /// Does `work` where it may block.
+    pub(crate) async fn offload<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let done = offloaded(&*self.0.outside, work).await;
+        done.map_err(|error| StoreError::Stopped { reason: error.to_string() })
+    }
 }
 
 impl Inner {
-    /// Runs `f`; what fails is noted and said with the file's name.
+    /// Runs `f`; what fails is noted and said with the file's name. What was read is sealed as the
+    /// answer says, also if the file is another one by the time that it is opened.
     fn read<T>(
         &self,
         action: &'static str,
         f: impl FnOnce(&Database) -> Result<T, redb::Error>,
-    ) -> Result<T, StoreError> {
-        let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
-        match database.as_ref() {
-            Some(database) => f(database).map_err(|e| self.note(e.at(action, &self.path))),
-            None => Err(StoreError::Stopped { reason: "its file is closed".into() }),
-        }
+    ) -> Result<(T, Arc<Sealer>), StoreError> {
+        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(open) = open.as_ref() else { return Err(closed()) };
+        let read = f(&open.database).map_err(|e| self.note(e.at(action, &self.path)))?;
+        Ok((read, Arc::clone(&open.sealer)))
     }
 
     fn note(&self, error: StoreError) -> StoreError {
@@ -408,24 +460,14 @@ impl Inner {
 
     /// Opens a sealed value. The key is right, or the file would not be open: what does not open
     /// has been changed.
-    fn unseal(&self, record: &str, sealed: &[u8]) -> Result<Vec<u8>, StoreError> {
-        self.sealer.open(record, sealed).map_err(|_| {
+    fn unseal(&self, sealer: &Sealer, record: &str, sealed: &[u8]) -> Result<Vec<u8>, StoreError> {
+        sealer.open(record, sealed).map_err(|_| {
             self.note(StoreError::Damaged {
                 action: "read",
                 path: self.path.clone(),
                 problem: format!("the record '{record}' cannot be decrypted"),
             })
         })
-    }
-
-    /// One commit for all of `ops`.
-    fn commit<'a>(&self, ops: impl Iterator<Item = &'a Op>) -> Result<(), StoreError> {
-        let held = self.known.borrow().held;
-        let committed = *self.committed.lock().unwrap_or_else(PoisonError::into_inner);
-        let held =
-            self.read("write to", |database| commit(database, &self.sealer, held, committed, ops))?;
-        self.known.send_modify(|known| known.held = held);
-        Ok(())
     }
 
     /// What is known to be confirmed, if that is not on disk.
@@ -435,33 +477,8 @@ impl Inner {
     }
 }
 
-fn write_loop(disk: &std::sync::Weak<Inner>, mut queue: mpsc::Receiver<Job>) {
-    while let Some(first) = queue.blocking_recv() {
-        let mut waiting = Vec::new();
-        let mut close = false;
-        let mut next = Some(first);
-        while let Some(job) = next {
-            match job {
-                Job::Write { ops, done } => waiting.push((ops, done)),
-                Job::Close => {
-                    close = true;
-                    break;
-                }
-            }
-            next = queue.try_recv().ok();
-        }
-        let Some(inner) = disk.upgrade() else { return };
-        if !waiting.is_empty() || (close && inner.unwritten().is_some()) {
-            let result = inner.commit(waiting.iter().flat_map(|(ops, _)| ops));
-            for (_, done) in waiting {
-                // Ignored because: who does not wait any more does not want the answer.
-                let _ = done.send(result.clone());
-            }
-        }
-        if close {
-            return;
-        }
-    }
+fn closed() -> StoreError {
+    StoreError::Stopped { reason: "its file is closed".into() }
 }
 
 /// A place in the log, in words.
@@ -492,7 +509,7 @@ fn read_raw(database: &Database, name: &str) -> Result<Option<Vec<u8>>, redb::Er
 }
 
 /// Removes what lies at `path`, whatever it is.
-fn remove(path: &Path) -> std::io::Result<()> {
+pub(crate) fn remove(path: &Path) -> std::io::Result<()> {
     let removed = match fs::symlink_metadata(path) {
         Ok(meta) if meta.is_dir() => fs::remove_dir_all(path),
         Ok(_) => fs::remove_file(path),

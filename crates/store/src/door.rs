@@ -16,7 +16,7 @@ use crate::epoch::Epoch;
 use crate::error::StoreError;
 use crate::peer::Member;
 use crate::question::{Ask, Question, Reply, digest, raw};
-use crate::record::{HeadRecord, VoteRecord};
+use crate::record::{HeadRecord, RecordError, VoteRecord};
 
 /// Largest snapshot that is taken: it is in memory while it comes. Far more than a cluster of ten
 /// thousand nodes has.
@@ -238,7 +238,13 @@ impl Core {
         if vote < own {
             return Ok(Reply::Installed { vote: own.into() });
         }
-        let meta = SnapshotMeta::try_from(head).map_err(unfit)?;
+        let level = head.level;
+        let meta = head.meta(self.ceiling.reads()).map_err(|error| {
+            if matches!(error, RecordError::Level { .. }) {
+                self.ceiling.refused(level);
+            }
+            unfit(error)
+        })?;
         let next = Coming { from, vote, meta, bytes, content: Vec::new() };
         *coming.lock().unwrap_or_else(PoisonError::into_inner) = Some(next);
         Ok(Reply::Next {})

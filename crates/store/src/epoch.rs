@@ -20,10 +20,10 @@ pub struct Epoch {
 }
 
 impl Epoch {
-    /// A new one, which begins with the entry `since`.
-    pub(crate) fn begin(since: u64) -> Self {
+    /// A new one by the number `random`, which begins with the entry `since`.
+    pub(crate) fn begin(since: u64, random: u64) -> Self {
         // Never 0, which means that there was none.
-        Self { id: rand::random::<u64>() | 1, since }
+        Self { id: random | 1, since }
     }
 }
 

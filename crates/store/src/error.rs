@@ -136,7 +136,7 @@ pub enum StoreError {
     },
     /// Something in the file, or what another manager wrote, is of a later version of the program.
     /// Nothing is damaged, and nothing is skipped or guessed.
-    #[error("{action} the store '{}': {problem}: upgrade this manager", path.display())]
+    #[error("{action} the store '{}': upgrade this manager: {problem}", path.display())]
     NeedsUpgrade {
         /// What was tried.
         action: &'static str,
@@ -207,6 +207,20 @@ pub enum StoreError {
         /// What is wrong.
         problem: String,
     },
+    /// The key file is wrapped by an unlock key.
+    #[error("read the store's key '{}': {}", path.display(), locked(*tried))]
+    Locked {
+        /// Which file.
+        path: PathBuf,
+        /// Whether an unlock key was given, which is not the one.
+        tried: bool,
+    },
+    /// What was given as an unlock key is none.
+    #[error("invalid unlock key: {problem}")]
+    UnlockKey {
+        /// What is wrong with it.
+        problem: &'static str,
+    },
     /// The disk or the file's structure failed.
     #[error("{action} the store: {problem}")]
     Disk {
@@ -220,6 +234,14 @@ pub enum StoreError {
 fn known(leader: &Option<Member>) -> String {
     let is = |leader: &Member| format!(" ({leader} is)");
     leader.as_ref().map_or_else(|| ", and no leader is known".to_owned(), is)
+}
+
+fn locked(tried: bool) -> &'static str {
+    if tried {
+        "the unlock key that was given does not open it"
+    } else {
+        "it is locked, and nobody has given the unlock key"
+    }
 }
 
 fn other_epoch(left: bool) -> &'static str {
@@ -252,9 +274,11 @@ impl Fault for StoreError {
             | Self::Recover { .. }
             | Self::HandOver { .. }
             | Self::InUse { .. } => FaultKind::Conflict,
-            Self::Refused(ApplyError::TooLarge { .. })
+            Self::Refused(ApplyError::TooLarge { .. } | ApplyError::Level { .. })
             | Self::TooLarge { .. }
+            | Self::UnlockKey { .. }
             | Self::Question { .. } => FaultKind::Invalid,
+            Self::Locked { tried: true, .. } => FaultKind::Unauthorized,
             Self::NotLeader { .. }
             | Self::NoQuorum { .. }
             | Self::Deposed { .. }
@@ -263,6 +287,7 @@ impl Fault for StoreError {
             | Self::Busy { .. }
             | Self::Full { .. }
             | Self::Failing { .. }
+            | Self::Locked { .. }
             | Self::Stopped { .. } => FaultKind::Unavailable,
             Self::Missing { .. } => FaultKind::NotFound,
             Self::Version { .. }
@@ -303,6 +328,8 @@ impl Fault for StoreError {
             Self::NeedsUpgrade { .. } => "SH-STO-032",
             Self::HandOver { .. } => "SH-STO-025",
             Self::Deposed { .. } => "SH-STO-026",
+            Self::Locked { .. } => "SH-STO-050",
+            Self::UnlockKey { .. } => "SH-STO-051",
         }))
     }
 
@@ -339,10 +366,17 @@ impl Fault for StoreError {
             Self::Exists { .. } => "leave the cluster first: 'docker swarm leave --force'",
             Self::InUse { .. } => "give each daemon its own --data-root, or stop the other one",
             Self::Version { .. } => "run the version of shoal that wrote it",
-            Self::NeedsUpgrade { .. } => "run the version of shoal that the other managers run",
+            Self::NeedsUpgrade { .. } => {
+                "stop the daemon, install the version of shoal that the other managers run, and \
+                 start it"
+            }
             Self::OtherMember { .. } => "the data root was copied from another node: remove it",
             Self::Seal { .. } | Self::Key { .. } => {
                 "restore the key file that belongs to the store, or leave and join again"
+            }
+            Self::Locked { .. } => "unlock this manager with 'docker swarm unlock'",
+            Self::UnlockKey { .. } => {
+                "give the whole line that 'docker swarm unlock-key' prints on a manager that runs"
             }
             Self::Disk { .. } => "check space and health of the disk under --data-root",
         };

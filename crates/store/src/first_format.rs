@@ -7,6 +7,7 @@ use std::path::Path;
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, WriteTransaction};
 use serde::{Deserialize, Serialize};
 use shoal_model::change::Transaction;
+use shoal_model::level;
 
 use crate::disk::{
     FORMAT_RECORD, FORMAT_VERSION, LOG, MEMBER_RECORD, META, PURGED_RECORD, SNAPSHOT,
@@ -17,8 +18,8 @@ use crate::failure::DiskFailure as _;
 use crate::log_store::encode;
 use crate::peer::Member;
 use crate::record::{
-    Body, EntryRecord, GroupRecord, HeadRecord, LEVEL, LogIdRecord, MemberRecord, Payload,
-    RECORD_VERSION, RecordError, VoteRecord,
+    Body, EntryRecord, GroupRecord, HeadRecord, LogIdRecord, MemberRecord, Payload, RECORD_VERSION,
+    RecordError, VoteRecord,
 };
 use crate::seal::Sealer;
 
@@ -118,7 +119,9 @@ fn entry(bytes: &[u8]) -> Result<EntryRecord, RecordError> {
     let body = match old.payload {
         OldPayload::Blank => Body::Blank,
         OldPayload::Membership(group) => Body::Group(group.into()),
-        OldPayload::Normal(command) => Body::Data(Payload::encode(&command.transactions)?),
+        OldPayload::Normal(command) => {
+            Body::Data(Payload::encode(level::FIRST, &command.transactions)?)
+        }
     };
     Ok(EntryRecord { at: old.log_id.into(), body })
 }
@@ -128,7 +131,7 @@ fn head(bytes: &[u8]) -> Result<HeadRecord, RecordError> {
     let old: OldHead = serde_json::from_slice(bytes)?;
     Ok(HeadRecord {
         v: RECORD_VERSION,
-        level: LEVEL,
+        level: level::FIRST,
         last: old.last_log_id.map(Into::into),
         group: old.last_membership.membership.into(),
         group_at: old.last_membership.log_id.map(Into::into),

@@ -190,7 +190,7 @@ fn see(core: &Core, metrics: &Metrics, standing: &Standing, ears: &Ears) -> Seen
             .map(|(id, at)| (*id, lag(at.map_or(0, |at| at.index))))
             .collect();
     }
-    let applied = metrics.last_applied.map_or(0, |at| at.index);
+    let applied = core.ceiling.applied(metrics.last_applied.map_or(0, |at| at.index));
     Seen { lead, group, applied }
 }
 

@@ -21,6 +21,7 @@ use shoal_life::leadership::voters::Voters;
 use tokio::sync::{RwLock, RwLockReadGuard, oneshot, watch};
 use tokio::task::JoinSet;
 
+use crate::ceiling::Ceiling;
 use crate::consensus::{Metrics, Raft};
 use crate::disk::Disk;
 use crate::error::StoreError;
@@ -48,6 +49,8 @@ pub(crate) struct Elections {
     links: Arc<Links>,
     /// It knows where the log ends.
     disk: Disk,
+    /// It knows what of it cannot be read.
+    ceiling: Arc<Ceiling>,
     part: Mutex<Part>,
     standing: watch::Sender<Standing>,
     /// While proposals have to wait: for the which time.
@@ -62,6 +65,8 @@ struct Part {
     members: BTreeMap<u64, Member>,
     /// Beats to each whose echo is awaited.
     beats: BTreeMap<u64, usize>,
+    /// Who said that it cannot lead.
+    barred: BTreeSet<u64>,
     /// How often proposals had to wait.
     holds: u64,
     pulses: pulse::Pulses,
@@ -78,12 +83,18 @@ struct Said {
 }
 
 impl Elections {
-    pub(crate) fn new(raft: Raft, links: Arc<Links>, disk: Disk) -> Arc<Self> {
+    pub(crate) fn new(
+        raft: Raft,
+        links: Arc<Links>,
+        disk: Disk,
+        ceiling: Arc<Ceiling>,
+    ) -> Arc<Self> {
         let own = links.own.raft_id;
         let part = Part {
             life: Some(Leadership::begin(RaftId(own), CADENCE)),
             members: BTreeMap::new(),
             beats: BTreeMap::new(),
+            barred: BTreeSet::new(),
             holds: 0,
             pulses: pulse::Pulses::default(),
             tasks: JoinSet::new(),
@@ -95,6 +106,7 @@ impl Elections {
             own,
             links,
             disk,
+            ceiling,
             part: Mutex::new(part),
             standing: watch::Sender::new(nobody),
             hold: watch::Sender::new(None),
@@ -135,7 +147,7 @@ impl Elections {
 
     /// The clock.
     pub(crate) fn look(self: &Arc<Self>, passed: Duration) {
-        self.give(Event::Look { passed, dice: rand::random() });
+        self.give(Event::Look { passed, dice: self.disk.outside().random() });
     }
 
     /// What the library says.
@@ -146,15 +158,21 @@ impl Elections {
         };
         let known: BTreeMap<u64, Member> =
             members.nodes().map(named).filter(|(id, _)| *id != self.own).collect();
-        {
+        let mut barred = {
             let mut part = self.part();
             if part.life.is_some() && part.members != known {
                 part.beats.retain(|id, _| known.contains_key(id));
+                part.barred.retain(|id| known.contains_key(id));
                 part.pulses.follow(self, &self.links, &known);
                 part.members = known;
             }
+            part.barred.clone()
+        };
+        if self.ceiling.is_barred() {
+            barred.insert(self.own);
         }
-        self.give(Event::Core(view(self.own, metrics, self.disk.held().tail)));
+        let barred = barred.into_iter().map(RaftId).collect();
+        self.give(Event::Core(view(self.own, metrics, self.disk.held().tail, barred)));
     }
 
     /// A leader's append, or the beginning of its snapshot.
@@ -179,7 +197,7 @@ impl Elections {
         let word = Word::Beat { number: BeatNumber(number), voice };
         let said = self.give(Event::Heard { from: RaftId(from), term: Term(term), word });
         match said.echo {
-            Some(BeatNumber(number)) => Reply::Echo { number },
+            Some(BeatNumber(number)) => Reply::Echo { number, barred: self.ceiling.is_barred() },
             None => Reply::Silent {},
         }
     }
@@ -350,12 +368,24 @@ impl Elections {
                 *waiting = waiting.saturating_sub(1);
             }
             // Anything else is silence.
-            if let Ok(Reply::Echo { number }) = reply {
+            if let Ok(Reply::Echo { number, barred }) = reply {
                 let (from, number) = (RaftId(to.raft_id), BeatNumber(number));
                 this.give(Event::Echo { from, number });
+                this.note_barred(to.raft_id, barred);
             }
         });
         *part.beats.entry(id).or_default() += usize::from(sent);
+    }
+
+    /// Notes whether a member says that it cannot lead.
+    fn note_barred(self: &Arc<Self>, member: u64, barred: bool) {
+        let mut part = self.part();
+        let new = if barred { part.barred.insert(member) } else { part.barred.remove(&member) };
+        drop(part);
+        if new {
+            let metrics = self.raft.metrics().borrow().clone();
+            self.core(&metrics);
+        }
     }
 
     fn send_probe(self: &Arc<Self>, part: &mut Part, to: Member, round: Round, ask: Ask) {
@@ -423,7 +453,12 @@ fn record(at: Position) -> Option<LogIdRecord> {
 }
 
 /// What the library says of itself.
-fn view(own: u64, metrics: &Metrics, last: Option<LogIdRecord>) -> CoreView {
+fn view(
+    own: u64,
+    metrics: &Metrics,
+    last: Option<LogIdRecord>,
+    barred: BTreeSet<RaftId>,
+) -> CoreView {
     let members = metrics.membership_config.membership();
     let set = |ids: &BTreeSet<u64>| ids.iter().copied().map(RaftId).collect::<BTreeSet<_>>();
     let leads = metrics.current_leader == Some(own);
@@ -444,6 +479,7 @@ fn view(own: u64, metrics: &Metrics, last: Option<LogIdRecord>) -> CoreView {
         voters: Voters::new(members.get_joint_config().iter().map(set)),
         learners: members.learner_ids().map(RaftId).collect(),
         matched: matched.map(|(id, at)| (RaftId(*id), at.map_or(0, |at| at.index))).collect(),
+        barred,
     }
 }
 

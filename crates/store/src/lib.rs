@@ -21,6 +21,7 @@
 #![forbid(unsafe_code)]
 
 mod backup;
+mod ceiling;
 mod commit;
 mod consensus;
 mod core;
@@ -31,6 +32,7 @@ mod error;
 mod failure;
 mod first_format;
 mod group;
+mod keyring;
 mod lead;
 mod leadership;
 mod life;
@@ -38,6 +40,7 @@ mod links;
 mod log_store;
 mod medium;
 mod network;
+mod outside;
 mod peer;
 mod proposer;
 mod pulse;
@@ -45,20 +48,25 @@ mod question;
 mod read;
 mod record;
 mod recover;
+mod reseal;
 mod seal;
 mod state_machine;
 #[cfg(test)]
 mod storage_tests;
 mod store;
+mod unlock;
 
 pub use backup::{Backup, BackupError, BackupHead};
 pub use door::Door;
 pub use epoch::Epoch;
 pub use error::StoreError;
 pub use group::{Group, GroupStep, LAG_MAX};
+pub use keyring::{Keyring, SealedAside};
 pub use lead::Lead;
 pub use medium::{Medium, OpenMedium};
+pub use outside::{Machine, Outside, Unfinished, Work, offloaded};
 pub use peer::{Lane, Member, NoPeers, PeerError, Peers};
 pub use proposer::{PROPOSE_DEADLINE, TRANSACTION_BYTES_MAX};
 pub use recover::{Recovered, recover_alone, restore};
 pub use store::{ChangeEvent, Changes, FIRST_RAFT_ID, Store, StoreConfig};
+pub use unlock::UnlockKey;

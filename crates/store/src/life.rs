@@ -74,9 +74,10 @@ impl Life {
         let (signs, proposals) = (&self.signs, &mut self.proposals);
         let lead = signs.lead.subscribe();
         tokio::select! {
+            biased;
+            () = told(stop) => End::Stopped,
             cause = proposer::run(core, proposals, lead) => cause.map_or(End::Stopped, End::Failed),
             () = lead::observe(core, signs) => End::Stopped,
-            () = told(stop) => End::Stopped,
         }
     }
 
@@ -88,6 +89,7 @@ impl Life {
             tokio::pin!(attempt);
             let opened = loop {
                 tokio::select! {
+                    biased;
                     opened = &mut attempt => break opened,
                     // Who asked before the failure was known; later ones learn it at once.
                     Some(proposal) = self.proposals.recv() => {
@@ -120,13 +122,15 @@ async fn attempt(
     stop: watch::Receiver<bool>,
 ) -> Result<Option<Core>, StoreError> {
     tokio::select! {
-        () = tokio::time::sleep(pause) => {}
+        biased;
         () = told(stop.clone()) => return Ok(None),
+        () = tokio::time::sleep(pause) => {}
     }
     let core = Core::start(config, None, published).await?;
     let ready = tokio::select! {
-        ready = core.wait_usable() => ready.map(|()| Some(core.clone())),
+        biased;
         () = told(stop) => Ok(None),
+        ready = core.wait_usable() => ready.map(|()| Some(core.clone())),
     };
     if !matches!(ready, Ok(Some(_))) {
         core.stop().await;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use openraft::storage::{LogFlushed, RaftLogStorage};
 use openraft::{EntryPayload, LogState, RaftLogReader};
 
+use crate::ceiling::Ceiling;
 use crate::consensus::{Entry, LogId, StorageError, Types, Vote, read_failed, write_failed};
 use crate::disk::{Disk, Op, PURGED_RECORD, SNAPSHOT_RECORD, VOTE_RECORD};
 use crate::error::StoreError;
@@ -28,6 +29,7 @@ const SEARCHED: u64 = 64;
 #[derive(Clone)]
 pub(crate) struct LogStore {
     disk: Disk,
+    ceiling: Arc<Ceiling>,
     /// What was appended last: the library reads it back at once to apply it.
     recent: Arc<Mutex<Vec<Entry>>>,
     /// Whether somebody waits for the quiet.
@@ -35,8 +37,27 @@ pub(crate) struct LogStore {
 }
 
 impl LogStore {
-    pub(crate) fn new(disk: Disk) -> Self {
-        Self { disk, recent: Arc::default(), waiting: Arc::default() }
+    pub(crate) fn new(disk: Disk, ceiling: Arc<Ceiling>) -> Self {
+        Self { disk, ceiling, recent: Arc::default(), waiting: Arc::default() }
+    }
+
+    /// Looks through the entries that are not known to be confirmed for what cannot be read: the
+    /// others are applied at once, and found then.
+    pub(crate) fn look_above(&self) -> Result<(), StoreError> {
+        let held = self.disk.held();
+        let end = held.tail.map_or(0, |at| at.index.saturating_add(1));
+        let mut start = held.committed.map_or(0, |at| at.index.saturating_add(1));
+        while start < end {
+            let next = start.saturating_add(SEARCHED).min(end);
+            for bytes in self.disk.log(start..next, usize::MAX)? {
+                let entry: EntryRecord = self.disk.decode("log entry", &bytes)?;
+                if let Body::Data(payload) = &entry.body {
+                    self.ceiling.logged(entry.at.index, payload.level());
+                }
+            }
+            start = next;
+        }
+        Ok(())
     }
 
     /// The index of the last entry on disk, 0 if there is none.
@@ -78,7 +99,7 @@ impl LogStore {
             return Ok(entries);
         }
         let disk = self.disk.clone();
-        blocking(move || {
+        blocking(&self.disk, move || {
             let stored = disk.log(start..end, bytes)?;
             let entries: Vec<Entry> = stored
                 .iter()
@@ -126,11 +147,10 @@ impl LogStore {
 
 /// Runs a read of the disk where it may block.
 async fn blocking<T: Send + 'static>(
+    disk: &Disk,
     f: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, StorageError> {
-    let result = tokio::task::spawn_blocking(f).await;
-    let stopped = |_| StoreError::Stopped { reason: "the runtime stops".into() };
-    result.map_err(stopped).and_then(|r| r).map_err(|e| read_failed(&e))
+    disk.offload(f).await.and_then(|r| r).map_err(|e| read_failed(&e))
 }
 
 impl Disk {
@@ -220,7 +240,7 @@ impl RaftLogStorage<Types> for LogStore {
 
     async fn get_log_state(&mut self) -> Result<LogState<Types>, StorageError> {
         let disk = self.disk.clone();
-        blocking(move || {
+        blocking(&self.disk, move || {
             let purged = disk.meta(PURGED_RECORD)?;
             let decode = |bytes: Vec<u8>| disk.decode::<LogIdRecord>("purged", &bytes);
             let purged = purged.map(decode).transpose()?;
@@ -244,7 +264,7 @@ impl RaftLogStorage<Types> for LogStore {
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, StorageError> {
         let disk = self.disk.clone();
-        blocking(move || {
+        blocking(&self.disk, move || {
             let stored = disk.meta(VOTE_RECORD)?;
             let Some(bytes) = stored else { return Ok(None) };
             let mut record: VoteRecord = disk.decode("vote", &bytes)?;
@@ -295,6 +315,7 @@ impl RaftLogStorage<Types> for LogStore {
         let result = self.disk.write(ops).await;
         match result {
             Ok(()) => {
+                self.ceiling.appended(&entries);
                 *self.recent.lock().unwrap_or_else(PoisonError::into_inner) = entries;
                 callback.log_io_completed(Ok(()));
                 Ok(())
@@ -310,7 +331,9 @@ impl RaftLogStorage<Types> for LogStore {
     async fn truncate(&mut self, log_id: LogId) -> Result<(), StorageError> {
         self.forget();
         let ops = vec![Op::RemoveLog(log_id.index..=u64::MAX)];
-        self.disk.write(ops).await.map_err(|e| write_failed(&e))
+        self.disk.write(ops).await.map_err(|e| write_failed(&e))?;
+        self.ceiling.truncated(log_id.index);
+        Ok(())
     }
 
     async fn purge(&mut self, log_id: LogId) -> Result<(), StorageError> {

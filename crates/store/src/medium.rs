@@ -50,6 +50,9 @@ pub trait Medium: Debug + Send + Sync + 'static {
     /// # Errors
     /// As of a file.
     fn sync(&self) -> io::Result<()>;
+
+    /// From now on it lies at `path`, in place of what was there.
+    fn renamed(&self, _path: &Path) {}
 }
 
 /// Opens the medium in place of the file at a path.
@@ -57,7 +60,7 @@ pub type OpenMedium = Arc<dyn Fn(&Path) -> io::Result<Box<dyn Medium>> + Send + 
 
 /// A medium, as the database library asks for it. The store locks nothing but its file.
 #[derive(Debug)]
-struct Beneath(Box<dyn Medium>);
+struct Beneath(Arc<dyn Medium>);
 
 impl StorageBackend for Beneath {
     fn len(&self) -> io::Result<u64> {
@@ -91,7 +94,21 @@ pub(crate) fn open(path: &Path, medium: Option<&OpenMedium>) -> Result<Database,
         None => builder.open(path),
         Some(open) => {
             let medium = open(path).map_err(|e| DatabaseError::Storage(e.into()))?;
-            builder.create_with_backend(Beneath(medium))
+            builder.create_with_backend(Beneath(medium.into()))
         }
     }
+}
+
+/// A new database, and the medium beneath it, if it is no file.
+pub(crate) type Made = (Database, Option<Arc<dyn Medium>>);
+
+/// Makes an empty database at `path`, where nothing is, on the medium that lies in place of files.
+pub(crate) fn make(path: &Path, medium: Option<&OpenMedium>) -> Result<Made, DatabaseError> {
+    let mut builder = Builder::new();
+    builder.set_cache_size(CACHE_BYTES);
+    let Some(open) = medium else { return Ok((builder.create(path)?, None)) };
+    let failed = |e: io::Error| DatabaseError::Storage(e.into());
+    std::fs::File::create(path).map_err(failed)?;
+    let medium: Arc<dyn Medium> = open(path).map_err(failed)?.into();
+    Ok((builder.create_with_backend(Beneath(Arc::clone(&medium)))?, Some(medium)))
 }

@@ -20,6 +20,7 @@ use openraft::raft::{
 };
 use openraft::{EntryPayload, Snapshot};
 use serde_json::value::RawValue;
+use shoal_model::level;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
@@ -27,7 +28,7 @@ use crate::consensus::{LogId, Types, Vote};
 use crate::links::Links;
 use crate::peer::{Lane, Member, MemberNode, PeerError};
 use crate::question::{Ask, PIECE_BYTES, QUESTION_VERSION, Question, Reply, digest, raw};
-use crate::record::{EntryRecord, HeadRecord};
+use crate::record::{EntryRecord, HeadRecord, level_of};
 
 /// First pause after a failure, and the longest: shorter than the silence after which a member that
 /// came back stands for election.
@@ -178,7 +179,8 @@ impl Way {
         vote: Vote,
         snapshot: Snapshot<Types>,
     ) -> Result<SnapshotResponse<u64>, WayError> {
-        let head = HeadRecord::from(&snapshot.meta);
+        let level = level_of(snapshot.snapshot.get_ref()).unwrap_or(level::FIRST);
+        let head = HeadRecord::new(&snapshot.meta, level);
         let id = head.id.clone();
         let content = snapshot.snapshot.into_inner();
         let bytes = u64::try_from(content.len()).unwrap_or(u64::MAX);

@@ -194,7 +194,8 @@ impl Writer<'_> {
         self.since_snapshot += batch.iter().map(|proposal| proposal.bytes).sum::<usize>();
         let (transactions, replies): (Vec<_>, Vec<_>) =
             batch.into_iter().map(|p| (p.transaction, p.reply)).unzip();
-        let payload = match Payload::encode(&transactions) {
+        let level = self.core.published.state.borrow().level();
+        let payload = match Payload::encode(level, &transactions) {
             Ok(payload) => payload,
             Err(error) => {
                 let problem = error.to_string();

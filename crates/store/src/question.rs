@@ -68,6 +68,9 @@ pub(crate) enum Reply {
     /// It was this beat.
     Echo {
         number: u64,
+        /// Whether who says it could not lead: it cannot read the whole log.
+        #[serde(default)]
+        barred: bool,
     },
     /// Nothing is said to that.
     Silent {},

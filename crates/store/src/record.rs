@@ -11,14 +11,13 @@ use openraft::{CommittedLeaderId, EntryPayload, LeaderId, Membership};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use shoal_model::change::Transaction;
+use shoal_model::level;
 
 use crate::consensus::{Entry, LogId, SnapshotMeta, StoredMembership, Vote};
 use crate::peer::{Member, MemberNode};
 
 /// The version of the records.
 pub(crate) const RECORD_VERSION: u32 = 2;
-/// The lowest level of the cluster's format that can apply what is written now.
-pub(crate) const LEVEL: u32 = 1;
 
 /// Why a record cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -27,8 +26,8 @@ pub(crate) enum RecordError {
     #[error("it has version {found}, this program reads up to {RECORD_VERSION}")]
     Version { found: u32 },
     /// It needs a later program.
-    #[error("it was written for level {found}, this program reads up to {LEVEL}")]
-    Level { found: u32 },
+    #[error("the cluster writes format {found}, this program reads up to {reads}")]
+    Level { found: u32, reads: u32 },
     /// A log entry without what its kind needs.
     #[error("an entry of kind '{kind}' has no body")]
     NoBody { kind: &'static str },
@@ -83,20 +82,40 @@ struct PayloadOut<'a> {
 
 #[derive(Deserialize)]
 struct PayloadIn {
-    level: u32,
     transactions: Vec<Transaction>,
 }
 
 /// Of a level beyond ours, the rest may have any shape.
 #[derive(Deserialize)]
-struct PayloadHead {
+struct LevelOnly {
+    #[serde(default = "first_level")]
     level: u32,
 }
 
+fn first_level() -> u32 {
+    level::FIRST
+}
+
+/// The level that a text says; the first if it says none. Ours say it at the very beginning.
+pub(crate) fn level_of(text: &[u8]) -> Result<u32, serde_json::Error> {
+    let digits = text.strip_prefix(br#"{"level":"#).map(|rest| {
+        let count = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
+        rest.split_at(count).0
+    });
+    let quick = digits.and_then(|digits| std::str::from_utf8(digits).ok()?.parse().ok());
+    match quick {
+        Some(level) => Ok(level),
+        None => Ok(serde_json::from_slice::<LevelOnly>(text)?.level),
+    }
+}
+
 impl Payload {
-    /// Of `transactions`, each of which is applied or refused on its own.
-    pub(crate) fn encode(transactions: &[Transaction]) -> Result<Self, RecordError> {
-        let out = PayloadOut { level: LEVEL, transactions };
+    /// Of `transactions`, each of which is applied or refused on its own, in a cluster of `level`
+    /// or a higher one that they raise it to.
+    pub(crate) fn encode(level: u32, transactions: &[Transaction]) -> Result<Self, RecordError> {
+        let needs = transactions.iter().map(Transaction::level);
+        let level = needs.filter(|needs| *needs != level::UNKNOWN).fold(level, u32::max);
+        let out = PayloadOut { level, transactions };
         Ok(Self(Arc::from(serde_json::value::to_raw_value(&out)?)))
     }
 
@@ -105,18 +124,20 @@ impl Payload {
         self.0.get().len()
     }
 
-    /// The transactions, if this program knows how to apply them.
-    pub(crate) fn decode(&self) -> Result<Vec<Transaction>, RecordError> {
+    /// The lowest level that can apply it; one that says none makes no sense, and its content says
+    /// so.
+    pub(crate) fn level(&self) -> u32 {
+        level_of(self.0.get().as_bytes()).unwrap_or(level::FIRST)
+    }
+
+    /// The transactions, if who reads up to level `reads` knows how to apply them.
+    pub(crate) fn decode(&self, reads: u32) -> Result<Vec<Transaction>, RecordError> {
         let text = self.0.get();
-        let read = serde_json::from_str::<PayloadIn>(text);
-        let level = match &read {
-            Ok(payload) => payload.level,
-            Err(_) => serde_json::from_str::<PayloadHead>(text)?.level,
-        };
-        if level > LEVEL {
-            return Err(RecordError::Level { found: level });
+        let found = level_of(text.as_bytes())?;
+        if found > reads {
+            return Err(RecordError::Level { found, reads });
         }
-        Ok(read?.transactions)
+        Ok(serde_json::from_str::<PayloadIn>(text)?.transactions)
     }
 }
 
@@ -323,32 +344,30 @@ pub(crate) struct HeadRecord {
     pub(crate) id: String,
 }
 
-impl From<&SnapshotMeta> for HeadRecord {
-    fn from(meta: &SnapshotMeta) -> Self {
+impl HeadRecord {
+    /// Of a snapshot whose content needs `level`.
+    pub(crate) fn new(meta: &SnapshotMeta, level: u32) -> Self {
         Self {
             v: RECORD_VERSION,
-            level: LEVEL,
+            level,
             last: meta.last_log_id.map(Into::into),
             group: meta.last_membership.membership().into(),
             group_at: meta.last_membership.log_id().map(Into::into),
             id: meta.snapshot_id.clone(),
         }
     }
-}
 
-impl TryFrom<HeadRecord> for SnapshotMeta {
-    type Error = RecordError;
-
-    fn try_from(head: HeadRecord) -> Result<Self, RecordError> {
-        readable(head.v)?;
-        if head.level > LEVEL {
-            return Err(RecordError::Level { found: head.level });
+    /// What it is of, if who reads up to level `reads` can read it.
+    pub(crate) fn meta(self, reads: u32) -> Result<SnapshotMeta, RecordError> {
+        readable(self.v)?;
+        if self.level > reads {
+            return Err(RecordError::Level { found: self.level, reads });
         }
-        let group_at = head.group_at.map(Into::into);
-        Ok(Self {
-            last_log_id: head.last.map(Into::into),
-            last_membership: StoredMembership::new(group_at, head.group.into()),
-            snapshot_id: head.id,
+        let group_at = self.group_at.map(Into::into);
+        Ok(SnapshotMeta {
+            last_log_id: self.last.map(Into::into),
+            last_membership: StoredMembership::new(group_at, self.group.into()),
+            snapshot_id: self.id,
         })
     }
 }
@@ -411,16 +430,17 @@ mod tests {
         let EntryPayload::Membership(read) = Entry::from(read).payload else { panic!("no group") };
         assert_eq!(read, group());
 
-        let payload = Payload::encode(&[]).unwrap();
+        let payload = Payload::encode(1, &[]).unwrap();
         let text =
             r#"{"v":2,"term":3,"index":9,"kind":"data","body":{"level":1,"transactions":[]}}"#;
         same(&EntryRecord::from(&entry(EntryPayload::Normal(payload))), text);
 
-        let head = HeadRecord::from(&SnapshotMeta {
+        let meta = SnapshotMeta {
             last_log_id: Some(LogIdRecord { term: 3, index: 9 }.into()),
             last_membership: StoredMembership::new(None, group()),
             snapshot_id: "x".to_owned(),
-        });
+        };
+        let head = HeadRecord::new(&meta, 1);
         let at = r#"{"term":3,"index":9}"#;
         let text =
             format!(r#"{{"v":2,"level":1,"last":{at},"group":{body},"group_at":null,"id":"x"}}"#);
@@ -444,10 +464,18 @@ mod tests {
             serde_json::from_str(r#"{"v":9,"term":1,"node":1,"committed":true}"#).unwrap();
         assert!(matches!(Vote::try_from(vote), Err(RecordError::Version { found: 9 })));
         let payload: Payload = serde_json::from_str(r#"{"level":2,"transactions":"odd"}"#).unwrap();
-        assert!(matches!(payload.decode(), Err(RecordError::Level { found: 2 })));
-        let payload: Payload = serde_json::from_str(r#"{"level":2,"transactions":[]}"#).unwrap();
-        assert!(matches!(payload.decode(), Err(RecordError::Level { found: 2 })));
+        assert!(matches!(payload.decode(1), Err(RecordError::Level { found: 2, reads: 1 })));
+        for text in [
+            r#"{"level":2,"transactions":[]}"#,
+            r#"{ "transactions": [], "level": 2 }"#,
+            r#"{"more":"{","level":2,"changes":7}"#,
+        ] {
+            let payload: Payload = serde_json::from_str(text).unwrap();
+            assert_eq!(payload.level(), 2, "{text}");
+            assert!(matches!(payload.decode(1), Err(RecordError::Level { found: 2, reads: 1 })));
+        }
         let payload: Payload = serde_json::from_str(r#"{"level":1,"transactions":"x"}"#).unwrap();
-        assert!(matches!(payload.decode(), Err(RecordError::Form(_))));
+        assert!(matches!(payload.decode(1), Err(RecordError::Form(_))));
+        assert!(payload.decode(0).is_err());
     }
 }

@@ -33,8 +33,9 @@ pub struct Recovered {
 /// What [`crate::Store::open`] says of a file that cannot be used; [`StoreError::Recover`] if there
 /// is nothing to recover.
 pub async fn recover_alone(config: &StoreConfig) -> Result<Recovered, StoreError> {
-    let (dir, medium) = (config.dir.clone(), config.medium.clone());
-    let disk = blocking(config, move || Disk::open(&dir, medium.as_ref())).await?;
+    let StoreConfig { dir, keyring, medium, outside, .. } = config.clone();
+    let disk =
+        blocking(config, move || Disk::open(&dir, &keyring, medium.as_ref(), &outside)).await?;
     let recovered = alone(config, &disk).await;
     disk.close().await;
     recovered
@@ -65,7 +66,7 @@ async fn alone(config: &StoreConfig, disk: &Disk) -> Result<Recovered, StoreErro
     let group = only(&own);
     let entry = EntryRecord { at, body: Body::Group(group) };
     ops.push(Op::PutLog(at, encode("log entry", &entry)?));
-    let epoch = Epoch::begin(at.index);
+    let epoch = Epoch::begin(at.index, config.outside.random());
     ops.push(Op::PutMeta(EPOCH_RECORD, EpochRecord::encode(Some(epoch))?));
     let before = last_group(disk)?.members;
     disk.write(ops).await?;
@@ -91,12 +92,12 @@ pub async fn restore(config: &StoreConfig, backup: &Backup) -> Result<u64, Store
     // Behind everything that was: no number of a member, and no revision, comes a second time.
     let at = LogIdRecord { term: 1, index: backup.head.revision + 1 };
     let own = Member { node, raft_id: at.index };
-    let epoch = Epoch::begin(backup.head.revision);
+    let epoch = Epoch::begin(backup.head.revision, config.outside.random());
     let member = own.clone();
-    let medium = config.medium.clone();
+    let StoreConfig { keyring, medium, outside, .. } = config.clone();
     let disk = blocking(config, move || {
-        Disk::create(&dir, &member, Some(epoch))?;
-        Disk::open(&dir, medium.as_ref())
+        Disk::create(&dir, &keyring, &member, Some(epoch))?;
+        Disk::open(&dir, &keyring, medium.as_ref(), &outside)
     })
     .await?;
     let written = fill(&disk, &own, at, backup).await;
@@ -116,7 +117,7 @@ async fn fill(
         last: Some(at),
         group: only(own),
         group_at: Some(at),
-        id: format!("backup-{:016x}", rand::random::<u64>()),
+        id: format!("backup-{:016x}", disk.outside().random()),
     };
     let vote =
         VoteRecord { v: RECORD_VERSION, term: at.term, node: Some(own.raft_id), committed: false };

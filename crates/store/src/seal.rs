@@ -1,31 +1,14 @@
-//! Encryption of every value on disk, and the key for it.
-
-use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+//! Encryption of every value on disk.
 
 use chacha20poly1305::aead::{Aead, KeyInit, Payload};
 use chacha20poly1305::{Key, XChaCha20Poly1305, XNonce};
-use serde::{Deserialize, Serialize};
 
 use crate::error::StoreError;
 
 /// Bytes of a key.
-const KEY_LEN: usize = 32;
+pub(crate) const KEY_LEN: usize = 32;
 /// Bytes of a nonce. 192 random bits never repeat in practice, so no counter has to be kept.
 const NONCE_LEN: usize = 24;
-/// The version of the key file's format.
-const KEY_FILE_VERSION: u32 = 1;
-/// Largest key file that is read. Ours has about 100 bytes.
-const KEY_FILE_LEN_MAX: u64 = 4096;
-
-/// The key file. Plain in this version; a later one wraps the key by an unlock key.
-#[derive(Serialize, Deserialize)]
-struct KeyFile {
-    version: u32,
-    key: String,
-}
-
 /// Encrypts and decrypts values.
 pub(crate) struct Sealer(XChaCha20Poly1305);
 
@@ -54,38 +37,6 @@ impl Sealer {
     /// With a given key.
     pub(crate) fn new(key: [u8; KEY_LEN]) -> Self {
         Self(XChaCha20Poly1305::new(&Key::from(key)))
-    }
-
-    /// With the key in the file at `path`.
-    pub(crate) fn load(path: &Path) -> Result<Self, StoreError> {
-        let failed =
-            |problem: String| StoreError::Key { action: "read", path: path.to_owned(), problem };
-        let meta = fs::metadata(path).map_err(|e| failed(e.to_string()))?;
-        if meta.permissions().mode() & 0o077 != 0 {
-            return Err(failed("others than its owner may read it (mode must be 0600)".into()));
-        }
-        let read = shoal_durable::read_json(path, KEY_FILE_LEN_MAX);
-        let file: Option<KeyFile> = read.map_err(|e| failed(e.to_string()))?;
-        let file = file.ok_or_else(|| failed("there is none".to_owned()))?;
-        if file.version != KEY_FILE_VERSION {
-            return Err(failed(format!(
-                "its format version is {}, this program knows {KEY_FILE_VERSION}",
-                file.version
-            )));
-        }
-        let mut key = [0; KEY_LEN];
-        hex::decode_to_slice(&file.key, &mut key).map_err(|e| failed(e.to_string()))?;
-        Ok(Self::new(key))
-    }
-
-    /// With a new key, which is written to `path` (mode 0600).
-    pub(crate) fn create(path: &Path) -> Result<Self, StoreError> {
-        let failed =
-            |problem: String| StoreError::Key { action: "write", path: path.to_owned(), problem };
-        let key: [u8; KEY_LEN] = rand::random();
-        let file = KeyFile { version: KEY_FILE_VERSION, key: hex::encode(key) };
-        shoal_durable::replace_json(path, &file).map_err(|e| failed(e.to_string()))?;
-        Ok(Self::new(key))
     }
 }
 

@@ -11,6 +11,7 @@ use shoal_model::cluster_state::ClusterState;
 use shoal_model::id::Revision;
 use tokio::sync::{broadcast, watch};
 
+use crate::ceiling::Ceiling;
 use crate::consensus::{
     Answer, Entry, LogId, SnapshotMeta, StorageError, StoredMembership, Types, apply_failed,
     read_failed, write_failed,
@@ -18,7 +19,7 @@ use crate::consensus::{
 use crate::disk::{Disk, Op};
 use crate::error::StoreError;
 use crate::log_store::encode;
-use crate::record::HeadRecord;
+use crate::record::{HeadRecord, LogIdRecord, RecordError};
 use crate::store::ChangeEvent;
 
 /// Bytes of one piece of a snapshot: values far below what the file format allows.
@@ -69,14 +70,24 @@ impl Published {
 /// A snapshot's content.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Content {
+    /// The lowest level that can read it; first, see [`level_of`](crate::record::level_of).
+    #[serde(default)]
+    pub(crate) level: u32,
     pub(crate) revision: Revision,
     pub(crate) objects: Vec<Object>,
+}
+
+impl Content {
+    pub(crate) fn of(state: &ClusterState) -> Self {
+        Self { level: state.level(), revision: state.revision, objects: state.objects() }
+    }
 }
 
 /// The state machine.
 pub(crate) struct StateMachine {
     disk: Disk,
     published: Arc<Published>,
+    ceiling: Arc<Ceiling>,
     state: ClusterState,
     applied: Option<LogId>,
     membership: StoredMembership,
@@ -84,15 +95,20 @@ pub(crate) struct StateMachine {
 
 impl StateMachine {
     /// From the last snapshot on disk, or empty.
-    pub(crate) fn load(disk: Disk, published: Arc<Published>) -> Result<Self, StoreError> {
+    pub(crate) fn load(
+        disk: Disk,
+        published: Arc<Published>,
+        ceiling: Arc<Ceiling>,
+    ) -> Result<Self, StoreError> {
         let mut this = Self {
             disk,
             published,
+            ceiling,
             state: ClusterState::default(),
             applied: None,
             membership: StoredMembership::default(),
         };
-        if let Some((meta, bytes)) = stored_snapshot(&this.disk)? {
+        if let Some((meta, bytes)) = stored_snapshot(&this.disk, this.ceiling.reads())? {
             this.restore(&meta, &bytes)?;
         }
         this.publish();
@@ -120,6 +136,9 @@ impl StateMachine {
 
     fn apply_entry(&mut self, entry: Entry) -> Result<(Answer, Vec<ChangeEvent>), StoreError> {
         let mut events = Vec::new();
+        if self.ceiling.is_stopped() {
+            return Ok((Answer::new(), events));
+        }
         let answer = match entry.payload {
             EntryPayload::Blank => Answer::new(),
             EntryPayload::Membership(membership) => {
@@ -128,12 +147,24 @@ impl StateMachine {
             }
             EntryPayload::Normal(payload) => {
                 let revision = Revision(entry.log_id.index);
-                let transactions = payload.decode().map_err(|e| {
-                    let what = format!("the log entry {}", entry.log_id.index);
-                    self.disk.unfit("apply the log of", &what, &e)
-                })?;
+                let transactions = match payload.decode(self.ceiling.reads()) {
+                    Ok(transactions) => transactions,
+                    Err(RecordError::Level { found, reads }) => {
+                        self.stop(entry.log_id.index, found, reads);
+                        return Ok((Answer::new(), events));
+                    }
+                    Err(e) => {
+                        let what = format!("the log entry {}", entry.log_id.index);
+                        return Err(self.disk.unfit("apply the log of", &what, &e));
+                    }
+                };
+                let before = self.state.level();
                 let apply = |transaction| self.state.apply(revision, transaction);
                 let answer: Answer = transactions.iter().map(apply).collect();
+                if self.state.level() > before {
+                    let level = self.state.level();
+                    tracing::info!(level, "the cluster writes another format from here on");
+                }
                 events.extend(answer.iter().flatten().map(|changes| ChangeEvent::Applied {
                     revision,
                     changes: Arc::new(changes.clone()),
@@ -144,19 +175,36 @@ impl StateMachine {
         self.applied = Some(entry.log_id);
         Ok((answer, events))
     }
+
+    /// Applies nothing from the entry `index` on. The library goes on with the log, and is answered
+    /// for each entry as if it were applied: what it would wait for it would keep in memory.
+    fn stop(&self, index: u64, found: u32, reads: u32) {
+        tracing::error!(
+            entry = index,
+            "upgrade this manager: the cluster writes format {found}, this program reads up to \
+             {reads}; nothing is applied here until then"
+        );
+        self.ceiling.stop(index, found);
+    }
 }
 
-fn stored_snapshot(disk: &Disk) -> Result<Option<(SnapshotMeta, Vec<u8>)>, StoreError> {
+fn stored_snapshot(disk: &Disk, reads: u32) -> Result<Option<(SnapshotMeta, Vec<u8>)>, StoreError> {
     let Some(stored) = disk.snapshot()? else { return Ok(None) };
     let head: HeadRecord = disk.decode("snapshot's description", &stored.description)?;
-    let meta = SnapshotMeta::try_from(head)
+    let meta = head
+        .meta(reads)
         .map_err(|e| disk.unfit("read the snapshot of", "the snapshot's description", &e))?;
     Ok(Some((meta, stored.content)))
 }
 
-async fn store_snapshot(disk: &Disk, meta: &SnapshotMeta, bytes: &[u8]) -> Result<(), StoreError> {
+async fn store_snapshot(
+    disk: &Disk,
+    meta: &SnapshotMeta,
+    level: u32,
+    bytes: &[u8],
+) -> Result<(), StoreError> {
     let pieces = bytes.chunks(PIECE_BYTES).map(<[u8]>::to_vec).collect();
-    let head = HeadRecord::from(meta);
+    let head = HeadRecord::new(meta, level);
     let description = encode("snapshot's description", &head)?;
     disk.write(vec![Op::PutSnapshot { last: head.last, description, pieces }]).await
 }
@@ -164,6 +212,7 @@ async fn store_snapshot(disk: &Disk, meta: &SnapshotMeta, bytes: &[u8]) -> Resul
 /// Builds one snapshot of the state as it was when this was made.
 pub(crate) struct Builder {
     disk: Disk,
+    ceiling: Arc<Ceiling>,
     state: ClusterState,
     applied: Option<LogId>,
     membership: StoredMembership,
@@ -171,23 +220,35 @@ pub(crate) struct Builder {
 
 impl RaftSnapshotBuilder<Types> for Builder {
     async fn build_snapshot(&mut self) -> Result<Snapshot<Types>, StorageError> {
-        let state = self.state.clone();
-        let encoded = tokio::task::spawn_blocking(move || {
-            let content = Content { revision: state.revision, objects: state.objects() };
-            encode("snapshot", &content)
-        });
-        let stopped = |_| StoreError::Stopped { reason: "the runtime stops".into() };
-        let bytes = encoded.await.map_err(stopped).and_then(|r| r).map_err(|e| write_failed(&e))?;
+        let last = self.applied.map(LogIdRecord::from);
+        if self.ceiling.is_stopped() && self.disk.held().snapshot == last {
+            // The library asks again and again, and there is nothing new.
+            if let Some(known) = current(&self.disk, self.ceiling.reads()).await? {
+                return Ok(known);
+            }
+        }
+        let (state, level) = (self.state.clone(), self.state.level());
+        let encoded = self.disk.offload(move || encode("snapshot", &Content::of(&state)));
+        let bytes = encoded.await.and_then(|r| r).map_err(|e| write_failed(&e))?;
         let at = self.applied.map_or_else(|| "empty".to_owned(), |id| id.to_string());
         let meta = SnapshotMeta {
             last_log_id: self.applied,
             last_membership: self.membership.clone(),
             // Two snapshots of one place may differ in bytes (order of maps): tell them apart.
-            snapshot_id: format!("{at}-{:08x}", rand::random::<u32>()),
+            snapshot_id: format!("{at}-{:016x}", self.disk.outside().random()),
         };
-        store_snapshot(&self.disk, &meta, &bytes).await.map_err(|e| write_failed(&e))?;
+        let stored = store_snapshot(&self.disk, &meta, level, &bytes).await;
+        stored.map_err(|e| write_failed(&e))?;
         Ok(Snapshot { meta, snapshot: Box::new(Cursor::new(bytes)) })
     }
+}
+
+/// The snapshot that is on disk.
+async fn current(disk: &Disk, reads: u32) -> Result<Option<Snapshot<Types>>, StorageError> {
+    let stored = disk.clone();
+    let read = disk.offload(move || stored_snapshot(&stored, reads));
+    let read = read.await.and_then(|r| r).map_err(|e| read_failed(&e))?;
+    Ok(read.map(|(meta, bytes)| Snapshot { meta, snapshot: Box::new(Cursor::new(bytes)) }))
 }
 
 impl RaftStateMachine<Types> for StateMachine {
@@ -227,6 +288,7 @@ impl RaftStateMachine<Types> for StateMachine {
     async fn get_snapshot_builder(&mut self) -> Builder {
         Builder {
             disk: self.disk.clone(),
+            ceiling: Arc::clone(&self.ceiling),
             state: self.state.clone(),
             applied: self.applied,
             membership: self.membership.clone(),
@@ -244,17 +306,14 @@ impl RaftStateMachine<Types> for StateMachine {
     ) -> Result<(), StorageError> {
         let bytes = snapshot.into_inner();
         self.restore(meta, &bytes).map_err(|e| read_failed(&e))?;
-        store_snapshot(&self.disk, meta, &bytes).await.map_err(|e| write_failed(&e))?;
+        let stored = store_snapshot(&self.disk, meta, self.state.level(), &bytes).await;
+        stored.map_err(|e| write_failed(&e))?;
         self.publish();
         self.published.tell(ChangeEvent::Missed { count: 0 });
         Ok(())
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot<Types>>, StorageError> {
-        let disk = self.disk.clone();
-        let read = tokio::task::spawn_blocking(move || stored_snapshot(&disk));
-        let stopped = |_| StoreError::Stopped { reason: "the runtime stops".into() };
-        let read = read.await.map_err(stopped).and_then(|r| r).map_err(|e| read_failed(&e))?;
-        Ok(read.map(|(meta, bytes)| Snapshot { meta, snapshot: Box::new(Cursor::new(bytes)) }))
+        current(&self.disk, self.ceiling.reads()).await
     }
 }

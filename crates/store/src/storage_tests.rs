@@ -14,16 +14,20 @@ use openraft::{
 };
 use shoal_model::change::{Change, Expect, Object, Transaction};
 use shoal_model::id::{NodeId, Revision};
+use shoal_model::level;
 use shoal_model::net::NodeIndex;
 use shoal_model::object::{Meta, Node, NodeDescription, NodeState, NodeStatus};
 use shoal_model::time::Timestamp;
 use shoal_model::trust::NodeTls;
 use tempfile::TempDir;
 
+use crate::ceiling::Ceiling;
 use crate::consensus::{Entry, LogId, Vote};
 use crate::disk::{Disk, Op, TAIL_RECORD};
 use crate::error::StoreError;
+use crate::keyring::Keyring;
 use crate::log_store::{APPEND_BYTES, LogStore};
+use crate::outside::{Machine, Outside};
 use crate::peer::{Member, MemberNode};
 use crate::record::{LogIdRecord, Payload};
 use crate::state_machine::{Published, StateMachine};
@@ -43,15 +47,20 @@ struct Opened {
 fn made() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     let member = Member { node: "one".to_owned(), raft_id: 1 };
-    Disk::create(dir.path(), &member, None).unwrap();
+    Disk::create(dir.path(), &Keyring::of(dir.path()), &member, None).unwrap();
     dir
+}
+
+fn machine() -> Arc<dyn Outside> {
+    Arc::new(Machine)
 }
 
 fn open(dir: &Path) -> Result<Opened, StoreError> {
     let published = Arc::new(Published::new(16));
-    let disk = Disk::open(dir, None)?;
-    let log = LogStore::new(disk.clone());
-    let machine = StateMachine::load(disk.clone(), Arc::clone(&published))?;
+    let disk = Disk::open(dir, &Keyring::of(dir), None, &machine())?;
+    let ceiling = Arc::new(Ceiling::new(level::READS));
+    let log = LogStore::new(disk.clone(), Arc::clone(&ceiling));
+    let machine = StateMachine::load(disk.clone(), Arc::clone(&published), ceiling)?;
     Ok(Opened { disk, log, machine, published })
 }
 
@@ -93,11 +102,12 @@ fn data(index: u64, bytes: usize) -> Entry {
         data_path_addr: None,
         manager: None,
         tls: NodeTls::default(),
+        extra: Default::default(),
     };
     let object = Object::Node(Box::new(node));
     let changes = vec![Change::Put { object, expect: Expect::Any }];
     let transaction = Transaction { changes, at: Timestamp::from_secs(1) };
-    let payload = Payload::encode(&[transaction]).unwrap();
+    let payload = Payload::encode(level::FIRST, &[transaction]).unwrap();
     Entry { log_id: at(index), payload: EntryPayload::Normal(payload) }
 }
 
@@ -316,7 +326,7 @@ async fn entries_for_others_come_in_bounded_parts() {
     let entries: Vec<Entry> = (1..).zip(sizes).map(|(index, bytes)| data(index, bytes)).collect();
     // Read back from memory, and from disk.
     opened.log.blocking_append(entries).await.unwrap();
-    let mut fresh = LogStore::new(opened.disk.clone());
+    let mut fresh = LogStore::new(opened.disk.clone(), Arc::new(Ceiling::new(level::READS)));
     for log in [&mut opened.log, &mut fresh] {
         let mut parts = Vec::new();
         let mut next = 1;

@@ -7,23 +7,28 @@ use std::time::Duration;
 use shoal_model::change::{Changed, Transaction};
 use shoal_model::cluster_state::ClusterState;
 use shoal_model::id::{NodeId, Revision};
+use shoal_model::level;
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
+use crate::consensus::Metrics;
 use crate::core::{Core, blocking, stopped};
-use crate::disk::{self, Disk};
+use crate::disk::{self, Disk, KeyStep};
 use crate::door::{Coming, Door};
 use crate::epoch::Epoch;
 use crate::error::StoreError;
 use crate::group::{Group, GroupStep};
+use crate::keyring::Keyring;
 use crate::lead::{Lead, SILENCE, Signs};
 use crate::life::Life;
 use crate::medium::OpenMedium;
+use crate::outside::{Machine, Outside};
 use crate::peer::{Member, Peers};
 use crate::proposer::{self, PROPOSE_DEADLINE, Proposal};
 use crate::read::Reads;
 use crate::state_machine::Published;
+use crate::unlock::UnlockKey;
 
 /// How long a snapshot that was asked for may take.
 const SNAPSHOT_DEADLINE: Duration = Duration::from_secs(30);
@@ -41,15 +46,23 @@ pub struct StoreConfig {
     pub node: NodeId,
     /// The way to the other managers.
     pub peers: Arc<dyn Peers>,
+    /// What the file is sealed with, and who gave the key to that.
+    pub keyring: Keyring,
     /// What lies in place of the file, once it is made; tests say so.
     pub medium: Option<OpenMedium>,
+    /// Where what may block is done, and chance.
+    pub outside: Arc<dyn Outside>,
+    /// The highest level that is read: the program's, unless tests say otherwise.
+    pub reads: u32,
 }
 
 impl StoreConfig {
     /// A store in files below `dir`.
     #[must_use]
     pub fn new(dir: PathBuf, node: NodeId, peers: Arc<dyn Peers>) -> Self {
-        Self { dir, node, peers, medium: None }
+        let keyring = Keyring::of(&dir);
+        let outside: Arc<dyn Outside> = Arc::new(Machine);
+        Self { dir, node, peers, keyring, medium: None, outside, reads: level::READS }
     }
 }
 
@@ -104,6 +117,8 @@ impl std::fmt::Debug for Store {
 
 struct Inner {
     raft_id: u64,
+    keyring: Keyring,
+    dir: PathBuf,
     published: Arc<Published>,
     proposals: mpsc::Sender<Proposal>,
     lead: watch::Receiver<Lead>,
@@ -133,7 +148,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Exists`] if there is a store with content already.
     pub async fn bootstrap(config: StoreConfig, first: Transaction) -> Result<Self, StoreError> {
-        create(&config, FIRST_RAFT_ID, Some(Epoch::begin(0))).await?;
+        create(&config, FIRST_RAFT_ID, Some(Epoch::begin(0, config.outside.random()))).await?;
         let published = Arc::new(Published::new(CHANGES_KEPT));
         let core = Core::start(&config, None, &published).await?;
         let exists = || StoreError::Exists { path: config.dir.clone() };
@@ -221,6 +236,8 @@ impl Store {
         let current = Arc::new(Mutex::new(core.clone()));
         let inner = Inner {
             raft_id: core.raft_id,
+            keyring: config.keyring.clone(),
+            dir: config.dir.clone(),
             published: Arc::clone(&published),
             proposals,
             lead: signs.lead.subscribe(),
@@ -252,6 +269,12 @@ impl Store {
     #[must_use]
     pub fn raft_id(&self) -> u64 {
         self.0.raft_id
+    }
+
+    /// What its file is sealed with.
+    #[must_use]
+    pub fn keyring(&self) -> &Keyring {
+        &self.0.keyring
     }
 
     /// Which beginning of the cluster this store goes back to; unknown while it joins.
@@ -449,9 +472,18 @@ impl Store {
     /// the same.
     ///
     /// # Errors
-    /// [`StoreError::Full`], [`StoreError::Failing`], [`StoreError::Damaged`]… say what is wrong.
+    /// [`StoreError::Full`], [`StoreError::Failing`], [`StoreError::Damaged`]… say what is wrong;
+    /// [`StoreError::NeedsUpgrade`] that the cluster writes what this program cannot read: what
+    /// came before that can be read.
     pub fn health(&self) -> Result<(), StoreError> {
-        self.0.trouble.borrow().clone().map_or(Ok(()), Err)
+        self.0.trouble.borrow().clone().map_or(Ok(()), Err)?;
+        self.needs_upgrade().map_or(Ok(()), Err)
+    }
+
+    /// That this manager has to be upgraded, if it has: see [`Self::health`].
+    #[must_use]
+    pub fn needs_upgrade(&self) -> Option<StoreError> {
+        self.core().ceiling.problem(&self.0.dir)
     }
 
     /// Changes with every applied revision. A receiver that wakes finds at least that state.
@@ -475,16 +507,36 @@ impl Store {
         let core = self.core();
         let applied = core.raft.metrics().borrow().last_applied;
         core.raft.trigger().snapshot().await.map_err(|e| core.why(&e))?;
-        let wait = core.raft.wait(Some(SNAPSHOT_DEADLINE));
-        let done = wait.metrics(
-            |m| {
-                m.running_state.is_err()
-                    || m.snapshot.map(|id| id.index) >= applied.map(|id| id.index)
-            },
-            "the snapshot is written",
-        );
-        let metrics = done.await.map_err(|e| core.why(&e))?;
-        metrics.running_state.map_err(|e| core.why(&e))
+        let written = |m: &Metrics| m.snapshot.map(|id| id.index) >= applied.map(|id| id.index);
+        match timeout(SNAPSHOT_DEADLINE, core.shows(written)).await {
+            Ok(shown) => shown,
+            Err(_) => Err(core.why(&"the snapshot was not written in time")),
+        }
+    }
+
+    /// Has the file sealed with a key that nobody had, and that key wrapped by `unlock`, or by
+    /// nothing, as the cluster asked for at `revision`: all is on the disk when this returns, and
+    /// reading and writing go on meanwhile. The keys of before stay in the key file, for what else
+    /// is sealed with them, until [`Self::retire_keys`]. Does nothing if all is so, or if a later
+    /// revision asked for what is.
+    ///
+    /// # Errors
+    /// Why the disk did not take it. The store opens with the unlock key of before or with this
+    /// one; asked again, it goes on.
+    pub async fn renew_keys(
+        &self,
+        unlock: Option<UnlockKey>,
+        revision: Revision,
+    ) -> Result<(), StoreError> {
+        self.core().disk.keys(KeyStep::Renew(unlock, revision.0)).await
+    }
+
+    /// Drops all keys but the one that the file is sealed with.
+    ///
+    /// # Errors
+    /// As of [`Self::renew_keys`].
+    pub async fn retire_keys(&self) -> Result<(), StoreError> {
+        self.core().disk.keys(KeyStep::Retire).await
     }
 
     /// Stops; the file is closed when this returns. Other handles answer [`StoreError::Stopped`].
@@ -508,7 +560,7 @@ async fn create(
     if disk::exists(&config.dir) {
         return Ok(());
     }
-    let dir = config.dir.clone();
+    let (dir, keyring) = (config.dir.clone(), config.keyring.clone());
     let member = Member { node: config.node.to_string(), raft_id };
-    blocking(config, move || Disk::create(&dir, &member, epoch)).await
+    blocking(config, move || Disk::create(&dir, &keyring, &member, epoch)).await
 }

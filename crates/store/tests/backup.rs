@@ -4,36 +4,20 @@
 
 mod support;
 
-use shoal_model::change::{Change, Expect, Object, Transaction};
+use shoal_model::change::{Change, Expect, Transaction};
 use shoal_model::cluster_state::ClusterState;
 use shoal_model::fault::Fault as _;
-use shoal_model::id::{ClusterId, Revision};
-use shoal_model::object::{Cluster, JoinTokens, Meta, RootCa};
-use shoal_model::spec::cluster::ClusterSpec;
+use shoal_model::id::Revision;
+use shoal_model::level::FIRST;
 use shoal_model::time::Timestamp;
-use shoal_model::trust::Trust;
 use shoal_store::{Backup, BackupError, Store, restore};
 use support::journal::Dice;
-use support::{config, leads, message, node, put, soon};
+use support::{cluster, config, leads, message, node, put, soon};
 
 const PASSPHRASE: &str = "correct horse battery";
 
-fn cluster() -> Object {
-    Object::Cluster(Box::new(Cluster {
-        id: ClusterId::new("the-cluster"),
-        meta: Meta::default(),
-        spec: ClusterSpec::default(),
-        root_ca: RootCa { cert_pem: "certificate".into(), key_pem: "the root's key".into() },
-        trust: Trust::default(),
-        join_tokens: JoinTokens { worker: "worker".into(), manager: "manager".into() },
-        default_address_pools: vec!["10.0.0.0/8".parse().unwrap()],
-        subnet_prefix_len: 24,
-        data_path_port: 4789,
-    }))
-}
-
 fn state() -> ClusterState {
-    let objects = [cluster(), node(1, "one"), node(2, "two")];
+    let objects = [cluster(FIRST), node(1, "one"), node(2, "two")];
     let put = |object| Change::Put { object, expect: Expect::Absent };
     let changes = objects.into_iter().map(put).collect();
     let mut state = ClusterState::default();
@@ -111,7 +95,7 @@ fn a_cut_or_damaged_file_is_never_taken() {
 async fn a_store_goes_on_from_a_backup() {
     let (old, new) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let first = Transaction {
-        changes: vec![Change::Put { object: cluster(), expect: Expect::Absent }],
+        changes: vec![Change::Put { object: cluster(FIRST), expect: Expect::Absent }],
         at: Timestamp::from_secs(1),
     };
     let store = Store::bootstrap(config(old.path()), first).await.unwrap();

@@ -19,7 +19,8 @@ use crate::error::WireError;
 use crate::fault::RemoteFault;
 use crate::message::{
     Bye, ByeReason, CertificateReply, ControlCall, GetRootCa, Hello, IssueCertificate, Lane,
-    ManagerMessage, NodeFacts, PROTOCOL_VERSION, PeerReply, RaftCall, RenewCertificate, Welcome,
+    ManagerMessage, NodeFacts, OLDEST_VERSION, PROTOCOL_VERSION, PeerReply, RaftCall,
+    RenewCertificate, Welcome,
 };
 use crate::rpc::control_client::ControlClient;
 use crate::rpc::dispatcher_client::DispatcherClient;
@@ -278,7 +279,7 @@ impl Client {
     }
 
     fn check_version(&self, theirs: u32) -> Result<(), WireError> {
-        if theirs == PROTOCOL_VERSION {
+        if theirs >= OLDEST_VERSION {
             Ok(())
         } else {
             Err(WireError::Version { addr: self.addr.to_string(), theirs })

@@ -9,7 +9,7 @@ use shoal_model::fault::{Fault, FaultId, FaultKind};
 use shoal_model::id::NodeId;
 
 use crate::fault::RemoteFault;
-use crate::message::{ManagerAddr, PROTOCOL_VERSION};
+use crate::message::{ManagerAddr, OLDEST_VERSION, PROTOCOL_VERSION};
 
 /// Why talking to a peer failed.
 ///
@@ -79,16 +79,27 @@ pub enum WireError {
     /// Our own certificate or key cannot be used.
     #[error("use this node's identity for TLS")]
     Identity(#[source] IdentityError),
-    /// The peer speaks another version.
+    /// The peer speaks an older version than we still speak with.
     #[error(
-        "'{addr}' speaks version {theirs} of the cluster protocol, this node speaks \
-         {PROTOCOL_VERSION}"
+        "'{addr}' speaks version {theirs} of the cluster protocol, this node speaks with \
+         {OLDEST_VERSION} to {PROTOCOL_VERSION}"
     )]
     Version {
         /// With whom.
         addr: String,
         /// Its version.
         theirs: u32,
+    },
+    /// The peer does not speak with versions as old as ours.
+    #[error(
+        "'{addr}' speaks with version {oldest} of the cluster protocol and later ones, this node \
+         speaks {PROTOCOL_VERSION}"
+    )]
+    TooNew {
+        /// With whom.
+        addr: String,
+        /// The oldest version that it speaks with.
+        oldest: u32,
     },
     /// The peer has not said anything for three heartbeats.
     #[error("'{addr}' has been silent for {} ms", silent.as_millis())]
@@ -252,6 +263,7 @@ impl WireError {
             Self::NotThatNode { found, .. } => Evidence::NotThatNode { found: found.clone() },
             Self::Remote(_)
             | Self::Version { .. }
+            | Self::TooNew { .. }
             | Self::NotLeader { .. }
             | Self::OwnCertificate { .. } => Evidence::Answered,
             _ => Evidence::Nothing,
@@ -270,7 +282,7 @@ impl Fault for WireError {
             | Self::NotAManager { .. }
             | Self::OwnCertificate { .. } => FaultKind::Forbidden,
             Self::PeerCertificate { source, .. } | Self::Identity(source) => source.kind(),
-            Self::Version { .. } => FaultKind::Conflict,
+            Self::Version { .. } | Self::TooNew { .. } => FaultKind::Conflict,
             Self::Remote(fault) => fault.kind(),
             Self::Listen { .. } => FaultKind::Conflict,
             Self::Resolve { .. }
@@ -294,7 +306,7 @@ impl Fault for WireError {
             Self::Tls { .. } => "SH-WIR-005",
             Self::PeerCertificate { source, .. } | Self::Identity(source) => return source.id(),
             Self::OwnCertificate { .. } => "SH-WIR-006",
-            Self::Version { .. } => "SH-WIR-007",
+            Self::Version { .. } | Self::TooNew { .. } => "SH-WIR-007",
             Self::Silent { .. } => "SH-WIR-008",
             Self::Closed { .. } => "SH-WIR-009",
             Self::Stuck { .. } => "SH-WIR-010",
@@ -327,7 +339,8 @@ impl Fault for WireError {
             Self::OwnCertificate { .. } => {
                 "compare the clocks of both nodes; if they agree, leave and join again"
             }
-            Self::Version { .. } => "run the same version of shoal on both nodes",
+            Self::Version { .. } => "upgrade the node that speaks the older version",
+            Self::TooNew { .. } => "upgrade this node",
             Self::OtherId { .. } => "leave and join again: the node's files are mixed up",
             Self::NotThatNode { .. } => {
                 "check --advertise-addr of both managers: two of them have the same address, or \

@@ -3,7 +3,8 @@
 //! **Evolution rule.** Receivers ignore fields they do not know and read absent ones as their
 //! default; a message kind they do not know arrives as `Unknown` and is skipped. So fields and
 //! kinds may be added at any time; nothing is ever renamed, retyped or reused. A change that breaks
-//! this raises [`PROTOCOL_VERSION`].
+//! this raises [`PROTOCOL_VERSION`], and a program goes on speaking with older ones down to
+//! [`OLDEST_VERSION`].
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -22,9 +23,16 @@ use crate::envelope::read_envelope;
 use crate::fault::RemoteFault;
 use shoal_model::bytes_text;
 
-/// The version of everything in this file. Both sides say theirs first and refuse a peer whose
-/// version differs; within one version the evolution rule holds.
+/// The version of everything in this file. Both sides say theirs first; within one version the
+/// evolution rule holds.
+#[cfg(not(feature = "next-level"))]
 pub const PROTOCOL_VERSION: u32 = 1;
+/// The same, of the program that stands for the next version in tests.
+#[cfg(feature = "next-level")]
+pub const PROTOCOL_VERSION: u32 = 2;
+/// The oldest version that this program still speaks with. Each side looks at the other's version;
+/// so what both of them speak is the older one's.
+pub const OLDEST_VERSION: u32 = 1;
 
 /// Asks for the cluster's root certificate. Needs no client certificate.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -277,6 +285,9 @@ read_envelope!(ManagerMessage {
 pub struct Hello {
     /// The node's [`PROTOCOL_VERSION`].
     pub version: u32,
+    /// The node's [`OLDEST_VERSION`]; absent: it speaks with its own version only.
+    #[serde(default)]
+    pub oldest: Option<u32>,
     /// Who it is; must equal its certificate's CN.
     pub node_id: NodeId,
     /// What it says about itself.

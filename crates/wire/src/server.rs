@@ -34,7 +34,7 @@ use crate::error::WireError;
 use crate::fault::RemoteFault;
 use crate::message::{
     CertificateReply, GetRootCa, Hello, IssueCertificate, ManagerMessage, NodeMessage,
-    PROTOCOL_VERSION, RenewCertificate, RootCaReply,
+    OLDEST_VERSION, PROTOCOL_VERSION, RenewCertificate, RootCaReply,
 };
 use crate::peers::CALL_DEADLINE_MAX;
 use crate::rpc::dispatcher_server::{Dispatcher, DispatcherServer};
@@ -321,6 +321,7 @@ impl Ends {
                 }
             };
             tokio::select! {
+                biased;
                 // Ignored because: both ends of the wait mean that the server is gone.
                 _ = self.closed.changed() => {}
                 () = ended => {}
@@ -400,7 +401,7 @@ fn known(info: &PeerInfo) -> Result<PeerIdentity, Status> {
 }
 
 fn check_version(version: u32, info: &PeerInfo) -> Result<(), Status> {
-    if version == PROTOCOL_VERSION {
+    if version >= OLDEST_VERSION {
         return Ok(());
     }
     let addr = info.remote.to_string();
@@ -465,6 +466,11 @@ impl Dispatcher for DispatcherService {
         let mut stream = request.into_inner();
         let hello = first_message(&mut stream, &info).await?;
         check_version(hello.version, &info)?;
+        let oldest = hello.oldest.unwrap_or(hello.version);
+        if oldest > PROTOCOL_VERSION {
+            let addr = info.remote.to_string();
+            return Err(status::from_error(&WireError::TooNew { addr, oldest }));
+        }
         if hello.node_id != peer.node_id {
             return Err(status::from_error(&WireError::OtherId {
                 addr: info.remote.to_string(),

@@ -222,8 +222,9 @@ async fn beat<O: Beat>(
     tokio::pin!(stop);
     for number in 1.. {
         tokio::select! {
-            _ = ticks.tick() => {}
+            biased;
             () = &mut stop => break,
+            _ = ticks.tick() => {}
         }
         match queue.try_send(Out::Message(O::beat(number))) {
             // A full queue shows as life by itself once the peer reads on.

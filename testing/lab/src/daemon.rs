@@ -34,6 +34,8 @@ pub struct DaemonOptions {
     pub data_root: Option<PathBuf>,
     /// Without what is logged for debugging.
     pub quiet: bool,
+    /// The program, if it is another one than [`shoal`].
+    pub program: Option<PathBuf>,
 }
 
 /// A daemon on a host.
@@ -104,14 +106,15 @@ impl Daemon {
     }
 
     fn command(&self, host: &Host) -> Command {
+        let program = self.options.program.clone().unwrap_or_else(shoal);
         let program = if self.options.as_dockerd {
             let link = self.dir.join("dockerd");
             if !link.exists() {
-                std::os::unix::fs::symlink(shoal(), &link).unwrap();
+                std::os::unix::fs::symlink(program, &link).unwrap();
             }
             link
         } else {
-            shoal()
+            program
         };
         let name = self.options.node_name.clone().unwrap_or_else(|| host.name().to_owned());
         let log = File::options().create(true).append(true).open(self.log()).unwrap();

@@ -53,6 +53,19 @@ pub fn shoal() -> PathBuf {
     path
 }
 
+/// The program that stands for the next version: built with the feature `next-level`, beside
+/// [`shoal`].
+///
+/// # Panics
+/// If it has not been built.
+#[must_use]
+pub fn shoal_next() -> PathBuf {
+    if let Some(path) = std::env::var_os("SHOAL_BIN_NEXT") {
+        return PathBuf::from(path);
+    }
+    built("shoal-next")
+}
+
 /// The unikernel of the lab, `testing/guest` as an image's ELF: `cargo xtask lab` builds it.
 ///
 /// # Panics

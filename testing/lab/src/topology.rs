@@ -116,9 +116,36 @@ impl Lab {
         ip(&["-n", &self.underlay, "link", "set", &format!("h{index}"), "down"]);
     }
 
-    /// Puts the cable back.
+    /// Nothing that a host sends arrives anywhere; what others send reaches it.
+    pub fn cut_outgoing(&self, index: usize) {
+        self.drop_frames(&format!("iifname h{index} drop"));
+    }
+
+    /// Nothing that others send reaches a host; what it sends arrives.
+    pub fn cut_incoming(&self, index: usize) {
+        self.drop_frames(&format!("oifname h{index} drop"));
+    }
+
+    /// Drops what matches on its way through the underlay's bridge, until [`mend`](Self::mend).
+    fn drop_frames(&self, rule: &str) {
+        let chain = "{ type filter hook forward priority 0; }";
+        let rules = format!(
+            "table bridge cut\ndelete table bridge cut\nadd table bridge cut\n\
+             add chain bridge cut frames {chain}\nadd rule bridge cut frames {rule}\n"
+        );
+        self.nft(&rules);
+    }
+
+    /// Puts the cable back, and takes every rule away that drops frames.
     pub fn mend(&self, index: usize) {
         ip(&["-n", &self.underlay, "link", "set", &format!("h{index}"), "up"]);
+        self.nft("table bridge cut\ndelete table bridge cut\n");
+    }
+
+    fn nft(&self, rules: &str) {
+        let path = self.dir.path().join("underlay.nft");
+        std::fs::write(&path, rules).unwrap();
+        ip(&["netns", "exec", &self.underlay, "nft", "-f", &path.to_string_lossy()]);
     }
 
     /// Stops every daemon, removes everything, and proves that nothing is left: no process,

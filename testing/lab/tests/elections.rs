@@ -192,6 +192,46 @@ fn a_manager_that_was_cut_off_returns_unnoticed() {
     cluster.finish();
 }
 
+/// A leader that hears everybody and is heard by nobody must not keep its office, and must confirm
+/// nothing: openraft's own heartbeats would renew it for ever in the other direction.
+#[test]
+fn a_leader_that_nobody_hears_is_replaced() {
+    let cluster = three("elections_mute");
+    let old = settled(&cluster);
+    let rest: Vec<usize> = (1..=3).filter(|index| *index != old).collect();
+    let writers = Writers::start(&cluster, &rest, 2);
+    cluster.lab.cut_outgoing(old);
+    eventually("another leader", CONVERGE, || {
+        let found = leader(cluster.node(rest[0]));
+        if found.is_some_and(|next| next != old) { Ok(()) } else { Err(format!("{found:?}")) }
+    });
+    let said = cluster.node(old).docker_fails("network create --driver overlay nowhere");
+    assert!(said.contains("no majority"), "{said}");
+    cluster.lab.mend(old);
+    let next = settled(&cluster);
+    assert_ne!(next, old, "the old one took its office back");
+    assert!(writers.end() > 0);
+    cluster.finish();
+}
+
+/// A leader that is heard and hears nobody has no majority that it knows of.
+#[test]
+fn a_leader_that_hears_nobody_is_replaced() {
+    let cluster = three("elections_deaf");
+    let old = settled(&cluster);
+    let rest: Vec<usize> = (1..=3).filter(|index| *index != old).collect();
+    let writers = Writers::start(&cluster, &rest, 2);
+    cluster.lab.cut_incoming(old);
+    eventually("another leader", CONVERGE, || {
+        let found = leader(cluster.node(rest[0]));
+        if found.is_some_and(|next| next != old) { Ok(()) } else { Err(format!("{found:?}")) }
+    });
+    cluster.lab.mend(old);
+    settled(&cluster);
+    assert!(writers.end() > 0);
+    cluster.finish();
+}
+
 #[test]
 fn busy_cores_elect_nobody() {
     let cluster = three("elections_busy");

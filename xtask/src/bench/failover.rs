@@ -1,5 +1,5 @@
-//! How long three managers are without a leader: real daemons in network namespaces, whose leader
-//! is killed (`kill -9`) or stopped (SIGTERM), again and again.
+//! How long managers are without a leader: real daemons in network namespaces, whose leader is
+//! killed (`kill -9`), stopped (SIGTERM) or cut off without a word, again and again.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
+use shoal_lab::Cluster;
 use shoal_lab::http::{Outcome, Request, get};
-use shoal_lab::{Cluster, Host};
 
 use crate::steps::output;
 
@@ -25,26 +25,66 @@ const CALM: Duration = Duration::from_millis(1500);
 /// The goal for a killed leader, seconds: median and worst.
 const GOAL: (f64, f64) = (1.0, 2.0);
 
+/// How large the group is and what is done to it.
+struct Plan {
+    managers: usize,
+    /// Clients that write while the leader goes, one write after the other each.
+    writers: usize,
+    kills: u32,
+    stops: u32,
+    /// Leaders that nobody hears any more, as of a host that lost its power.
+    cuts: u32,
+}
+
+impl Plan {
+    fn words(&self) -> [String; 5] {
+        let Self { managers, writers, kills, stops, cuts } = self;
+        let [managers, writers] = [managers, writers].map(ToString::to_string);
+        let [kills, stops, cuts] = [kills, stops, cuts].map(ToString::to_string);
+        [managers, writers, kills, stops, cuts]
+    }
+
+    fn read(words: &[String]) -> Result<Self> {
+        let [managers, writers, kills, stops, cuts] = words else {
+            bail!("MANAGERS WRITERS KILLS STOPS CUTS")
+        };
+        Ok(Self {
+            managers: managers.parse()?,
+            writers: writers.parse()?,
+            kills: kills.parse()?,
+            stops: stops.parse()?,
+            cuts: cuts.parse()?,
+        })
+    }
+}
+
 /// Runs `cargo xtask bench failover`.
 ///
 /// # Errors
 /// If another leader does not come.
 pub fn run(args: &[String]) -> Result<()> {
-    let (mut kills, mut stops, mut program) = (ROUNDS, ROUNDS, None);
-    let mut words = args.iter();
+    let mut plan = Plan { managers: 3, writers: 1, kills: ROUNDS, stops: ROUNDS, cuts: 0 };
+    let (mut program, mut words) = (None, args.iter());
     while let Some(word) = words.next() {
-        let mut value = || words.next().with_context(|| format!("{word} needs a value"));
+        let value = words.next().with_context(|| format!("{word} needs a value"))?;
+        let count = || value.parse::<u32>().context("understand the count");
         match word.as_str() {
-            "--kills" => kills = value()?.parse().context("understand the count")?,
-            "--stops" => stops = value()?.parse().context("understand the count")?,
-            "--program" => program = Some(PathBuf::from(value()?)),
-            other => bail!("'{other}'? there is: --kills, --stops, --program"),
+            "--managers" => plan.managers = value.parse().context("understand the count")?,
+            "--writers" => plan.writers = value.parse().context("understand the count")?,
+            "--kills" => plan.kills = count()?,
+            "--stops" => plan.stops = count()?,
+            "--cuts" => plan.cuts = count()?,
+            "--program" => program = Some(PathBuf::from(value)),
+            other => bail!(
+                "'{other}'? there is: --managers, --writers, --kills, --stops, --cuts, --program"
+            ),
         }
     }
+    ensure!((3..=7).contains(&plan.managers), "three to seven managers survive a leader");
     let program = program.map_or_else(super::node::build, Ok)?;
     let own = std::env::current_exe().context("find this program")?;
     let mut command = Command::new(own);
-    command.args(["bench-inside", "failover", &kills.to_string(), &stops.to_string()]);
+    command.args(["bench-inside", "failover"]).args(plan.words());
     print!("{}", output(command.env("SHOAL_BIN", program))?);
     Ok(())
 }
@@ -54,26 +94,54 @@ pub fn run(args: &[String]) -> Result<()> {
 /// # Errors
 /// If another leader does not come.
 pub fn inside(args: &[String]) -> Result<()> {
-    let [kills, stops] = args else { bail!("KILLS STOPS") };
-    let (kills, stops): (u32, u32) = (kills.parse()?, stops.parse()?);
-    let cluster = Cluster::managers("failover", 3, 0);
-    let mut bench = Bench { cluster: &cluster, count: 0 };
-    let mut killed = Figures::default();
-    for _ in 0..kills {
-        bench.round(&mut killed, Host::kill_daemon)?;
+    let plan = Plan::read(args)?;
+    let count = u8::try_from(plan.managers).context("count the managers")?;
+    let cluster = Cluster::managers("failover", count, 0);
+    let mut bench = Bench { cluster: &cluster, plan: &plan, count: 0 };
+    println!("{} managers, {} writers", plan.managers, plan.writers);
+    let ends: [(&str, u32, End); 3] = [
+        ("kill -9 of the leader", plan.kills, End::Kill),
+        ("SIGTERM of the leader", plan.stops, End::Stop),
+        ("the leader's host is cut off without a word", plan.cuts, End::Cut),
+    ];
+    for (what, rounds, end) in ends {
+        let mut figures = Figures::default();
+        for _ in 0..rounds {
+            bench.round(&mut figures, end)?;
+        }
+        figures.print(what);
     }
-    let mut stopped = Figures::default();
-    for _ in 0..stops {
-        bench.round(&mut stopped, |host| {
-            host.stop_daemon();
-        })?;
-    }
-    killed.print("kill -9 of the leader");
-    stopped.print("SIGTERM of the leader");
     let (median, worst) = GOAL;
     println!("goal for kill -9: median at most {median:.2} s, worst at most {worst:.2} s");
     cluster.finish();
     Ok(())
+}
+
+/// What becomes of a leader.
+#[derive(Clone, Copy)]
+enum End {
+    Kill,
+    Stop,
+    Cut,
+}
+
+impl End {
+    fn begin(self, cluster: &Cluster, leader: usize) {
+        match self {
+            Self::Kill => cluster.node(leader).kill_daemon(),
+            Self::Stop => {
+                cluster.node(leader).stop_daemon();
+            }
+            Self::Cut => cluster.lab.cut(leader),
+        }
+    }
+
+    fn undo(self, cluster: &Cluster, leader: usize) {
+        match self {
+            Self::Kill | Self::Stop => cluster.node(leader).restart(),
+            Self::Cut => cluster.lab.mend(leader),
+        }
+    }
 }
 
 /// Seconds, one for each round.
@@ -83,7 +151,7 @@ struct Figures {
     shown: Vec<f64>,
     /// Until a write through a manager that was left is confirmed, tried from the beginning on.
     written: Vec<f64>,
-    /// The longest that one of many small writes took, which began one after the other.
+    /// The longest that one of many small writes took; each writer begins one after the other.
     gap: Vec<f64>,
     /// Writes that failed.
     failed: usize,
@@ -115,6 +183,7 @@ impl Figures {
 
 struct Bench<'a> {
     cluster: &'a Cluster,
+    plan: &'a Plan,
     /// Networks made so far.
     count: u32,
 }
@@ -124,19 +193,24 @@ impl Bench<'_> {
         self.cluster.node(index).place().socket
     }
 
+    fn all(&self) -> impl Iterator<Item = usize> + use<> {
+        1..=self.plan.managers
+    }
+
     /// Ends the leader by `end`, and measures until the others go on.
-    fn round(&mut self, figures: &mut Figures, end: impl FnOnce(&Host)) -> Result<()> {
+    fn round(&mut self, figures: &mut Figures, end: End) -> Result<()> {
         let leader = self.settled()?;
         std::thread::sleep(CALM);
         let rest: Vec<PathBuf> =
-            (1..=3).filter(|index| *index != leader).map(|index| self.socket(index)).collect();
+            self.all().filter(|index| *index != leader).map(|index| self.socket(index)).collect();
         let stop = Arc::new(AtomicBool::new(false));
-        let writer = {
-            let (socket, name) = (rest[1].clone(), format!("w{}", self.count));
-            let stop = Arc::clone(&stop);
-            std::thread::spawn(move || write_on(&socket, &name, &stop))
-        };
-        let host = self.cluster.node(leader);
+        let writers: Vec<_> = (0..self.plan.writers)
+            .map(|number| {
+                let socket = rest[1 + number % (rest.len() - 1)].clone();
+                let (name, stop) = (format!("w{}-{number}", self.count), Arc::clone(&stop));
+                std::thread::spawn(move || write_on(&socket, &name, &stop))
+            })
+            .collect();
         let began = Instant::now();
         let watcher = {
             let (rest, dead) = (rest.clone(), format!("node-{leader}"));
@@ -148,7 +222,7 @@ impl Bench<'_> {
             let (socket, name) = (rest[0].clone(), format!("f{}", self.count));
             std::thread::spawn(move || until(began, || network(&socket, &name)))
         };
-        end(host);
+        end.begin(self.cluster, leader);
         let joined = |thread: std::thread::JoinHandle<Result<f64>>| match thread.join() {
             Ok(time) => time,
             Err(_) => bail!("a thread of the measurement broke off"),
@@ -156,21 +230,23 @@ impl Bench<'_> {
         figures.shown.push(joined(watcher)?);
         figures.written.push(joined(asker)?);
         stop.store(true, Ordering::SeqCst);
-        let (gap, failed) = writer.join().unwrap_or((PATIENCE.as_secs_f64(), 1));
-        figures.gap.push(gap);
-        figures.failed += failed;
+        let ended =
+            writers.into_iter().map(|one| one.join().unwrap_or((PATIENCE.as_secs_f64(), 1)));
+        let (gaps, failed): (Vec<f64>, Vec<usize>) = ended.unzip();
+        figures.gap.push(gaps.into_iter().fold(0.0, f64::max));
+        figures.failed += failed.into_iter().sum::<usize>();
         // Ignored because: one that stays uses an address range, nothing else.
         let _ = Request::new("DELETE", format!("/networks/f{}", self.count)).send(&rest[1]);
         self.count += 1;
-        host.restart();
+        end.undo(self.cluster, leader);
         Ok(())
     }
 
-    /// The leader, once all three are reached by it.
+    /// The leader, once every manager says that it reaches all of them.
     fn settled(&self) -> Result<usize> {
         let mut found = None;
         until(Instant::now(), || {
-            let all = (1..=3).all(|index| reached(&self.socket(index)) == 3);
+            let all = self.all().all(|index| reached(&self.socket(index)) == self.plan.managers);
             found = leads(&self.socket(1)).filter(|_| all);
             found.is_some()
         })?;

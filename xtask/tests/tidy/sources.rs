@@ -108,3 +108,39 @@ fn causes_are_not_formatted_into_messages() {
     }
     none(&wrong, "Display of an error must not print its source: the chain printer does");
 }
+
+/// Crates that the simulation drives: what is ready first, and where it blocks, must not depend on
+/// chance.
+const SIMULATED: &[&str] =
+    &["crates/store", "crates/manager", "crates/wire", "crates/agent", "crates/node"];
+
+#[test]
+fn what_is_ready_at_once_is_taken_in_a_known_order() {
+    let mut wrong = Vec::new();
+    for source in SIMULATED.iter().flat_map(|folder| sources(folder)).filter(|s| !s.is_test()) {
+        let lines: Vec<&str> = source.text.lines().collect();
+        for (at, line) in lines.iter().enumerate().filter(|(_, line)| line.contains("select! {")) {
+            if lines.get(at + 1).is_none_or(|next| next.trim() != "biased;") {
+                wrong.push(format!("{}:{}: {}", source.path, at + 1, line.trim()));
+            }
+        }
+    }
+    none(&wrong, "select! without biased: begin with it, and put what stops the loop first");
+}
+
+#[test]
+fn the_store_blocks_only_where_it_is_told_to() {
+    let mut wrong = Vec::new();
+    for source in sources("crates/store/src").into_iter().filter(|s| !s.is_test()) {
+        if source.path == "crates/store/src/outside.rs" {
+            continue;
+        }
+        for (at, line) in source.product().lines().enumerate() {
+            if ["spawn_blocking", "thread::", "std::time::Instant"].iter().any(|w| line.contains(w))
+            {
+                wrong.push(format!("{}:{}: {}", source.path, at + 1, line.trim()));
+            }
+        }
+    }
+    none(&wrong, "the store: what may block is done by its Outside");
+}

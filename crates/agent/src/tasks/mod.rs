@@ -45,20 +45,21 @@ pub(crate) async fn run(agent: &Agent) {
         // Until the assignment changes, or an owner ends, nothing of it need be looked at again.
         loop {
             tokio::select! {
+                biased;
                 changed = assignment.changed() => match changed {
                     Ok(()) => break,
                     Err(_) => return,
-                },
-                change = feed.recv() => match change {
-                    Ok(change) => table.see(change),
-                    Err(RecvError::Lagged(_)) => table.see_all(engine.statuses().await),
-                    Err(RecvError::Closed) => return,
                 },
                 Some(ended) = running.join_next() => {
                     if has_ended(agent, ended) {
                         break;
                     }
                 }
+                change = feed.recv() => match change {
+                    Ok(change) => table.see(change),
+                    Err(RecvError::Lagged(_)) => table.see_all(engine.statuses().await),
+                    Err(RecvError::Closed) => return,
+                },
             }
         }
     }

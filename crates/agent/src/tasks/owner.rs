@@ -68,6 +68,7 @@ impl Owner {
     async fn live(&mut self) {
         while !self.life.is_gone() {
             tokio::select! {
+                biased;
                 changed = self.inputs.changed() => match changed {
                     Ok(()) => self.hear(),
                     // The table lives as long as the agent: it is stopping, and this with it.

@@ -206,6 +206,7 @@ mod tests {
             not_before: None,
             job_iteration: None,
             assigned_generic_resources: Vec::new(),
+            extra: Default::default(),
         };
         Change::Put { object: Object::Task(Box::new(task)), expect: Expect::Any }
     }

@@ -57,6 +57,12 @@ pub trait SwarmMembership: Send + Sync {
     /// 503 if the node is part of one already, 400 if the file cannot be used.
     async fn restore(&self, request: RestoreRequest) -> ApiResult<NodeId>;
 
+    /// Unlocks a manager whose files are wrapped by the unlock key `text`.
+    ///
+    /// # Errors
+    /// 401 if it is another one, 400 if it is none.
+    async fn unlock(&self, text: &str) -> ApiResult<()>;
+
     /// Leaves the swarm and forgets it.
     ///
     /// # Errors
@@ -123,6 +129,14 @@ pub struct JoinRequest {
     /// Whether this node gets tasks.
     #[serde(deserialize_with = "empty_as_default")]
     pub availability: Availability,
+}
+
+/// The body of `POST /swarm/unlock`.
+#[derive(Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct UnlockRequest {
+    /// `SWMKEY-1-…`.
+    pub unlock_key: String,
 }
 
 /// Go clients send an empty text for an availability that was not given.

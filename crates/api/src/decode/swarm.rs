@@ -65,6 +65,9 @@ pub const JOIN: Shape = Shape::Object(&[
     ("Availability", AVAILABILITY),
 ]);
 
+/// The body of `POST /swarm/unlock`.
+pub const UNLOCK: Shape = Shape::Object(&[("UnlockKey", Shape::Text)]);
+
 /// `NodeSpec`.
 pub const NODE_SPEC: Shape = Shape::Object(&[
     ("Name", Shape::Text),

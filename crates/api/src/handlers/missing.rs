@@ -33,8 +33,6 @@ missing! {
     cluster_volume: "cluster volumes";
     /// Engine plugins.
     plugin: "plugins";
-    /// Unlocking managers.
-    unlock: "swarm unlock";
 }
 
 /// A plugin that cannot exist.

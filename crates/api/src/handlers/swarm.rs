@@ -4,8 +4,8 @@ use serde_json::json;
 use shoal_model::id::Revision;
 use shoal_model::spec::cluster::ClusterSpec;
 
-use crate::backend::swarm::{InitRequest, JoinRequest, Rotations};
-use crate::decode::swarm::{CLUSTER_SPEC, INIT, JOIN};
+use crate::backend::swarm::{InitRequest, JoinRequest, LocalState, Rotations, UnlockRequest};
+use crate::decode::swarm::{CLUSTER_SPEC, INIT, JOIN, UNLOCK};
 use crate::error::{ApiError, ApiResult};
 use crate::http::Call;
 use crate::http::answer::{self, Answer};
@@ -17,10 +17,6 @@ use crate::render;
 /// 503 if this node is part of a swarm, 400 for settings that make no sense.
 pub async fn init(mut call: Call) -> ApiResult<Answer> {
     let mut request: InitRequest = call.json(&INIT).await?;
-    let autolock = request.auto_lock_managers || request.spec.encryption_config.auto_lock_managers;
-    if autolock {
-        return Err(ApiError::missing("locking managers (autolock)"));
-    }
     refuse_foreign_authority(&request.spec)?;
     if request.listen_addr.is_empty() {
         request.listen_addr = "0.0.0.0:2377".into();
@@ -78,20 +74,36 @@ pub async fn update(mut call: Call) -> ApiResult<Answer> {
     };
     let spec: ClusterSpec = call.json(&CLUSTER_SPEC).await?;
     let control = call.state.control()?;
-    if rotate.unlock_key || spec.encryption_config.auto_lock_managers {
-        return Err(ApiError::missing("locking managers (autolock)"));
-    }
     control.update_cluster(version, spec, rotate).await?;
     answer::ok()
 }
 
-/// `GET /swarm/unlockkey`: no swarm of Shoal's is locked, so there is no key.
+/// `GET /swarm/unlockkey`: empty if managers are not locked.
 ///
 /// # Errors
 /// 503 if this node is no manager.
 pub async fn unlock_key(call: Call) -> ApiResult<Answer> {
-    call.state.control()?;
-    answer::json(&json!({ "UnlockKey": "" }))
+    let state = call.state.control()?.state();
+    let key = state.cluster.as_ref().and_then(|cluster| cluster.unlock.as_ref());
+    answer::json(&json!({ "UnlockKey": key.map_or("", |key| &key.0) }))
+}
+
+/// `POST /swarm/unlock`.
+///
+/// # Errors
+/// 409 if this node is not locked, 401 for a key that is not the one, 400 for what is no key, 503
+/// if it is no manager.
+pub async fn unlock(mut call: Call) -> ApiResult<Answer> {
+    let request: UnlockRequest = call.json(&UNLOCK).await?;
+    let status = call.state.swarm.status();
+    if status.control_available {
+        return Err(ApiError::conflict("swarm is not locked"));
+    }
+    if status.state != LocalState::Locked {
+        return Err(ApiError::unavailable(status.not_a_manager()));
+    }
+    call.state.swarm.unlock(&request.unlock_key).await?;
+    answer::ok()
 }
 
 /// A swarm begins with a root of its own; another one takes its place later.

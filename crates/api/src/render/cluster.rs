@@ -16,6 +16,8 @@ pub fn info(cluster: &Cluster) -> Map<String, Value> {
     out.insert("DefaultAddrPool".into(), json!(cluster.default_address_pools));
     out.insert("SubnetSize".into(), json!(cluster.subnet_prefix_len));
     out.insert("DataPathPort".into(), json!(cluster.data_path_port));
+    // Ours: see docs/operations.md.
+    out.insert("Format".into(), json!(cluster.level));
     out
 }
 

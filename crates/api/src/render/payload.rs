@@ -35,10 +35,16 @@ mod tests {
             data: PayloadData::new(b"hunter2".as_slice()),
             ..PayloadSpec::default()
         };
-        let hidden = Secret { id: "s".into(), meta: Meta::default(), spec: spec.clone() };
+        let hidden = Secret {
+            id: "s".into(),
+            meta: Meta::default(),
+            spec: spec.clone(),
+            extra: Default::default(),
+        };
         let shown = secret(&hidden);
         assert_eq!(shown["Spec"], serde_json::json!({"Name": "a", "Labels": {}}));
-        let open = Config { id: "c".into(), meta: Meta::default(), spec };
+        let open =
+            Config { id: "c".into(), meta: Meta::default(), spec, extra: Default::default() };
         assert_eq!(config(&open)["Spec"]["Data"], "aHVudGVyMg==");
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 use shoal_model::cluster_state::ClusterState;
-use shoal_model::object::{NodeState, Service, Task, UpdateState, UpdateStatus};
+use shoal_model::object::{NodeState, Service, Task, UpdateStatus};
 use shoal_model::spec::service::{ReplicatedJob, ServiceSpec};
 use shoal_model::task_state::TaskState;
 
@@ -169,16 +169,8 @@ pub(crate) fn port(port: &shoal_model::spec::service::PortConfig) -> Value {
 }
 
 fn update_status(status: &UpdateStatus) -> Value {
-    let state = match status.state {
-        UpdateState::Updating => "updating",
-        UpdateState::Paused => "paused",
-        UpdateState::Completed => "completed",
-        UpdateState::RollbackStarted => "rollback_started",
-        UpdateState::RollbackPaused => "rollback_paused",
-        UpdateState::RollbackCompleted => "rollback_completed",
-    };
     let mut out = Map::new();
-    out.insert("State".into(), json!(state));
+    out.insert("State".into(), json!(status.state.as_str()));
     out.insert("StartedAt".into(), json!(status.started_at));
     if let Some(at) = status.completed_at {
         out.insert("CompletedAt".into(), json!(at));

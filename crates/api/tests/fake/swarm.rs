@@ -34,6 +34,8 @@ pub struct Swarm {
     /// The one other node that can be reached.
     pub elsewhere: Arc<Mutex<Option<Arc<ApiState>>>>,
     pub worker: Arc<Mutex<bool>>,
+    /// A manager that waits for its unlock key.
+    pub locked: Arc<Mutex<bool>>,
     changes: Arc<tokio::sync::watch::Sender<u64>>,
 }
 
@@ -41,6 +43,8 @@ pub struct Swarm {
 pub struct Control(Arc<Mutex<(ClusterState, CountingIds)>>, Elsewhere);
 
 type Elsewhere = Arc<Mutex<Option<Arc<ApiState>>>>;
+
+pub const UNLOCK_KEY: &str = "SWMKEY-1-7c37Cc8654o6p38HnroywCi19pllOnGtbdZEgtKxZu8";
 
 pub const OTHER_NODE: &str = "node0000000000000000000n2";
 
@@ -61,6 +65,9 @@ impl Swarm {
 #[async_trait]
 impl SwarmMembership for Swarm {
     fn status(&self) -> SwarmStatus {
+        if *self.locked.lock().unwrap() {
+            return SwarmStatus { state: LocalState::Locked, ..SwarmStatus::default() };
+        }
         let manager = self.control.lock().unwrap().is_some();
         let member = manager || *self.worker.lock().unwrap();
         if !member {
@@ -80,6 +87,9 @@ impl SwarmMembership for Swarm {
     }
     fn control(&self) -> Option<Arc<dyn SwarmControl>> {
         let control = self.control.lock().unwrap().clone()?;
+        if *self.locked.lock().unwrap() {
+            return None;
+        }
         Some(Arc::new(control))
     }
     async fn init(&self, request: InitRequest) -> ApiResult<NodeId> {
@@ -113,6 +123,13 @@ impl SwarmMembership for Swarm {
         }
         self.init(InitRequest::default()).await
     }
+    async fn unlock(&self, text: &str) -> ApiResult<()> {
+        if text != UNLOCK_KEY {
+            return Err(ApiError::new(http::StatusCode::UNAUTHORIZED, "invalid key provided"));
+        }
+        *self.locked.lock().unwrap() = false;
+        Ok(())
+    }
     async fn leave(&self, _: bool) -> ApiResult<()> {
         *self.control.lock().unwrap() = None;
         *self.worker.lock().unwrap() = false;
@@ -138,6 +155,9 @@ impl Control {
             default_address_pools: vec!["10.0.0.0/8".parse().unwrap()],
             subnet_prefix_len: 24,
             data_path_port: 4789,
+            unlock: None,
+            level: shoal_model::level::FIRST,
+            extra: Default::default(),
         };
         let node = Node {
             id: NODE.into(),
@@ -164,6 +184,7 @@ impl Control {
                 reachable: true,
                 leader: true,
             }),
+            extra: Default::default(),
         };
         let ingress =
             NetworkSpec { name: "ingress".into(), ingress: Some(true), ..NetworkSpec::default() };
@@ -211,6 +232,7 @@ impl Control {
                 reserved: Vec::new(),
             }],
             mtu: 1450,
+            extra: Default::default(),
         };
         self.put(Object::Network(Box::new(network)), Expect::Absent)?;
         Ok(id)
@@ -254,6 +276,7 @@ impl Control {
                 not_before: None,
                 job_iteration: job.map(|status| status.iteration),
                 assigned_generic_resources: Vec::new(),
+                extra: Default::default(),
             };
             self.put(Object::Task(Box::new(task)), Expect::Absent)?;
         }
@@ -290,6 +313,7 @@ impl SwarmControl for Control {
             update_status: None,
             allocation_error: None,
             job_status: None,
+            extra: Default::default(),
         };
         self.put(Object::Service(Box::new(service.clone())), Expect::Absent)?;
         self.converge(&service)?;
@@ -318,7 +342,8 @@ impl SwarmControl for Control {
     }
     async fn create_secret(&self, spec: PayloadSpec) -> ApiResult<SecretId> {
         let id = SecretId::generate(&mut self.0.lock().unwrap().1);
-        let secret = Secret { id: id.clone(), meta: Meta::default(), spec };
+        let (meta, extra) = (Meta::default(), Default::default());
+        let secret = Secret { id: id.clone(), meta, spec, extra };
         self.put(Object::Secret(Box::new(secret)), Expect::Absent)?;
         Ok(id)
     }
@@ -337,7 +362,8 @@ impl SwarmControl for Control {
     }
     async fn create_config(&self, spec: PayloadSpec) -> ApiResult<ConfigId> {
         let id = ConfigId::generate(&mut self.0.lock().unwrap().1);
-        let config = Config { id: id.clone(), meta: Meta::default(), spec };
+        let (meta, extra) = (Meta::default(), Default::default());
+        let config = Config { id: id.clone(), meta, spec, extra };
         self.put(Object::Config(Box::new(config)), Expect::Absent)?;
         Ok(id)
     }
@@ -369,6 +395,8 @@ impl SwarmControl for Control {
         _: Rotations,
     ) -> ApiResult<()> {
         let mut cluster = (**self.state().cluster.as_ref().unwrap()).clone();
+        let locks = spec.encryption_config.auto_lock_managers;
+        cluster.unlock = locks.then(|| UnlockSecret(UNLOCK_KEY.to_owned()));
         cluster.spec = spec;
         self.put(Object::Cluster(Box::new(cluster)), Expect::Version(version))
     }

@@ -49,6 +49,15 @@ fn mode() -> Mode {
     if mounted.is_empty() { Mode::None } else { Mode::Legacy(mounted) }
 }
 
+/// The directories in which a check makes its groups.
+pub(crate) fn group_roots() -> Vec<PathBuf> {
+    match mode() {
+        Mode::Unified => vec![PathBuf::from(ROOT)],
+        Mode::Legacy(mounted) => mounted.into_iter().map(|(_, path)| path).collect(),
+        Mode::None => Vec::new(),
+    }
+}
+
 /// Controllers of version 1 and where each is mounted.
 fn legacy_mounts(mounts: &str) -> Vec<(String, PathBuf)> {
     let mut found = Vec::new();

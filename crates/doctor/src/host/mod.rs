@@ -8,8 +8,10 @@ mod storage;
 
 use std::path::PathBuf;
 
+pub(crate) use cgroup::group_roots;
 use ipnet::IpNet;
 use shoal_model::check::{Check, CheckResult, Need, Verdict};
+pub(crate) use storage::{existing as scratch_base, remove_scratch};
 
 /// What the checks need to know of the daemon.
 #[derive(Clone, Debug)]

@@ -36,7 +36,7 @@ pub(super) fn checks(config: &HostConfig) -> Vec<HostCheck> {
 }
 
 /// The directory itself or its nearest parent that exists.
-fn existing(path: &Path) -> &Path {
+pub(crate) fn existing(path: &Path) -> &Path {
     path.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("/"))
 }
 
@@ -82,13 +82,18 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // Ignored because: what the check has mounted can be taken away; as a rule nothing is
-        // mounted here any more, and that is the failure.
-        let _ = take_away(&self.0.join("merged"));
-        // Ignored because: the check's verdict is known; what stays has a name that says whose it
-        // is.
-        let _ = fs::remove_dir_all(&self.0);
+        remove_scratch(&self.0);
     }
+}
+
+/// Removes a scratch directory and the mount in it.
+pub(crate) fn remove_scratch(path: &Path) {
+    // Ignored because: what the check has mounted can be taken away; as a rule nothing is
+    // mounted here any more, and that is the failure.
+    let _ = take_away(&path.join("merged"));
+    // Ignored because: the check's verdict is known; what stays has a name that says whose it is,
+    // and the next run tries again.
+    let _ = fs::remove_dir_all(path);
 }
 
 type Attempt<T> = Result<T, (&'static str, io::Error)>;

@@ -133,6 +133,8 @@ pub struct CoreView {
     pub learners: BTreeSet<RaftId>,
     /// On a leader: up to which index each other member's log is the same.
     pub matched: BTreeMap<RaftId, u64>,
+    /// Who could not lead: its program cannot read the whole log. It votes all the same.
+    pub barred: BTreeSet<RaftId>,
 }
 
 /// What a member is to its core.

@@ -76,7 +76,7 @@ impl Leadership {
         if self.handing.is_some() {
             return out.push(Effect::Done(Outcome::Kept(Keeps::Busy)));
         }
-        if !self.hears_majority() {
+        if !self.serves() {
             return out.push(Effect::Done(Outcome::Kept(Keeps::NotLeading)));
         }
         let Some(to) = self.target(to) else {
@@ -90,7 +90,9 @@ impl Leadership {
     /// furthest.
     fn target(&self, wanted: Option<RaftId>) -> Option<RaftId> {
         let mut fit = self.view.voters.all();
-        fit.retain(|voter| *voter != self.own && self.hearing.echoes(*voter, &self.cadence));
+        fit.remove(&self.own);
+        fit.retain(|voter| !self.view.barred.contains(voter));
+        fit.retain(|voter| self.hearing.echoes(*voter, &self.cadence));
         match wanted {
             Some(wanted) => fit.take(&wanted),
             None => {

@@ -20,6 +20,8 @@
 //! - (e) A leader whose majority has not echoed for [`Cadence::quorum_grace`] is mute until it
 //!   does.
 //! - (f) Told to stand by a leader that goes, a member does not ask, but its log must be as long.
+//! - (g) Whose program cannot read the whole log does not stand, nothing is handed over to it, and
+//!   in office it is mute; it votes as anybody.
 //!
 //! Silence is *counted*: a look that comes late counts [`Cadence::look_counts`] at most. On a busy
 //! machine beats and looks are late together, and nobody stands.
@@ -349,7 +351,7 @@ impl Leadership {
         let leader = self.hearing.leader().filter(|_| self.leader_dead_for().is_none());
         match (&self.stage, leader) {
             (Stage::Leading(office), _)
-                if self.hears_majority() && self.view.applied.term >= office.term =>
+                if self.serves() && self.view.applied.term >= office.term =>
             {
                 Standing::Leading { term: office.term }
             }

@@ -33,11 +33,16 @@ impl Leadership {
         self.view.voters.majority(heard)
     }
 
+    /// Whether this leader does something with its office.
+    pub(super) fn serves(&self) -> bool {
+        self.hears_majority() && !self.is_barred()
+    }
+
     /// Whether this leader does nothing with its office. A leader cannot leave it, but it can be
     /// quiet: with a way out but none back, whatever it sends would renew the others' lease for
     /// ever.
     pub(super) fn is_mute(&self) -> bool {
-        matches!(self.stage, Stage::Leading(_)) && (self.has_told() || !self.hears_majority())
+        matches!(self.stage, Stage::Leading(_)) && (self.has_told() || !self.serves())
     }
 
     /// Beats, if it is time. A mute leader beats too, to hear when a majority is back; nobody takes

@@ -73,7 +73,12 @@ impl Leadership {
     /// Whether this member may stand at all.
     pub(super) fn may_stand(&self) -> bool {
         let votes = matches!(self.view.role, Role::Follower | Role::Candidate);
-        votes && self.view.voters.contains(self.own)
+        votes && self.view.voters.contains(self.own) && !self.is_barred()
+    }
+
+    /// Whether this member could not lead: it can count and confirm what it cannot read.
+    pub(super) fn is_barred(&self) -> bool {
+        self.view.barred.contains(&self.own)
     }
 
     /// Goes on with the round by what is known by now.
@@ -151,7 +156,7 @@ impl Leadership {
             return Why::Stranger;
         }
         if matches!(self.stage, Stage::Leading(_)) {
-            if self.hears_majority() {
+            if self.serves() {
                 return Why::Leads;
             }
         } else if self.hears_leader(from, probe) {

@@ -187,6 +187,38 @@ fn a_bidding_needs_no_probe_but_the_whole_log_and_the_others_leases() {
     assert_eq!(effects, [], "it is over");
 }
 
+#[test]
+fn who_cannot_read_the_log_votes_and_does_not_lead() {
+    let voters: &[&[u64]] = &[&[1, 2, 3]];
+    let mut barred = view(Role::Follower, 3, voters);
+    barred.barred.insert(RaftId(1));
+    let (life, _) = give(follower(voters), [Event::Core(barred.clone())]);
+    let (life, effects) = looks(life, 3_000);
+    assert!(!effects.iter().any(|e| matches!(e, Effect::Probe { .. } | Effect::Stand)));
+    let bidding =
+        Bidding { from: RaftId(2), term: Term(3), last: Position::default(), beat: BeatNumber(9) };
+    let (life, effects) = give(life, [Event::Command(Command::StandNow(bidding))]);
+    assert!(!effects.contains(&Effect::Stand));
+    let probe = Probe { term: Term(4), ..probe() };
+    let (life, effects) = one(life, Event::Asked { from: RaftId(2), probe });
+    assert_eq!(said(&effects), Why::Yes);
+    // Alone, it does not stand either.
+    let mut alone = view(Role::Follower, 3, &[&[1]]);
+    alone.barred.insert(RaftId(1));
+    let (_, effects) = looks(one(life, Event::Core(alone)).0, 3_000);
+    assert!(!effects.contains(&Effect::Stand), "{effects:?}");
+    // In office, it does nothing; anybody else would.
+    let mut leads = view(Role::Leader, 3, voters);
+    leads.leader = Some(RaftId(1));
+    leads.applied = Position { term: Term(3), index: 1 };
+    let can = give(follower(voters), [Event::Core(leads.clone())]).0;
+    assert_eq!(can.standing(), Standing::Leading { term: Term(3) });
+    leads.barred.insert(RaftId(1));
+    let (cannot, effects) = give(follower(voters), [Event::Core(leads)]);
+    assert!(matches!(cannot.standing(), Standing::Nobody { .. }), "{:?}", cannot.standing());
+    assert!(effects.contains(&Effect::Mute(true)), "{effects:?}");
+}
+
 fn position() -> impl Strategy<Value = Position> {
     (0..4_u64, 0..4_u64).prop_map(|(term, index)| Position { term: Term(term), index })
 }

@@ -19,6 +19,7 @@ use shoal_model::assignment::Assignment;
 use shoal_model::change::{Change, Expect, Object, Transaction};
 use shoal_model::cluster_state::ClusterState;
 use shoal_model::id::{ClusterId, ContainerId, CountingIds, NodeId, Revision, ServiceId};
+use shoal_model::level;
 use shoal_model::net::NodeIndex;
 use shoal_model::object::{
     Cluster, ContainerStatus, ManagerStatus, Meta, Node, NodeDescription, NodeState, NodeStatus,
@@ -106,6 +107,9 @@ impl World {
             default_address_pools: vec!["10.0.0.0/8".parse().unwrap()],
             subnet_prefix_len: 24,
             data_path_port: 4789,
+            unlock: None,
+            level: level::FIRST,
+            extra: Default::default(),
         };
         let node = Node {
             id: node_id,
@@ -133,12 +137,15 @@ impl World {
                 reachable: true,
                 leader: true,
             }),
+            extra: Default::default(),
         };
         let put = |object| Change::Put { object, expect: Expect::Absent };
         let changes =
             vec![put(Object::Cluster(Box::new(cluster))), put(Object::Node(Box::new(node)))];
         let (path, peers) = (dir.path().join("store"), Arc::new(NoPeers));
         let config = StoreConfig::new(path, identity.node_id.clone(), peers);
+        // So that a cluster can be of a later level than this program's nodes.
+        let config = StoreConfig { reads: level::READS + 1, ..config };
         let store = Store::bootstrap(config, Transaction { changes, at: now }).await.unwrap();
         let addr = SocketAddr::from(([127, 0, 0, 1], 0));
         let manager = start(&store, &identity, addr, Arc::clone(&https)).await;
@@ -451,6 +458,7 @@ fn report(task: &Task) -> Option<TaskReport> {
 pub fn hello(identity: &NodeIdentity) -> Hello {
     Hello {
         version: PROTOCOL_VERSION,
+        oldest: None,
         node_id: identity.node_id.clone(),
         description: describe("a"),
         advertise_addr: None,

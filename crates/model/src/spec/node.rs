@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Extra, StringMap};
 use crate::spec::service::null_as_default;
+use crate::word::{Word, words};
 
 /// `NodeSpec` of the Engine API.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -47,8 +48,7 @@ impl NodeRole {
 }
 
 /// Whether a node gets tasks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Availability {
     /// Gets tasks.
     #[default]
@@ -57,4 +57,12 @@ pub enum Availability {
     Pause,
     /// Its tasks move elsewhere.
     Drain,
+    /// A later version's word, or a wrong one.
+    Other(Word),
 }
+
+words!(Availability {
+    Active => "active",
+    Pause => "pause",
+    Drain => "drain",
+});

@@ -170,6 +170,10 @@ pub fn changed_node(
     spec: &NodeSpec,
 ) -> Result<(), SpecError> {
     bounds::fits("node", SPEC_BYTES_MAX, spec)?;
+    if !spec.availability.is_known() {
+        let given = spec.availability.as_str();
+        return Err(SpecError::invalid(format!("invalid availability: \"{given}\"")));
+    }
     bounds::labels(&spec.labels)?;
     match (node.spec.role, spec.role) {
         (NodeRole::Worker, NodeRole::Manager) if node.manager.is_none() && !has_room(state) => {
@@ -234,9 +238,6 @@ pub fn changed_cluster(spec: &ClusterSpec) -> Result<(), SpecError> {
     bounds::fits("swarm", SPEC_BYTES_MAX, spec)?;
     if !matches!(spec.name.as_str(), "" | "default") {
         return Err(SpecError::invalid("swarm spec must be named \"default\""));
-    }
-    if spec.encryption_config.auto_lock_managers {
-        return Err(SpecError::not_implemented("locking managers (--autolock)"));
     }
     if spec.ca_config.node_cert_expiry.is_some_and(|e| e.0 != 0 && is_short(e)) {
         return Err(SpecError::invalid(

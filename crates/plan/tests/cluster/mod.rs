@@ -88,6 +88,9 @@ impl FakeCluster {
             default_address_pools: vec!["10.0.0.0/8".parse().unwrap()],
             subnet_prefix_len: 24,
             data_path_port: 4789,
+            unlock: None,
+            level: shoal_model::level::FIRST,
+            extra: Default::default(),
         };
         cluster.put(Object::Cluster(Box::new(object)));
         cluster.add_network("ingress", true);
@@ -116,6 +119,7 @@ impl FakeCluster {
             vni: plan.vni,
             subnets: plan.subnets,
             mtu: plan.mtu,
+            extra: Default::default(),
         })));
         id
     }
@@ -148,6 +152,7 @@ impl FakeCluster {
             data_path_addr: Some(underlay),
             manager: None,
             tls: NodeTls::default(),
+            extra: Default::default(),
         })));
         id
     }
@@ -164,6 +169,7 @@ impl FakeCluster {
             update_status: None,
             allocation_error: None,
             job_status: None,
+            extra: Default::default(),
         })));
         id
     }

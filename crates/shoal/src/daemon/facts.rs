@@ -14,7 +14,11 @@ use shoal_runtime::checks::{UNIKERNEL_KVM, UNIKERNEL_PROCESS};
 use super::settings::Settings;
 
 /// The program's version.
+#[cfg(not(feature = "next-level"))]
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// The same, of the program that stands for the next version in tests.
+#[cfg(feature = "next-level")]
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "-next");
 
 /// What this node tells its cluster about itself.
 pub fn describe_host(
@@ -42,6 +46,8 @@ pub fn describe_host(
         engine_version: VERSION.to_owned(),
         engine_labels: labels,
         checks,
+        reads: shoal_model::level::READS,
+        ..NodeDescription::default()
     }
 }
 

@@ -14,7 +14,7 @@ use shoal_model::id::NodeId;
 use shoal_model::spec::node::NodeRole;
 use shoal_model::time::Clock;
 use shoal_node::node::{AddressOptions, InitOptions, JoinOptions, Node, RestoreOptions, Standing};
-use shoal_store::Backup;
+use shoal_store::{Backup, UnlockKey};
 
 /// UDP port of VXLAN (RFC 7348) if nobody says another.
 const DATA_PATH_PORT: u16 = 4789;
@@ -36,6 +36,9 @@ impl SwarmMembership for Membership {
             Standing::Inactive => SwarmStatus::default(),
             Standing::Pending => {
                 SwarmStatus { state: LocalState::Pending, ..SwarmStatus::default() }
+            }
+            Standing::Locked { node_id } => {
+                SwarmStatus { state: LocalState::Locked, node_id, ..SwarmStatus::default() }
             }
             Standing::Broken { error } => {
                 SwarmStatus { state: LocalState::Error, error, ..SwarmStatus::default() }
@@ -61,9 +64,6 @@ impl SwarmMembership for Membership {
     }
 
     async fn init(&self, request: InitRequest) -> ApiResult<NodeId> {
-        if request.auto_lock_managers || request.spec.encryption_config.auto_lock_managers {
-            return Err(ApiError::missing("swarm init --autolock"));
-        }
         let options = init_options(request)?;
         self.node.init(options).await.map_err(ApiError::from)
     }
@@ -101,6 +101,11 @@ impl SwarmMembership for Membership {
         let read = tokio::task::spawn_blocking(move || Backup::decode(&file, None)).await;
         let backup = read.map_err(|_| ApiError::unavailable("the daemon is stopping"))??;
         self.node.restore(RestoreOptions { addrs, backup }).await.map_err(ApiError::from)
+    }
+
+    async fn unlock(&self, text: &str) -> ApiResult<()> {
+        let key = UnlockKey::parse(text)?;
+        self.node.unlock(key).await.map_err(ApiError::from)
     }
 
     async fn leave(&self, force: bool) -> ApiResult<()> {
@@ -146,6 +151,8 @@ fn init_options(request: InitRequest) -> ApiResult<InitOptions> {
         size @ 1..=29 => u8::try_from(size).unwrap_or(SUBNET_PREFIX_LEN),
         size => return Err(invalid(format!("invalid subnet size {size}: it must be 1 to 29"))),
     };
+    let mut spec = request.spec;
+    spec.encryption_config.auto_lock_managers |= request.auto_lock_managers;
     Ok(InitOptions {
         addrs: AddressOptions {
             listen: request.listen_addr,
@@ -155,7 +162,7 @@ fn init_options(request: InitRequest) -> ApiResult<InitOptions> {
         data_path_port,
         default_address_pools: pools,
         subnet_prefix_len,
-        spec: request.spec,
+        spec,
         availability: request.availability,
         force_new_cluster: request.force_new_cluster,
     })

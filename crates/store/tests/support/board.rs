@@ -167,6 +167,8 @@ pub struct Trio {
     elsewhere: BTreeMap<u64, PathBuf>,
     /// What lies beneath all of them.
     pub medium: Option<OpenMedium>,
+    /// What each reads, if not what this program does.
+    pub reads: BTreeMap<u64, u32>,
 }
 
 impl Trio {
@@ -185,6 +187,7 @@ impl Trio {
             dir: tempfile::tempdir().unwrap(),
             elsewhere: BTreeMap::new(),
             medium: None,
+            reads: BTreeMap::new(),
         }
     }
 
@@ -206,7 +209,8 @@ impl Trio {
     pub fn config(&self, raft_id: u64) -> StoreConfig {
         let peers = Arc::new(Plug { board: self.board.clone(), own: name(raft_id) });
         let config = StoreConfig::new(self.path(raft_id), NodeId::new(name(raft_id)), peers);
-        StoreConfig { medium: self.medium.clone(), ..config }
+        let reads = self.reads.get(&raft_id).copied().unwrap_or(config.reads);
+        StoreConfig { medium: self.medium.clone(), reads, ..config }
     }
 
     /// The store of `raft_id` is made below `dir`.

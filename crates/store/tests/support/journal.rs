@@ -13,17 +13,30 @@ const SECTOR: usize = 512;
 
 #[derive(Clone, Debug)]
 enum Op {
-    Write { at: u64, data: Vec<u8> },
+    Write {
+        at: u64,
+        data: Vec<u8>,
+    },
     Length(u64),
     Sync,
+    /// From now on the file lies there.
+    Rename(PathBuf),
 }
+
+/// A file, whatever it is called.
+type Inode = usize;
 
 #[derive(Debug, Default)]
 struct Disks {
     /// What was there before, durable.
-    before: BTreeMap<PathBuf, Vec<u8>>,
-    now: BTreeMap<PathBuf, Vec<u8>>,
-    ops: Vec<(PathBuf, Op)>,
+    before: Vec<Vec<u8>>,
+    now: Vec<Vec<u8>>,
+    /// What lies where, and what lay there when the journal first heard of it.
+    names: BTreeMap<PathBuf, Inode>,
+    first: BTreeMap<PathBuf, Inode>,
+    ops: Vec<(Inode, Op)>,
+    /// What lay beside the files, as far as it had changed by each position.
+    beside: Vec<(usize, Vec<u8>)>,
 }
 
 /// The journal of all files. Cheap to clone.
@@ -34,7 +47,9 @@ pub struct Journal(Arc<Mutex<Disks>>);
 #[derive(Debug)]
 struct Open {
     journal: Journal,
-    path: PathBuf,
+    inode: Inode,
+    /// A small file of its directory, which is remembered too.
+    beside: PathBuf,
 }
 
 /// What becomes of writes that were not synced.
@@ -67,13 +82,33 @@ impl Journal {
         let journal = self.clone();
         Arc::new(move |path: &Path| {
             let mut disks = journal.0.lock().unwrap();
-            if !disks.now.contains_key(path) {
-                let bytes = std::fs::read(path)?;
-                disks.before.insert(path.to_owned(), bytes.clone());
-                disks.now.insert(path.to_owned(), bytes);
-            }
-            Ok(Box::new(Open { journal: journal.clone(), path: path.to_owned() }))
+            // What is made to take another's place is another file each time.
+            let fresh = path.extension().is_some_and(|it| it == "next");
+            let known = disks.names.get(path).copied().filter(|_| !fresh);
+            let inode = match known {
+                Some(inode) => inode,
+                None => {
+                    let bytes = std::fs::read(path)?;
+                    disks.before.push(bytes.clone());
+                    disks.now.push(bytes);
+                    let inode = disks.now.len() - 1;
+                    disks.names.insert(path.to_owned(), inode);
+                    disks.first.entry(path.to_owned()).or_insert(inode);
+                    inode
+                }
+            };
+            let beside = path.with_file_name("store.key");
+            Ok(Box::new(Open { journal: journal.clone(), inode, beside }))
         })
+    }
+
+    /// What may have lain beside the files at `position`: what is replaced between two writes may
+    /// have been or not.
+    pub fn beside(&self, position: usize) -> Vec<Vec<u8>> {
+        let disks = self.0.lock().unwrap();
+        let before = disks.beside.iter().rev().find(|(at, _)| *at < position);
+        let now = disks.beside.iter().find(|(at, _)| *at == position);
+        before.or(disks.beside.first()).into_iter().chain(now).map(|(_, b)| b.clone()).collect()
     }
 
     /// How much has happened.
@@ -84,9 +119,14 @@ impl Journal {
     /// What `path` may hold after a crash at `position`.
     pub fn crashed(&self, path: &Path, position: usize, fate: Fate, dice: &mut Dice) -> Vec<u8> {
         let disks = self.0.lock().unwrap();
-        let mut image = disks.before[path].clone();
-        let ops: Vec<&Op> =
-            disks.ops[..position].iter().filter(|(of, _)| of == path).map(|(_, op)| op).collect();
+        let ops = &disks.ops[..position];
+        let here = |(inode, op): &(Inode, Op)| match op {
+            Op::Rename(to) if to == path => Some(*inode),
+            _ => None,
+        };
+        let lies = ops.iter().rev().find_map(here).unwrap_or_else(|| disks.first[path]);
+        let mut image = disks.before[lies].clone();
+        let ops: Vec<&Op> = ops.iter().filter(|(of, _)| *of == lies).map(|(_, op)| op).collect();
         let synced = ops.iter().rposition(|op| matches!(op, Op::Sync)).map_or(0, |at| at + 1);
         for op in &ops[..synced] {
             carry_out(&mut image, op);
@@ -120,27 +160,32 @@ fn carry_out(image: &mut Vec<u8>, op: &Op) {
             image[at..at + data.len()].copy_from_slice(data);
         }
         Op::Length(length) => image.resize(usize::try_from(*length).unwrap(), 0),
-        Op::Sync => {}
+        Op::Sync | Op::Rename(_) => {}
     }
 }
 
 impl Open {
     fn note(&self, op: Op) {
+        let beside = std::fs::read(&self.beside).unwrap_or_default();
         let mut disks = self.journal.0.lock().unwrap();
-        carry_out(disks.now.get_mut(&self.path).unwrap(), &op);
-        disks.ops.push((self.path.clone(), op));
+        if disks.beside.last().is_none_or(|(_, last)| *last != beside) {
+            let at = disks.ops.len();
+            disks.beside.push((at, beside));
+        }
+        carry_out(&mut disks.now[self.inode], &op);
+        disks.ops.push((self.inode, op));
     }
 }
 
 impl Medium for Open {
     fn len(&self) -> io::Result<u64> {
-        Ok(u64::try_from(self.journal.0.lock().unwrap().now[&self.path].len()).unwrap())
+        Ok(u64::try_from(self.journal.0.lock().unwrap().now[self.inode].len()).unwrap())
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
         let disks = self.journal.0.lock().unwrap();
         let at = usize::try_from(offset).unwrap();
-        let found = disks.now[&self.path].get(at..at + out.len());
+        let found = disks.now[self.inode].get(at..at + out.len());
         out.copy_from_slice(found.ok_or(io::ErrorKind::UnexpectedEof)?);
         Ok(())
     }
@@ -158,5 +203,10 @@ impl Medium for Open {
     fn sync(&self) -> io::Result<()> {
         self.note(Op::Sync);
         Ok(())
+    }
+
+    fn renamed(&self, path: &Path) {
+        self.journal.0.lock().unwrap().names.insert(path.to_owned(), self.inode);
+        self.note(Op::Rename(path.to_owned()));
     }
 }

@@ -11,12 +11,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shoal_model::change::{Change, Expect, Object, Transaction};
-use shoal_model::id::NodeId;
+use shoal_model::id::{ClusterId, NodeId};
 use shoal_model::net::NodeIndex;
-use shoal_model::object::{Meta, Node, NodeDescription, NodeState, NodeStatus};
+use shoal_model::object::{
+    Cluster, JoinTokens, Meta, Node, NodeDescription, NodeState, NodeStatus, RootCa,
+};
+use shoal_model::spec::cluster::ClusterSpec;
 use shoal_model::spec::node::NodeSpec;
 use shoal_model::time::Timestamp;
-use shoal_model::trust::NodeTls;
+use shoal_model::trust::{NodeTls, Trust};
 use shoal_store::{Lead, NoPeers, PROPOSE_DEADLINE, Store, StoreConfig};
 use tokio::time::Instant;
 
@@ -54,6 +57,7 @@ pub fn node(number: u16, message: &str) -> Object {
         data_path_addr: None,
         manager: None,
         tls: NodeTls::default(),
+        extra: Default::default(),
     }))
 }
 
@@ -63,6 +67,24 @@ pub fn put(number: u16, message: &str) -> Transaction {
         changes: vec![Change::Put { object, expect: Expect::Any }],
         at: Timestamp::from_secs(1),
     }
+}
+
+/// The cluster itself, at `level`.
+pub fn cluster(level: u32) -> Object {
+    Object::Cluster(Box::new(Cluster {
+        id: ClusterId::new("the-cluster"),
+        meta: Meta::default(),
+        spec: ClusterSpec::default(),
+        root_ca: RootCa { cert_pem: "certificate".into(), key_pem: "the root's key".into() },
+        join_tokens: JoinTokens { worker: "worker".into(), manager: "manager".into() },
+        default_address_pools: vec!["10.0.0.0/8".parse().unwrap()],
+        subnet_prefix_len: 24,
+        data_path_port: 4789,
+        unlock: None,
+        trust: Trust::default(),
+        level,
+        extra: Default::default(),
+    }))
 }
 
 pub fn message(store: &Store, number: u16) -> Option<String> {

@@ -7,6 +7,7 @@ use super::*;
 fn hello() -> Hello {
     Hello {
         version: PROTOCOL_VERSION,
+        oldest: Some(OLDEST_VERSION),
         node_id: "n1".into(),
         description: NodeDescription { hostname: "host".into(), ..Default::default() },
         advertise_addr: Some(IpAddr::from([10, 0, 0, 1])),

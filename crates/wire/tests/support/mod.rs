@@ -268,6 +268,7 @@ pub async fn start(cluster: &Arc<Cluster>) -> TestServer {
 pub fn hello(node: &str) -> Hello {
     Hello {
         version: PROTOCOL_VERSION,
+        oldest: None,
         node_id: node.into(),
         description: Default::default(),
         advertise_addr: None,
