@@ -170,3 +170,99 @@ pub(crate) fn name_of(name: &X509Name<'_>) -> Result<DistinguishedName, Identity
     }
     Ok(known)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+
+    use rcgen::{CertificateParams, IsCa};
+
+    use super::*;
+    use crate::authority::digest_of_pem;
+
+    const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
+
+    fn problem(cert: &str, key: &str) -> String {
+        supplied(cert, key, NOW).expect_err("must be refused").to_string()
+    }
+
+    #[test]
+    fn a_root_is_taken_with_its_key_or_without() {
+        let (_, own) = RootAuthority::create(NOW).unwrap();
+        let text = own.cert_pem.replace('\n', "\r\n");
+        let taken = supplied(&format!("Subject: x\n{text}\n"), &own.key_pem, NOW).unwrap();
+        assert_eq!(taken.cert_pem, own.cert_pem, "kept in one form");
+        assert_eq!(supplied(&own.cert_pem, " ", NOW).unwrap().key_pem, "");
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_root_is_said() {
+        let (authority, own) = RootAuthority::create(NOW).unwrap();
+        let (_, other) = RootAuthority::create(NOW).unwrap();
+        let csr = KeyAndCsr::generate().unwrap();
+        let (node, cluster) = (NodeId::new("n"), ClusterId::new("c"));
+        let validity = NODE_VALIDITY * 100;
+        let chain = authority
+            .issue(&csr.csr_pem, &node, NodeRole::Worker, &cluster, NOW, validity)
+            .unwrap();
+        let leaf = only_certificate(chain.split_inclusive("END CERTIFICATE-----").next().unwrap());
+        let key = KeyPair::generate().unwrap();
+        let mut no_ca = CertificateParams::default();
+        no_ca.is_ca = IsCa::NoCa;
+        let no_ca = no_ca.self_signed(&key).unwrap().pem();
+        let late = NOW.plus(crate::authority::ROOT_VALIDITY);
+        let both = format!("{}{}", own.cert_pem, other.cert_pem);
+        for (cert, key, part) in [
+            ("hello", "", "no valid root CA certificates found"),
+            (own.key_pem.as_str(), "", "no valid root CA certificates found"),
+            (&both, "", "cannot contain multiple certificates"),
+            (&own.cert_pem, &other.key_pem, "certificate key mismatch"),
+            (&own.cert_pem, "hello", "the key is not PEM"),
+            (&own.cert_pem, "-----BEGIN ENCRYPTED PRIVATE KEY-----", "is encrypted"),
+            (&leaf.unwrap(), &csr.key_pem, "CA:FALSE"),
+            (&no_ca, &key.serialize_pem(), "CA:FALSE"),
+        ] {
+            let said = problem(cert, key);
+            assert!(said.contains(part), "{part}: {said}");
+            assert!(!said.contains("BEGIN"), "{said}");
+        }
+        let soon = supplied(&own.cert_pem, &own.key_pem, late).unwrap_err().to_string();
+        assert!(soon.contains("expires too soon"), "{soon}");
+        let early = supplied(&own.cert_pem, "", Timestamp::from_secs(1)).unwrap_err().to_string();
+        assert!(early.contains("is valid from"), "{early}");
+    }
+
+    #[test]
+    fn the_digest_of_several_roots_does_not_depend_on_their_order() {
+        let (_, a) = RootAuthority::create(NOW).unwrap();
+        let (_, b) = RootAuthority::create(NOW).unwrap();
+        let of = |pems: &[&str]| digest_of_all(&pems.concat()).unwrap();
+        let (a, b) = (a.cert_pem.as_str(), b.cert_pem.as_str());
+        assert_eq!(of(&[a, b]), of(&[b, a, b]));
+        assert_eq!(of(&[a]), digest_of_pem(a).unwrap());
+        assert_ne!(of(&[a]), of(&[a, b]));
+    }
+
+    #[test]
+    fn a_root_speaks_for_another_ones_key() {
+        let (old, old_root) = RootAuthority::create(NOW).unwrap();
+        let (next, next_root) = RootAuthority::create(NOW).unwrap();
+        let cross = old.cross_sign(&next_root.cert_pem, NOW).unwrap();
+        let key = KeyAndCsr::generate().unwrap();
+        let chain = next
+            .issue(&key.csr_pem, &"n".into(), NodeRole::Worker, &"c".into(), NOW, NODE_VALIDITY)
+            .unwrap();
+        let certs = certificates(&chain).unwrap();
+        let by = |pem: &str| tls::issued_by(&certs[0], &certificates(pem).unwrap()[0]);
+        assert!(by(&next_root.cert_pem) && by(&cross) && !by(&old_root.cert_pem));
+        let identity = crate::node_identity::NodeIdentity::new(
+            format!("{chain}{cross}{}", next_root.cert_pem),
+            key.key_pem,
+            old_root.cert_pem.clone(),
+        )
+        .unwrap();
+        let said = identity.tls();
+        assert_eq!(said.issuer, next.digest().to_string(), "the root, not who speaks for it");
+        assert_eq!(said.trusts, old.digest().to_string());
+    }
+}

@@ -104,7 +104,8 @@ pub fn begin<E: From<SpecError>>(
         .chain(before.map(|next| next.given_up.clone()).unwrap_or_default())
         .collect();
     given_up.retain(|it| it.digest != digest && it.digest != present);
-    if given_up.len() > GIVEN_UP_MAX {
+    // Taking them all back is always possible.
+    if given_up.len() > GIVEN_UP_MAX && digest != present {
         return Err(SpecError::conflict(format!(
             "{GIVEN_UP_MAX} rotations of the root certificate were given up for others already: \
              wait until the last one is complete"

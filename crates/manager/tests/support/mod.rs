@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use shoal_identity::authority::{KeyAndCsr, NODE_VALIDITY, RootAuthority};
-use shoal_identity::external::NoHttps;
+use shoal_identity::external::{HttpsPost, NoHttps};
 use shoal_identity::node_identity::NodeIdentity;
 use shoal_identity::token::{JoinToken, generate_tokens};
 use shoal_manager::control::Control;
@@ -64,21 +64,27 @@ pub struct World {
     pub identity: NodeIdentity,
     pub control: Control,
     pub addr: SocketAddr,
+    https: Arc<dyn HttpsPost>,
     _dir: tempfile::TempDir,
 }
 
 impl World {
     /// A cluster of one manager whose own node has no agent yet. It is patient with its nodes.
     pub async fn new() -> Self {
-        Self::with_heartbeat(RARE).await
+        Self::with_heartbeat(RARE, Arc::new(NoHttps)).await
+    }
+
+    /// The same, with a way to external CAs.
+    pub async fn asking(https: Arc<dyn HttpsPost>) -> Self {
+        Self::with_heartbeat(RARE, https).await
     }
 
     /// The same, but a node that is lost is noticed within seconds.
     pub async fn impatient() -> Self {
-        Self::with_heartbeat(OFTEN).await
+        Self::with_heartbeat(OFTEN, Arc::new(NoHttps)).await
     }
 
-    async fn with_heartbeat(heartbeat: Duration) -> Self {
+    async fn with_heartbeat(heartbeat: Duration, https: Arc<dyn HttpsPost>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let now = clock()();
         let mut ids = CountingIds(1 << 64);
@@ -142,17 +148,17 @@ impl World {
         let config = StoreConfig { reads: level::READS + 1, ..config };
         let store = Store::bootstrap(config, Transaction { changes, at: now }).await.unwrap();
         let addr = SocketAddr::from(([127, 0, 0, 1], 0));
-        let manager = start(&store, &identity, addr).await;
+        let manager = start(&store, &identity, addr, Arc::clone(&https)).await;
         let addr = manager.local_addr();
         let control = manager.control();
         leads(&control).await;
-        Self { manager: Some(manager), store, identity, control, addr, _dir: dir }
+        Self { manager: Some(manager), store, identity, control, addr, https, _dir: dir }
     }
 
     /// Stops the manager and starts another one on the same store and address.
     pub async fn restart_manager(&mut self) {
         self.manager.take().unwrap().shutdown().await;
-        let manager = start(&self.store, &self.identity, self.addr).await;
+        let manager = start(&self.store, &self.identity, self.addr, Arc::clone(&self.https)).await;
         self.control = manager.control();
         leads(&self.control).await;
         self.manager = Some(manager);
@@ -211,12 +217,17 @@ impl World {
     }
 }
 
-async fn start(store: &Store, identity: &NodeIdentity, listen: SocketAddr) -> Manager {
+async fn start(
+    store: &Store,
+    identity: &NodeIdentity,
+    listen: SocketAddr,
+    https: Arc<dyn HttpsPost>,
+) -> Manager {
     let config = ManagerConfig {
         store: store.clone(),
         identity: identity.clone(),
         others: OtherManagers::new(identity.clone()),
-        https: Arc::new(NoHttps),
+        https,
         listen,
         advertise: listen,
         clock: clock(),

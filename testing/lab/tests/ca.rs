@@ -1,0 +1,274 @@
+//! The root certificate takes another one's place, driven by the real docker CLI.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use shoal_lab::{Cluster, DaemonOptions, Host, eventually, import_shoal};
+
+/// How long a rotation may take; it waits for elections and daemons that start.
+const ROTATION: Duration = Duration::from_secs(90);
+
+/// Three managers, a worker, and a host that is none of them.
+fn cluster(name: &str) -> Cluster {
+    let mut cluster = Cluster::managers(name, 3, 2);
+    let worker = cluster.lab.host(4);
+    worker.daemon_with(&DaemonOptions::default());
+    import_shoal(worker);
+    join(&cluster, worker, "worker");
+    cluster.nodes = 4;
+    cluster.wait_ready(4);
+    cluster
+}
+
+fn token(cluster: &Cluster, role: &str) -> String {
+    cluster.manager().docker(&format!("swarm join-token -q {role}")).trim().to_owned()
+}
+
+fn join(cluster: &Cluster, host: &Host, role: &str) {
+    let (token, to) = (token(cluster, role), cluster.manager().address());
+    host.docker(&format!("swarm join --token {token} {to}:2377"));
+}
+
+/// The root certificate, as `swarm ca` prints it.
+fn root(host: &Host) -> String {
+    host.docker("swarm ca").trim().to_owned()
+}
+
+fn rotates(host: &Host) -> bool {
+    host.docker("info -f {{.Swarm.Cluster.RootRotationInProgress}}").trim() == "true"
+}
+
+/// Runs a command where it has a terminal, and so shows its progress.
+fn in_terminal(host: &Host, line: &str) -> String {
+    host.sh(&format!("DOCKER_HOST={} script -qec '{line}' /dev/null", host.socket()))
+}
+
+/// What every node trusts and by whom its certificate is, as a manager says.
+fn nodes_tls(host: &Host) -> Vec<(String, String)> {
+    let ids = host.docker("node ls -q");
+    let of = |id: &str| {
+        let format =
+            "{{.Description.TLSInfo.CertIssuerPublicKey}}|{{.Description.TLSInfo.TrustRoot}}";
+        let said = host.docker_args(&["node", "inspect", "-f", format, id]);
+        let (key, roots) = said.trim().split_once('|').unwrap();
+        (key.to_owned(), roots.trim().to_owned())
+    };
+    ids.lines().map(of).collect()
+}
+
+/// Waits until no rotation is under way and every node has and trusts the root.
+fn wait_rotated(host: &Host) {
+    eventually("the rotation to be complete", ROTATION, || {
+        if rotates(host) {
+            return Err(format!("it goes on; {}", host.docker("info -f {{.Swarm.Cluster}}")));
+        }
+        let (root, nodes) = (root(host), nodes_tls(host));
+        let one = nodes.first().map(|(key, _)| key.clone());
+        let same = nodes.iter().all(|(key, roots)| Some(key) == one.as_ref() && *roots == root);
+        if same { Ok(()) } else { Err(format!("{nodes:#?}")) }
+    });
+}
+
+fn web(cluster: &Cluster) {
+    let line = "service create -d --name web --replicas 4 -p 8080:80 shoal:lab shoal try whoami";
+    cluster.manager().docker(line);
+    cluster.wait_tasks("web", 4);
+    cluster.wait_port(5, 8080);
+}
+
+fn containers(cluster: &Cluster) -> Vec<String> {
+    let of = |index| cluster.node(index).docker("ps -q --no-trunc");
+    (1..=cluster.nodes).map(of).collect()
+}
+
+/// Requests from a host until it is told to stop, one connection each, to one node after the other;
+/// a line for each that failed, and at last how many there were.
+struct Load(Child);
+
+impl Load {
+    fn start(cluster: &Cluster, from: usize) -> Self {
+        let urls: Vec<String> = (1..=cluster.nodes)
+            .map(|index| format!("http://{}:8080/", cluster.node(index).address()))
+            .collect();
+        let line = format!(
+            "count=0; while [ ! -e stop ]; do for url in {}; do \
+             said=$(curl -s -m 10 -o /dev/null -w '%{{http_code}} %{{errormsg}}' $url); \
+             case \"$said\" in 200*) ;; *) echo \"$(date +%T.%N) $url $said\";; esac; \
+             count=$((count+1)); sleep 0.01; done; done; echo total $count",
+            urls.join(" ")
+        );
+        let host = cluster.lab.host(from);
+        let mut command = host.command("sh");
+        command.args(["-c", &line]).current_dir(host.dir()).stdout(Stdio::piped());
+        Self(command.spawn().unwrap())
+    }
+
+    /// Ends it; none may have failed.
+    fn finish(self, cluster: &Cluster, from: usize) {
+        std::fs::write(cluster.lab.host(from).dir().join("stop"), "").unwrap();
+        let text = String::from_utf8(self.0.wait_with_output().unwrap().stdout).unwrap();
+        let total = text.lines().find_map(|line| line.strip_prefix("total ")).unwrap();
+        assert!(total.parse::<u32>().unwrap() > 20, "{text}");
+        assert_eq!(text.lines().count(), 1, "requests failed:\n{text}");
+    }
+}
+
+#[test]
+fn the_root_is_rotated_under_load() {
+    let cluster = cluster("ca_rotate");
+    web(&cluster);
+    let manager = cluster.manager();
+    let (first, tokens) = (root(manager), [token(&cluster, "worker"), token(&cluster, "manager")]);
+    assert!(first.starts_with("-----BEGIN CERTIFICATE-----"), "{first}");
+    let before = containers(&cluster);
+    let load = Load::start(&cluster, 5);
+    let mut last = first;
+    for round in 0..3 {
+        // It shows its progress, comes back when all is done, and prints the new root.
+        let said = match round {
+            0 => in_terminal(manager, "docker swarm ca --rotate"),
+            1 => cluster.node(2).docker("swarm ca --rotate --quiet --cert-expiry 720h"),
+            _ => {
+                manager.docker("swarm ca --rotate --detach");
+                String::new()
+            }
+        };
+        if round == 0 {
+            for part in ["desired root digest", "rotated TLS certificates", "4/4 nodes"] {
+                assert!(said.contains(part), "no '{part}' in:\n{said}");
+            }
+        }
+        wait_rotated(manager);
+        let now = root(manager);
+        assert_ne!(now, last, "round {round}");
+        let printed = said.replace('\r', "");
+        assert!(round != 0 || printed.contains(&now), "{printed}");
+        last = now;
+    }
+    load.finish(&cluster, 5);
+    assert_eq!(containers(&cluster), before, "containers were stopped or started");
+    for index in 2..=3 {
+        eventually("another manager to say the same", ROTATION, || {
+            let said = root(cluster.node(index));
+            if said == last { Ok(()) } else { Err(said) }
+        });
+    }
+    // Tokens name the root: those of before let nobody in, and say why.
+    assert_ne!(token(&cluster, "worker"), tokens[0]);
+    let late = cluster.lab.host(5);
+    late.daemon_with(&DaemonOptions::default());
+    import_shoal(late);
+    for old in &tokens {
+        let line = format!("swarm join --token {old} {}:2377", manager.address());
+        let refused = late.docker_fails(&line);
+        assert!(refused.contains("rotated"), "{refused}");
+    }
+    join(&cluster, late, "manager");
+    cluster.wait_ready(5);
+    wait_rotated(manager);
+    cluster.finish();
+}
+
+#[test]
+fn a_node_that_was_off_comes_back_and_a_leader_dies_amid_it() {
+    let cluster = cluster("ca_off");
+    web(&cluster);
+    let (manager, worker) = (cluster.manager(), cluster.node(4));
+    worker.kill_daemon();
+    cluster.wait_ready(3);
+    let first = root(manager);
+    for _ in 0..2 {
+        let before = root(manager);
+        manager.docker("swarm ca --rotate --detach");
+        eventually("a rotation without the worker", ROTATION, || {
+            if rotates(manager) { Err("it goes on".to_owned()) } else { Ok(()) }
+        });
+        assert_ne!(root(manager), before);
+    }
+    let third = root(manager);
+    assert_ne!(third, first);
+    // Its certificate is of a root that nobody trusts any more, and its key is known.
+    worker.restart();
+    cluster.wait_ready(4);
+    wait_rotated(manager);
+    // The leader dies in the middle: another one goes on, and the old root stays until it is back.
+    manager.docker("swarm ca --rotate --detach");
+    manager.kill_daemon();
+    let second = cluster.node(2);
+    eventually("another manager to lead", ROTATION, || {
+        let out = second.try_docker("node ls --format {{.Hostname}}/{{.ManagerStatus}}");
+        let said = String::from_utf8_lossy(&out.stdout).into_owned();
+        let leads = said.lines().any(|l| !l.starts_with("node-1/") && l.ends_with("/Leader"));
+        if leads { Ok(()) } else { Err(said) }
+    });
+    assert_ne!(root(second), third, "what was acknowledged is known");
+    // A second one replaces it.
+    second.docker("swarm ca --rotate --detach");
+    let wanted = root(second);
+    manager.restart();
+    cluster.wait_ready(4);
+    wait_rotated(second);
+    assert_eq!(root(second), wanted);
+    eventually("the first manager to say the same", ROTATION, || {
+        let out = manager.try_docker("swarm ca");
+        let said = String::from_utf8_lossy(&out.stdout).trim().to_owned();
+        if said == wanted { Ok(()) } else { Err(said) }
+    });
+    cluster.wait_tasks("web", 4);
+    cluster.finish();
+}
+
+#[test]
+fn an_operators_own_root_is_checked_and_taken() {
+    let cluster = Cluster::start("ca_own", 2, 0);
+    let manager = cluster.manager();
+    let first = root(manager);
+    // As operators make them: one with an old form of key, one whose key is another's, one that is
+    // no authority's, one that ends soon.
+    let make = |name: &str, key: &str, subject: &str, more: &str| {
+        manager.sh(&format!(
+            "cd {dir} && {key} && openssl req -x509 -new -key {name}.key -subj '{subject}' {more} \
+             -out {name}.pem 2>&1",
+            dir = manager.dir().display()
+        ));
+    };
+    let ec =
+        |name: &str| format!("openssl ecparam -name prime256v1 -genkey -noout -out {name}.key");
+    let rsa = |name: &str| format!("openssl genrsa -traditional -out {name}.key 2048 2>&1");
+    make("own", &ec("own"), "/O=Example Ltd/CN=Example Root", "-days 3650");
+    make("second", &rsa("second"), "/CN=second", "-days 3650");
+    make("soon", &ec("soon"), "/CN=soon", "-days 30");
+    make("leaf", &ec("leaf"), "/CN=leaf", "-days 3650 -addext basicConstraints=critical,CA:FALSE");
+    manager.sh(&format!("echo hello > {}", manager.dir().join("text.pem").display()));
+    let rotate = |cert: &str, key: &str| {
+        let at = |name: &str| manager.dir().join(name).display().to_string();
+        format!("swarm ca --rotate --ca-cert {} --ca-key {}", at(cert), at(key))
+    };
+    for (cert, key, why) in [
+        ("own.pem", "second.key", "certificate key mismatch"),
+        ("text.pem", "own.key", "no valid root CA certificates found"),
+        ("soon.pem", "soon.key", "expires too soon"),
+        ("leaf.pem", "leaf.key", "CA:FALSE"),
+        ("own.pem", "text.pem", "not PEM"),
+    ] {
+        let refused = manager.docker_fails(&rotate(cert, key));
+        assert!(refused.contains(why), "{cert} with {key}: {refused}");
+    }
+    assert_eq!(root(manager), first, "what was refused changes nothing");
+    for name in ["own", "second"] {
+        let said = manager.docker(&rotate(&format!("{name}.pem"), &format!("{name}.key")));
+        let file = std::fs::read_to_string(manager.dir().join(format!("{name}.pem"))).unwrap();
+        assert!(said.contains(file.trim()), "{said}");
+        wait_rotated(manager);
+    }
+    // An external CA must issue by the root that it is for, before anything depends on it.
+    let file = manager.dir().join("own.pem").display().to_string();
+    let external = "protocol=cfssl,url=https://127.0.0.1:9/api/v1/cfssl/sign";
+    let line = format!("swarm ca --rotate --ca-cert {file} --external-ca {external}");
+    let refused = manager.docker_fails(&line);
+    assert!(refused.contains("127.0.0.1:9"), "{refused}");
+    assert!(!rotates(manager));
+    cluster.finish();
+}
