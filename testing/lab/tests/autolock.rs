@@ -226,7 +226,13 @@ fn who_becomes_a_manager_of_a_locked_swarm_is_locked_and_who_stops_being_one_is_
         wait_managers(host, &THREE);
     }
     // Demoted, it has neither store nor key.
-    first.docker("node demote node-2");
+    eventually("the demotion to be taken", CONVERGE, || {
+        // The node has only just come back: what is said of it may change between the client's
+        // reading and its writing.
+        let out = first.try_docker("node demote node-2");
+        let said = String::from_utf8_lossy(&out.stderr).into_owned();
+        if out.status.success() { Ok(()) } else { Err(said) }
+    });
     eventually("the store and its key to be gone", CONVERGE, || {
         let (identity, keys) = (file(worker, "identity.json"), file(worker, "store/store.key"));
         let clear = identity.contains("PRIVATE KEY") && keys.is_empty();
