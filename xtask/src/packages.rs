@@ -12,6 +12,7 @@ const PACKAGES: &[(&str, &str, &str)] = &[
     ("/usr/sbin/conntrack", "conntrack", "evidence kept when a lab test fails"),
     ("/usr/bin/dig", "dnsutils", "asks the resolver what users would ask"),
     ("/usr/bin/curl", "curl", "the client of the scenario"),
+    ("/usr/bin/openssl", "openssl", "makes the root certificates of an operator"),
     ("/usr/bin/lsof", "lsof", "who listens on a published port"),
     ("/bin/busybox", "busybox-static", "root file system of the test images"),
     ("/usr/sbin/nginx", "nginx-light", "the server of the scenario"),

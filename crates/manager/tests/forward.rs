@@ -19,6 +19,7 @@ use shoal_manager::requests::{ControlReply, ControlRequest, PayloadId};
 use shoal_model::fault::{Fault, FaultId, FaultKind, report};
 use shoal_model::id::{NodeId, Revision};
 use shoal_model::object::NodeState;
+use shoal_model::spec::cluster::ClusterSpec;
 use shoal_model::spec::network::NetworkSpec;
 use shoal_model::spec::node::{Availability, NodeRole, NodeSpec};
 use shoal_model::spec::payload::{PayloadData, PayloadSpec};
@@ -373,7 +374,7 @@ async fn a_wrong_request_reads_the_same_on_every_manager() {
     };
     let mut big = payload("big");
     big.data = PayloadData::new(vec![1; 600 * 1024]);
-    let unlock = Rotation { unlock_key: true, ..Rotation::default() };
+    let misnamed = ClusterSpec { name: "other".into(), ..cluster.spec.clone() };
     let wrong = [
         (create(service("web", 1, &[])), FaultKind::Conflict),
         (create(service("", 1, &[])), FaultKind::Invalid),
@@ -408,10 +409,10 @@ async fn a_wrong_request_reads_the_same_on_every_manager() {
         (
             ControlRequest::UpdateCluster {
                 version: cluster.meta.version,
-                spec: Box::new(cluster.spec.clone()),
-                rotation: unlock,
+                spec: Box::new(misnamed),
+                rotation: Rotation::default(),
             },
-            FaultKind::NotImplemented,
+            FaultKind::Invalid,
         ),
         (renew("gone"), FaultKind::Forbidden),
     ];

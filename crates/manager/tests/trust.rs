@@ -129,7 +129,7 @@ async fn a_rotation_goes_through_its_phases() {
         node.renew(&world).await.unwrap();
     }
     world.until("the end", |s| s.cluster.as_ref().unwrap().trust.next.is_none()).await;
-    // Its own node is told last to trust the new root alone; until then the manager's doors trust both.
+    // Its own node is told last to trust the new root alone; until then its doors trust both.
     let last = nodes[0].told(|wish| wish.roots_pem.matches("BEGIN").count() == 1).await;
     nodes[0].trust(&last).await;
     world.manager.as_ref().unwrap().set_identity(&nodes[0].identity).unwrap();

@@ -308,10 +308,10 @@ fn cluster_settings_are_checked() {
         validate::changed_cluster(&spec).map_err(|e| e.to_string())
     };
     assert_eq!(check(json!({ "Name": "default" })), Ok(()));
+    assert_eq!(check(json!({ "EncryptionConfig": { "AutoLockManagers": true } })), Ok(()));
     for (patch, part) in [
         (json!({ "Name": "other" }), "must be named \"default\""),
         (json!({ "CAConfig": { "NodeCertExpiry": 60_000_000_000_i64 } }), "is 1h0m0s"),
-        (json!({ "EncryptionConfig": { "AutoLockManagers": true } }), "--autolock"),
         (json!({ "CAConfig": { "SigningCAKey": "x" } }), "the signing CA cert must also be"),
         (json!({ "CAConfig": { "ExternalCAs": [{ "Protocol": "x" }] } }), "protocol x"),
         (json!({ "CAConfig": { "ExternalCAs": [{ "URL": "http://a" }] } }), "with https://"),

@@ -1,5 +1,5 @@
-//! A root that was replaced: who has a certificate of it may ask for another one, and knows managers
-//! by the old root's word for the new one.
+//! A root that was replaced: who has a certificate of it may ask for another one, and knows
+//! managers by the old root's word for the new one.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 

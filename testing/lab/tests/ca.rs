@@ -248,10 +248,11 @@ fn an_operators_own_root_is_checked_and_taken() {
     };
     for (cert, key, why) in [
         ("own.pem", "second.key", "certificate key mismatch"),
-        ("text.pem", "own.key", "no valid root CA certificates found"),
+        // Of what is no PEM at all the CLI says so itself.
+        ("text.pem", "own.key", "must be in PEM format"),
         ("soon.pem", "soon.key", "expires too soon"),
         ("leaf.pem", "leaf.key", "CA:FALSE"),
-        ("own.pem", "text.pem", "not PEM"),
+        ("own.pem", "text.pem", "must be in PEM format"),
     ] {
         let refused = manager.docker_fails(&rotate(cert, key));
         assert!(refused.contains(why), "{cert} with {key}: {refused}");
