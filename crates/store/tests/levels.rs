@@ -126,6 +126,7 @@ async fn a_snapshot_of_a_later_level_waits_for_the_upgrade() {
     until("it has everything", trio.store(2), has(39)).await;
     // Its own snapshot is of that level now: the program of before does not open it.
     until("it can write", trio.store(2), |store| store.health().is_ok()).await;
+    trio.store(2).snapshot().await.unwrap();
     trio.stop(2).await;
     trio.reads.insert(2, READS);
     let error = Store::open(trio.config(2)).await.unwrap_err();
