@@ -48,7 +48,8 @@ impl NodeIdentity {
     }
 
     /// The same where further roots are trusted, and roots that were replaced let nodes in that ask
-    /// for the next certificate (PEM, which may be empty).
+    /// for the next certificate, and no others (PEM, which may be empty): also if this node has not
+    /// been told yet to trust them no more.
     ///
     /// # Errors
     /// As [`Self::server_tls`].
@@ -58,8 +59,11 @@ impl NodeIdentity {
         former_pem: &str,
     ) -> Result<ServerTls, IdentityError> {
         let action = "set up TLS for listening";
-        let trusted = Arc::new(store(&[&self.root_pem, trusted_pem])?);
-        let former = Arc::new(store(&[former_pem])?);
+        let replaced = listed(former_pem)?;
+        let mut trusted = listed(&self.root_pem)?;
+        trusted.retain(|root| !replaced.contains(root));
+        trusted.extend(listed(trusted_pem)?);
+        let (trusted, former) = (Arc::new(store_of(trusted)?), Arc::new(store_of(replaced)?));
         let check = |roots: &Arc<RootCertStore>| {
             WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), provider())
                 .allow_unauthenticated()
@@ -182,9 +186,19 @@ pub(crate) fn issued_by(leaf: &CertificateDer<'_>, root: &CertificateDer<'_>) ->
 /// The certificates of all texts, once each.
 fn store(pems: &[&str]) -> Result<RootCertStore, IdentityError> {
     let mut known = Vec::new();
-    for pem in pems.iter().filter(|pem| !pem.is_empty()) {
-        known.extend(authority::certificates(pem)?);
+    for pem in pems {
+        known.extend(listed(pem)?);
     }
+    store_of(known)
+}
+
+/// The certificates of a text that may be empty.
+fn listed(pem: &str) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
+    if pem.is_empty() { Ok(Vec::new()) } else { authority::certificates(pem) }
+}
+
+/// These, once each.
+fn store_of(mut known: Vec<CertificateDer<'static>>) -> Result<RootCertStore, IdentityError> {
     known.sort_unstable_by(|a, b| a.as_ref().cmp(b.as_ref()));
     known.dedup();
     let mut roots = RootCertStore::empty();
