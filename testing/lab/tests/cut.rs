@@ -12,7 +12,7 @@ use shoal_api::routes;
 use shoal_api::server::router::{Conduct, Verb};
 use shoal_lab::http::{Outcome, Request, get};
 use shoal_lab::reality::{self, Place};
-use shoal_lab::{Lab, eventually, import_busybox, must, shoal};
+use shoal_lab::{Host, Lab, eventually, import_busybox, must, shoal};
 use shoal_stopwatch::Stopwatch;
 
 /// When clients hang up, in milliseconds. At 0 within the body.
@@ -22,7 +22,8 @@ const SETTLE: Duration = Duration::from_secs(60);
 /// All of it, on a slow machine.
 const ALL: Duration = Duration::from_secs(300);
 
-struct World {
+struct World<'a> {
+    host: &'a Host,
     place: Place,
     count: Cell<u32>,
     /// To join another host's swarm.
@@ -41,7 +42,7 @@ fn case(request: Request, again: &'static [u16]) -> Case {
     Case { request, again }
 }
 
-impl World {
+impl World<'_> {
     fn fresh(&self, word: &str) -> String {
         self.count.set(self.count.get() + 1);
         format!("{word}-{}", self.count.get())
@@ -177,7 +178,7 @@ fn archive() -> Vec<u8> {
 }
 
 /// This node's part in a swarm.
-fn of_membership(world: &World, pattern: &str) -> Option<Case> {
+fn of_membership(world: &World<'_>, pattern: &str) -> Option<Case> {
     let post = |path: &str| Request::new("POST", path);
     Some(match pattern {
         "/swarm/init" => {
@@ -193,6 +194,19 @@ fn of_membership(world: &World, pattern: &str) -> Option<Case> {
             world.post("/swarm/init", &json!({ "AdvertiseAddr": "198.51.100.1" }));
             case(post("/swarm/leave?force=1"), &[200, 503])
         }
+        "/swarm/unlock" => {
+            world.leave();
+            let locking = json!({ "AdvertiseAddr": "198.51.100.1", "AutoLockManagers": true });
+            world.post("/swarm/init", &locking);
+            let key = get(&world.place.socket, "/swarm/unlockkey").unwrap();
+            world.host.stop_daemon();
+            world.host.restart();
+            eventually("it to be locked", SETTLE, || match world.swarm() {
+                state if state == "locked" => Ok(()),
+                state => Err(state),
+            });
+            case(post(pattern).json(&key), &[200, 409])
+        }
         "/shoal/restore" => {
             world.leave();
             let mut request = post("/shoal/restore?advertiseAddr=198.51.100.1");
@@ -204,7 +218,7 @@ fn of_membership(world: &World, pattern: &str) -> Option<Case> {
 }
 
 /// What the cluster has.
-fn of_cluster(world: &World, verb: Verb, pattern: &str) -> Option<Case> {
+fn of_cluster(world: &World<'_>, verb: Verb, pattern: &str) -> Option<Case> {
     if world.swarm() != "active" {
         world.post("/swarm/init", &json!({ "AdvertiseAddr": "198.51.100.1" }));
     }
@@ -258,7 +272,7 @@ fn of_cluster(world: &World, verb: Verb, pattern: &str) -> Option<Case> {
 }
 
 /// Volumes, networks and images of this node.
-fn of_things(world: &World, verb: Verb, pattern: &str) -> Option<Case> {
+fn of_things(world: &World<'_>, verb: Verb, pattern: &str) -> Option<Case> {
     let post = |path: &str| Request::new("POST", path);
     let delete = |path: String| case(Request::new("DELETE", path), &[200, 204, 404]);
     Some(match (verb, pattern) {
@@ -311,7 +325,7 @@ fn of_things(world: &World, verb: Verb, pattern: &str) -> Option<Case> {
 }
 
 /// Containers and what runs in them.
-fn of_containers(world: &World, verb: Verb, pattern: &str) -> Option<Case> {
+fn of_containers(world: &World<'_>, verb: Verb, pattern: &str) -> Option<Case> {
     let on = |name: &str, rest: &str| Request::new("POST", format!("/containers/{name}/{rest}"));
     Some(match (verb, pattern) {
         (_, "/containers/create") => {
@@ -388,7 +402,7 @@ fn every_change_survives_that_its_client_hangs_up() {
     command.args(["backup", "--plain", "-H", &other.socket()]).arg(&file);
     must(&mut command);
     let backup = std::fs::read(&file).unwrap();
-    let world = World { place: host.place(), count: Cell::new(0), join, backup };
+    let world = World { host, place: host.place(), count: Cell::new(0), join, backup };
     let (mut later, mut without) = (Vec::new(), Vec::new());
     // Membership first: the cluster's routes need one afterwards.
     for (verb, pattern) in changing_routes() {
