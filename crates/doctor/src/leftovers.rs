@@ -2,6 +2,7 @@
 //! with the number of its process in its name.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::host;
@@ -9,20 +10,34 @@ use crate::host;
 /// What every scratch name of a check begins with, of this crate, of `netlink` and of `runtime`.
 const PREFIX: &str = "shoal-check-";
 
-/// Removes what is left of checks whose process is gone. `data_root` need not exist. Whatever
-/// cannot be removed stays: nobody uses it, and the next run tries again.
-pub fn sweep(data_root: &Path) {
+/// Removes what is left of checks whose process is gone. `data_root` need not exist. Gives what
+/// cannot be removed, and why: nobody uses it, and the next run tries again.
+#[must_use]
+pub fn sweep(data_root: &Path) -> Vec<String> {
+    let mut stays = Vec::new();
+    let mut say = |path: &Path, why: &dyn std::fmt::Display| {
+        let what = "left by a check that was killed, and cannot be removed";
+        stays.push(format!("'{}' was {what}: {why}; remove it by hand", path.display()));
+    };
     for path in of_the_dead(host::scratch_base(data_root)) {
-        host::remove_scratch(&path);
+        gone(host::remove_scratch(&path)).unwrap_or_else(|why| say(&path, &why));
     }
     for root in host::group_roots() {
         for group in of_the_dead(&root) {
-            remove_groups(&group);
+            gone(remove_groups(&group)).unwrap_or_else(|why| say(&group, &why));
         }
     }
     for path in of_the_dead(&std::env::temp_dir()) {
-        // Ignored because: see above.
-        let _ = shoal_netlink::netns::delete(&path);
+        shoal_netlink::netns::delete(&path).unwrap_or_else(|why| say(&path, &why));
+    }
+    stays
+}
+
+/// Somebody else may sweep at the same time.
+fn gone(removed: io::Result<()>) -> io::Result<()> {
+    match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
     }
 }
 
@@ -54,13 +69,14 @@ fn is_alive(pid: u32) -> bool {
 }
 
 /// Removes an empty control group and those in it.
-fn remove_groups(group: &Path) {
-    let children = fs::read_dir(group).into_iter().flatten().flatten();
-    for child in children.filter(|child| child.file_type().is_ok_and(|kind| kind.is_dir())) {
-        remove_groups(&child.path());
+fn remove_groups(group: &Path) -> io::Result<()> {
+    for child in fs::read_dir(group)? {
+        let child = child?;
+        if child.file_type()?.is_dir() {
+            gone(remove_groups(&child.path()))?;
+        }
     }
-    // Ignored because: see `sweep`.
-    let _ = fs::remove_dir(group);
+    fs::remove_dir(group)
 }
 
 #[cfg(test)]
@@ -87,7 +103,7 @@ mod tests {
         for path in [&dead, &mine, &foreign] {
             fs::create_dir_all(path.join("lower")).unwrap();
         }
-        sweep(root.path());
+        assert_eq!(sweep(root.path()), Vec::<String>::new());
         assert!(!dead.exists());
         assert!(mine.exists() && foreign.exists());
     }

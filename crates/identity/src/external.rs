@@ -65,18 +65,26 @@ pub struct Wanted {
 
 /// The authorities among `listed` that issue by `root`: those that name it, and where it is the
 /// cluster's root of today, those that name none.
-#[must_use]
+///
+/// # Errors
+/// [`IdentityError::CertificateMalformed`] if one of them names what is no certificate.
 pub fn authorities_of<'a>(
     listed: &'a [ExternalCa],
     cluster: &Cluster,
     root: &RootCa,
-) -> Vec<&'a ExternalCa> {
-    let wanted = digest_of_pem(&root.cert_pem).ok();
-    let fits = |ca: &&ExternalCa| match ca.ca_cert.trim() {
-        "" => *root == cluster.root_ca,
-        pem => wanted.is_some() && digest_of_pem(pem).ok() == wanted,
-    };
-    listed.iter().filter(fits).collect()
+) -> Result<Vec<&'a ExternalCa>, IdentityError> {
+    let wanted = digest_of_pem(&root.cert_pem)?;
+    let mut fitting = Vec::new();
+    for ca in listed {
+        let fits = match ca.ca_cert.trim() {
+            "" => *root == cluster.root_ca,
+            pem => digest_of_pem(pem)? == wanted,
+        };
+        if fits {
+            fitting.push(ca);
+        }
+    }
+    Ok(fitting)
 }
 
 /// What cfssl answers.

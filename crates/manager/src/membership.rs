@@ -7,6 +7,7 @@ use shoal_model::change::{Change, Expect, Object};
 use shoal_model::fault::report;
 use shoal_model::id::NodeId;
 use shoal_model::object::{Node, NodeDescription, NodeState, NodeStatus};
+use shoal_model::time::Timestamp;
 use shoal_model::trust::NodeTls;
 use shoal_wire::message::Hello;
 
@@ -150,21 +151,11 @@ impl Tenure {
 
     /// Notes what a node says of its certificate. What was given to it is known here only.
     pub(crate) async fn certified(&self, node: &NodeId, said: NodeTls) {
-        let id = node.clone();
-        let write = self
-            .shared
-            .writer
-            .write(move |state, _| {
-                let Some(known) = state.nodes.get(&id) else { return Ok((Vec::new(), ())) };
-                let given = known.tls.given.clone();
-                let mut next = (**known).clone();
-                next.tls = NodeTls { given, ..said.clone() };
-                Ok((put_if_changed(known, next), ()))
-            })
-            .await;
-        if let Err(error) = write {
-            tracing::warn!(node = %node, cause = report(&error), "a certificate was not noted");
-        }
+        let amend = move |known: &mut Node, _| {
+            let given = known.tls.given.clone();
+            known.tls = NodeTls { given, ..said.clone() };
+        };
+        self.note(node, "a certificate", |_| true, amend).await;
     }
 
     /// Notes that a node came whose program is too old, and how it describes itself. Its last
@@ -175,8 +166,33 @@ impl Tenure {
         description: NodeDescription,
         why: &str,
     ) {
-        let (id, why) = (node.clone(), why.to_owned());
-        let still = self.has_no_session();
+        let why = why.to_owned();
+        let amend = move |known: &mut Node, now| {
+            known.description = description.clone();
+            if known.status.state != NodeState::Down {
+                known.status.since = now;
+            }
+            known.status.state = NodeState::Down;
+            known.status.message.clone_from(&why);
+            known.status.back_by = None;
+        };
+        self.note(node, "a node too old", self.has_no_session(), amend).await;
+    }
+
+    pub(crate) async fn describe(&self, node: &NodeId, description: NodeDescription) {
+        let amend = move |known: &mut Node, _| known.description = description.clone();
+        self.note(node, "a description", |_| true, amend).await;
+    }
+
+    /// Writes what `amend` makes of a node, if it is known and `still` says so when it is written.
+    async fn note(
+        &self,
+        node: &NodeId,
+        what: &'static str,
+        still: impl Fn(&NodeId) -> bool + Send + 'static,
+        amend: impl Fn(&mut Node, Timestamp) + Send + 'static,
+    ) {
+        let id = node.clone();
         let write = self
             .shared
             .writer
@@ -185,35 +201,12 @@ impl Tenure {
                     return Ok((Vec::new(), ()));
                 };
                 let mut next = (**known).clone();
-                next.description = description.clone();
-                if known.status.state != NodeState::Down {
-                    next.status.since = now;
-                }
-                next.status.state = NodeState::Down;
-                next.status.message.clone_from(&why);
-                next.status.back_by = None;
+                amend(&mut next, now);
                 Ok((put_if_changed(known, next), ()))
             })
             .await;
         if let Err(error) = write {
-            tracing::warn!(node = %node, cause = report(&error), "a node too old was not noted");
-        }
-    }
-
-    pub(crate) async fn describe(&self, node: &NodeId, description: NodeDescription) {
-        let id = node.clone();
-        let write = self
-            .shared
-            .writer
-            .write(move |state, _| {
-                let Some(known) = state.nodes.get(&id) else { return Ok((Vec::new(), ())) };
-                let mut next = (**known).clone();
-                next.description = description.clone();
-                Ok((put_if_changed(known, next), ()))
-            })
-            .await;
-        if let Err(error) = write {
-            tracing::warn!(node = %node, cause = report(&error), "a description was not noted");
+            tracing::warn!(node = %node, cause = report(&error), "{what} was not noted");
         }
     }
 }

@@ -215,7 +215,9 @@ pub(crate) fn apply(next: &mut Cluster, now: Timestamp) -> Result<(), ControlErr
     }
     let signing = next.signing_root();
     let listed = &next.spec.ca_config.external_cas;
-    if signing.key_pem.is_empty() && authorities_of(listed, next, signing).is_empty() {
+    // Also where the managers issue: what names no certificate is not taken and forgotten.
+    let external = authorities_of(listed, next, signing)?;
+    if signing.key_pem.is_empty() && external.is_empty() {
         let before = next.trust.next.is_some();
         // On the way away from a root whose authority is gone nothing can be named for it.
         if !before {
@@ -235,7 +237,7 @@ fn no_external(which: &str) -> ControlError {
 
 fn rotate_to(known: &mut Cluster, root: RootCa, now: Timestamp) -> Result<(), ControlError> {
     let listed = &known.spec.ca_config.external_cas;
-    if root.key_pem.is_empty() && authorities_of(listed, known, &root).is_empty() {
+    if root.key_pem.is_empty() && authorities_of(listed, known, &root)?.is_empty() {
         return Err(no_external("next"));
     }
     let digest = digest_of_pem(&root.cert_pem)?.to_string();
@@ -271,7 +273,7 @@ impl Shared {
         validity: Duration,
     ) -> Result<String, ControlError> {
         let root = of.signing_root();
-        let external = authorities_of(&of.spec.ca_config.external_cas, of, root);
+        let external = authorities_of(&of.spec.ca_config.external_cas, of, root)?;
         if !external.is_empty() {
             let urls = external.iter().map(|ca| ca.url.as_str());
             let leaf = self.ask_external(urls, root, &wanted).await?;
@@ -334,7 +336,7 @@ impl Shared {
             "" => known.desired_root().clone(),
             cert => supplied(cert, &config.signing_ca_key, (self.wall)())?,
         };
-        let external = authorities_of(&config.external_cas, known, &root);
+        let external = authorities_of(&config.external_cas, known, &root)?;
         if external.is_empty() {
             return Ok(());
         }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::Args;
 use shoal_doctor::damage::Damage;
 use shoal_doctor::host::HostConfig;
+use shoal_doctor::leftovers::sweep;
 use shoal_doctor::report;
 use shoal_doctor::run::{DEADLINE, run_all};
 use shoal_model::check::{Check, CheckResult, Verdict};
@@ -53,7 +54,13 @@ impl Checkup {
     /// The checks of a running node.
     pub fn of_node(network: &NodeNetwork, data_root: &Path) -> Self {
         let (network, config) = (network.clone(), HostConfig::new(data_root));
-        Self { checks: Arc::new(move || with_host(network.checks(), &config)) }
+        let checks = move || {
+            for problem in sweep(&config.data_root) {
+                tracing::warn!(problem, "what a check left stays");
+            }
+            with_host(network.checks(), &config)
+        };
+        Self { checks: Arc::new(checks) }
     }
 
     /// Runs them until none fails, a few times at most. A machine that has just booted is still
@@ -65,7 +72,13 @@ impl Checkup {
     /// The checks of a machine without a node.
     fn of_machine(data_root: &Path) -> Self {
         let config = HostConfig::new(data_root);
-        Self { checks: Arc::new(move || with_host(shoal_netlink::checks::all(), &config)) }
+        let checks = move || {
+            for problem in sweep(&config.data_root) {
+                eprintln!("{problem}");
+            }
+            with_host(shoal_netlink::checks::all(), &config)
+        };
+        Self { checks: Arc::new(checks) }
     }
 
     /// With what the daemon itself knows to be damaged.
@@ -132,9 +145,8 @@ fn until_none_fails(run: impl Fn() -> Vec<CheckResult>) -> Vec<CheckResult> {
     found
 }
 
-/// The network's checks, the runtime's and the host's. Removes first what killed ones left.
+/// The network's checks, the runtime's and the host's.
 fn with_host(mut checks: Vec<Box<dyn Check>>, config: &HostConfig) -> Vec<Box<dyn Check>> {
-    shoal_doctor::leftovers::sweep(&config.data_root);
     checks.extend(shoal_runtime::checks::checks());
     checks.extend(shoal_doctor::host::checks(config));
     checks

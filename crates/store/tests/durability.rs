@@ -7,12 +7,12 @@ mod support;
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use shoal_model::change::{ApplyError, Change, Expect, Transaction};
 use shoal_model::time::Timestamp;
 use shoal_store::{ChangeEvent, Lead, Store, StoreError};
-use support::{config, leads, message, node, put, soon};
+use support::{config, killed_soon, leads, message, node, put, soon};
 
 const CHILD_DIR: &str = "SHOAL_STORE_TEST_DIR";
 
@@ -225,15 +225,7 @@ fn confirmed_writes_survive_kill_9() {
             .unwrap();
         let stdout = child.stdout.take().unwrap();
         // Some rounds are killed while the store is made or opened, others while it writes.
-        let after = Duration::from_millis(5 + (round * 37) % 400);
-        let killer = std::thread::spawn(move || {
-            let end = Instant::now() + after;
-            while Instant::now() < end {
-                std::thread::park_timeout(end.saturating_duration_since(Instant::now()));
-            }
-            child.kill().unwrap();
-            child.wait().unwrap()
-        });
+        let killer = killed_soon(child, round);
         for line in BufReader::new(stdout).lines() {
             let line = line.unwrap();
             let mut words = line.split(' ');

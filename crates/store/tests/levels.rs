@@ -36,6 +36,13 @@ async fn mixed() -> Trio {
     trio
 }
 
+/// Starts the second with a program that reads up to `level`.
+async fn second_again(trio: &mut Trio, level: u32) {
+    trio.stop(2).await;
+    trio.reads.insert(2, level);
+    trio.open(2).await;
+}
+
 fn has(number: u16) -> impl Fn(&Store) -> bool {
     move |store| message(store, number).is_some()
 }
@@ -83,14 +90,11 @@ async fn who_cannot_read_an_entry_stops_there_and_keeps_its_place() {
     trio.write(put(5, "by the third and the second")).await;
 
     // Started again as it is, it stops in the same place.
-    trio.stop(2).await;
-    trio.open(2).await;
+    second_again(&mut trio, READS).await;
     until("it stops again", trio.store(2), is_too_old).await;
     assert_eq!(trio.store(2).state().nodes.len(), 1);
     // Upgraded, it goes on where it was.
-    trio.stop(2).await;
-    trio.reads.insert(2, LATER);
-    trio.open(2).await;
+    second_again(&mut trio, LATER).await;
     until("it has everything", trio.store(2), has(5)).await;
     trio.store(2).health().unwrap();
     assert_eq!(trio.store(2).state().level(), LATER);
@@ -109,21 +113,22 @@ async fn a_snapshot_of_a_later_level_waits_for_the_upgrade() {
     let mut trio = mixed().await;
     trio.stop(2).await;
     trio.write(with_cluster(LATER, Vec::new())).await;
-    // The log behind the snapshot is dropped: the second needs the snapshot.
-    for number in 2..40 {
-        trio.write(put(number, "more")).await;
-    }
-    for raft_id in [1, 3] {
-        until("it has all", trio.store(raft_id), has(39)).await;
-        trio.store(raft_id).snapshot().await.unwrap();
+    // What the snapshot before holds is dropped from the log: the second needs a snapshot.
+    for last in [39, 79] {
+        for number in last - 37..=last {
+            trio.write(put(number, "more")).await;
+        }
+        for raft_id in [1, 3] {
+            until("it has all", trio.store(raft_id), has(last)).await;
+            trio.store(raft_id).snapshot().await.unwrap();
+        }
     }
     trio.open(2).await;
     until("the second is too old", trio.store(2), is_too_old).await;
+    assert!(trio.board.bulk() > 0, "no snapshot came");
     assert_eq!(trio.store(2).state().nodes.len(), 1);
-    trio.stop(2).await;
-    trio.reads.insert(2, LATER);
-    trio.open(2).await;
-    until("it has everything", trio.store(2), has(39)).await;
+    second_again(&mut trio, LATER).await;
+    until("it has everything", trio.store(2), has(79)).await;
     // Its own snapshot is of that level now: the program of before does not open it.
     until("it can write", trio.store(2), |store| store.health().is_ok()).await;
     trio.store(2).snapshot().await.unwrap();

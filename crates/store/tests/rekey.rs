@@ -11,13 +11,12 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
 
 use journal::{Dice, Fate, Journal};
 use redb::{Builder, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 use shoal_model::id::Revision;
 use shoal_store::{Store, StoreConfig, StoreError, UnlockKey};
-use support::{config, journal, message, put, soon};
+use support::{config, journal, killed_soon, message, put, soon};
 
 const CHILD_DIR: &str = "SHOAL_REKEY_TEST_DIR";
 const CHILD_KEYS: &str = "SHOAL_REKEY_TEST_KEYS";
@@ -310,15 +309,7 @@ fn a_process_that_is_killed_while_it_rotates_leaves_one_of_two_keys() {
             .spawn()
             .unwrap();
         let stdout = child.stdout.take().unwrap();
-        let after = Duration::from_millis(5 + (round * 37) % 400);
-        let killer = std::thread::spawn(move || {
-            let end = Instant::now() + after;
-            while Instant::now() < end {
-                std::thread::park_timeout(end.saturating_duration_since(Instant::now()));
-            }
-            child.kill().unwrap();
-            child.wait().unwrap()
-        });
+        let killer = killed_soon(child, round);
         for line in BufReader::new(stdout).lines() {
             let line = line.unwrap();
             let mut words = line.split(' ');

@@ -20,6 +20,7 @@ mod host;
 pub mod http;
 mod images;
 mod leaks;
+mod load;
 pub mod reality;
 mod topology;
 mod wait;
@@ -32,6 +33,7 @@ pub use images::{
     busybox_rootfs, import_busybox, import_dns, import_guest, import_nginx, import_shoal,
     import_unikernel,
 };
+pub use load::Load;
 pub use topology::Lab;
 pub use wait::{eventually, within};
 
@@ -48,9 +50,7 @@ pub fn shoal() -> PathBuf {
         return PathBuf::from(path);
     }
     let me = std::env::current_exe().unwrap();
-    let path = me.parent().and_then(|deps| deps.parent()).unwrap().join("shoal");
-    assert!(path.exists(), "'{}' is missing: run the lab by `cargo xtask lab`", path.display());
-    path
+    there(me.parent().and_then(|deps| deps.parent()).unwrap().join("shoal"))
 }
 
 /// The program that stands for the next version: built with the feature `next-level`, beside
@@ -88,7 +88,10 @@ pub fn dns() -> PathBuf {
 }
 
 fn built(name: &str) -> PathBuf {
-    let path = shoal().with_file_name(name);
+    there(shoal().with_file_name(name))
+}
+
+fn there(path: PathBuf) -> PathBuf {
     assert!(path.exists(), "'{}' is missing: run the lab by `cargo xtask lab`", path.display());
     path
 }

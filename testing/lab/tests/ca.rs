@@ -2,10 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use std::process::{Child, Stdio};
 use std::time::Duration;
 
-use shoal_lab::{Cluster, DaemonOptions, Host, eventually, import_shoal};
+use shoal_lab::{Cluster, DaemonOptions, Host, Load, eventually, import_shoal};
 
 /// How long a rotation may take; it waits for elections and daemons that start.
 const ROTATION: Duration = Duration::from_secs(90);
@@ -83,38 +82,6 @@ fn containers(cluster: &Cluster) -> Vec<String> {
     (1..=cluster.nodes).map(of).collect()
 }
 
-/// Requests from a host until it is told to stop, one connection each, to one node after the other;
-/// a line for each that failed, and at last how many there were.
-struct Load(Child);
-
-impl Load {
-    fn start(cluster: &Cluster, from: usize) -> Self {
-        let urls: Vec<String> = (1..=cluster.nodes)
-            .map(|index| format!("http://{}:8080/", cluster.node(index).address()))
-            .collect();
-        let line = format!(
-            "count=0; while [ ! -e stop ]; do for url in {}; do \
-             said=$(curl -s -m 10 -o /dev/null -w '%{{http_code}} %{{errormsg}}' $url); \
-             case \"$said\" in 200*) ;; *) echo \"$(date +%T.%N) $url $said\";; esac; \
-             count=$((count+1)); sleep 0.01; done; done; echo total $count",
-            urls.join(" ")
-        );
-        let host = cluster.lab.host(from);
-        let mut command = host.command("sh");
-        command.args(["-c", &line]).current_dir(host.dir()).stdout(Stdio::piped());
-        Self(command.spawn().unwrap())
-    }
-
-    /// Ends it; none may have failed.
-    fn finish(self, cluster: &Cluster, from: usize) {
-        std::fs::write(cluster.lab.host(from).dir().join("stop"), "").unwrap();
-        let text = String::from_utf8(self.0.wait_with_output().unwrap().stdout).unwrap();
-        let total = text.lines().find_map(|line| line.strip_prefix("total ")).unwrap();
-        assert!(total.parse::<u32>().unwrap() > 20, "{text}");
-        assert_eq!(text.lines().count(), 1, "requests failed:\n{text}");
-    }
-}
-
 #[test]
 fn the_root_is_rotated_under_load() {
     let cluster = cluster("ca_rotate");
@@ -123,7 +90,7 @@ fn the_root_is_rotated_under_load() {
     let (first, tokens) = (root(manager), [token(&cluster, "worker"), token(&cluster, "manager")]);
     assert!(first.starts_with("-----BEGIN CERTIFICATE-----"), "{first}");
     let before = containers(&cluster);
-    let load = Load::start(&cluster, 5);
+    let load = Load::start(&cluster, 5, 8080);
     let mut last = first;
     for round in 0..3 {
         // It shows its progress, comes back when all is done, and prints the new root.
@@ -147,7 +114,7 @@ fn the_root_is_rotated_under_load() {
         assert!(round != 0 || printed.contains(&now), "{printed}");
         last = now;
     }
-    load.finish(&cluster, 5);
+    load.finish(&cluster, 5, 20);
     assert_eq!(containers(&cluster), before, "containers were stopped or started");
     for index in 2..=3 {
         eventually("another manager to say the same", ROTATION, || {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use shoal_lab::http::{Outcome, Request};
-use shoal_lab::{CONVERGE, Cluster, Host, eventually};
+use shoal_lab::{CONVERGE, Cluster, Host, Lab, eventually};
 
 fn three(name: &str) -> Cluster {
     let cluster = Cluster::managers(name, 3, 0);
@@ -45,6 +45,14 @@ fn leader(host: &Host) -> Option<usize> {
     let list = host.docker("node ls --format {{.Hostname}}/{{.ManagerStatus}}");
     let line = list.lines().find(|line| line.ends_with("/Leader"))?;
     line.trim_end_matches("/Leader").rsplit('-').next()?.parse().ok()
+}
+
+/// Waits until this host takes another one than `old` for the leader.
+fn replaced(host: &Host, old: usize) {
+    eventually("another leader", CONVERGE, || {
+        let found = leader(host);
+        if found.is_some_and(|next| next != old) { Ok(()) } else { Err(format!("{found:?}")) }
+    });
 }
 
 /// How often a manager of this host stood for election since its start.
@@ -154,10 +162,7 @@ fn a_killed_leader_is_replaced_and_no_write_fails() {
         let rest: Vec<usize> = (1..=3).filter(|index| *index != old).collect();
         let writers = Writers::start(&cluster, &rest, 4);
         cluster.node(old).kill_daemon();
-        eventually("another leader", CONVERGE, || {
-            let found = leader(cluster.node(rest[0]));
-            if found.is_some_and(|next| next != old) { Ok(()) } else { Err(format!("{found:?}")) }
-        });
+        replaced(cluster.node(rest[0]), old);
         assert!(writers.end() > 0);
         cluster.node(old).restart();
     }
@@ -192,25 +197,30 @@ fn a_manager_that_was_cut_off_returns_unnoticed() {
     cluster.finish();
 }
 
+/// Cuts the leader's line by `cut` until another one leads; gives both, the cluster whole again.
+fn cut_one_way(cluster: &Cluster, cut: fn(&Lab, usize), meanwhile: impl Fn(&Host)) -> [usize; 2] {
+    let old = settled(cluster);
+    let rest: Vec<usize> = (1..=3).filter(|index| *index != old).collect();
+    let writers = Writers::start(cluster, &rest, 2);
+    cut(&cluster.lab, old);
+    replaced(cluster.node(rest[0]), old);
+    meanwhile(cluster.node(old));
+    cluster.lab.mend(old);
+    let next = settled(cluster);
+    assert!(writers.end() > 0);
+    [old, next]
+}
+
 /// A leader that hears everybody and is heard by nobody must not keep its office, and must confirm
 /// nothing: openraft's own heartbeats would renew it for ever in the other direction.
 #[test]
 fn a_leader_that_nobody_hears_is_replaced() {
     let cluster = three("elections_mute");
-    let old = settled(&cluster);
-    let rest: Vec<usize> = (1..=3).filter(|index| *index != old).collect();
-    let writers = Writers::start(&cluster, &rest, 2);
-    cluster.lab.cut_outgoing(old);
-    eventually("another leader", CONVERGE, || {
-        let found = leader(cluster.node(rest[0]));
-        if found.is_some_and(|next| next != old) { Ok(()) } else { Err(format!("{found:?}")) }
+    let [old, next] = cut_one_way(&cluster, Lab::cut_outgoing, |old| {
+        let said = old.docker_fails("network create --driver overlay nowhere");
+        assert!(said.contains("no majority"), "{said}");
     });
-    let said = cluster.node(old).docker_fails("network create --driver overlay nowhere");
-    assert!(said.contains("no majority"), "{said}");
-    cluster.lab.mend(old);
-    let next = settled(&cluster);
     assert_ne!(next, old, "the old one took its office back");
-    assert!(writers.end() > 0);
     cluster.finish();
 }
 
@@ -218,17 +228,7 @@ fn a_leader_that_nobody_hears_is_replaced() {
 #[test]
 fn a_leader_that_hears_nobody_is_replaced() {
     let cluster = three("elections_deaf");
-    let old = settled(&cluster);
-    let rest: Vec<usize> = (1..=3).filter(|index| *index != old).collect();
-    let writers = Writers::start(&cluster, &rest, 2);
-    cluster.lab.cut_incoming(old);
-    eventually("another leader", CONVERGE, || {
-        let found = leader(cluster.node(rest[0]));
-        if found.is_some_and(|next| next != old) { Ok(()) } else { Err(format!("{found:?}")) }
-    });
-    cluster.lab.mend(old);
-    settled(&cluster);
-    assert!(writers.end() > 0);
+    cut_one_way(&cluster, Lab::cut_incoming, |_| {});
     cluster.finish();
 }
 

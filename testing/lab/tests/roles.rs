@@ -3,10 +3,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::collections::BTreeMap;
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
-use shoal_lab::{Cluster, Host, eventually};
+use shoal_lab::{Cluster, Host, Load, eventually};
 
 /// How long a node may take to have its new role: an election, a snapshot, a slow machine.
 const CHANGE: Duration = Duration::from_secs(60);
@@ -71,38 +71,6 @@ fn web(cluster: &Cluster, replicas: usize) {
     cluster.wait_tasks("web", replicas);
 }
 
-/// Requests from a host until it is told to stop, one connection each, to one node after the other;
-/// a line for each that failed, and at last how many there were.
-struct Load(Child);
-
-impl Load {
-    fn start(cluster: &Cluster, from: usize) -> Self {
-        let urls: Vec<String> = (1..=cluster.nodes)
-            .map(|index| format!("http://{}:8080/", cluster.node(index).address()))
-            .collect();
-        let line = format!(
-            "count=0; while [ ! -e stop ]; do for url in {}; do \
-             said=$(curl -s -m 10 -o /dev/null -w '%{{http_code}} %{{errormsg}}' $url); \
-             case \"$said\" in 200*) ;; *) echo \"$(date +%T.%N) $url $said\";; esac; \
-             count=$((count+1)); sleep 0.01; done; done; echo total $count",
-            urls.join(" ")
-        );
-        let host = cluster.lab.host(from);
-        let mut command = host.command("sh");
-        command.args(["-c", &line]).current_dir(host.dir()).stdout(Stdio::piped());
-        Self(command.spawn().unwrap())
-    }
-
-    /// Ends it; none may have failed.
-    fn finish(self, cluster: &Cluster, from: usize) {
-        std::fs::write(cluster.lab.host(from).dir().join("stop"), "").unwrap();
-        let text = String::from_utf8(self.0.wait_with_output().unwrap().stdout).unwrap();
-        let total = text.lines().find_map(|line| line.strip_prefix("total ")).unwrap();
-        assert!(total.parse::<u32>().unwrap() > 20, "{text}");
-        assert_eq!(text.lines().count(), 1, "requests failed:\n{text}");
-    }
-}
-
 #[test]
 fn workers_are_promoted_and_the_first_manager_is_killed() {
     let cluster = Cluster::start("roles_promote", 3, 1);
@@ -141,7 +109,7 @@ fn a_follower_and_the_leader_are_demoted_and_the_last_is_not() {
     web(&cluster, 3);
     cluster.wait_port(4, 8080);
     let before = all_containers(&cluster);
-    let load = Load::start(&cluster, 4);
+    let load = Load::start(&cluster, 4, 8080);
     cluster.node(2).docker("node demote node-3");
     wait_control(cluster.node(3), false);
     wait_managers(cluster.manager(), &["node-1", "node-2"]);
@@ -178,7 +146,7 @@ fn a_follower_and_the_leader_are_demoted_and_the_last_is_not() {
     assert!(refused.contains(why), "{refused}");
     cluster.node(3).restart();
     wait_managers(cluster.node(3), &["node-1", "node-2", "node-3"]);
-    load.finish(&cluster, 4);
+    load.finish(&cluster, 4, 20);
     cluster.finish();
 }
 
@@ -202,7 +170,7 @@ fn promotions_and_demotions_in_any_order_disturb_no_service() {
     web(&cluster, 4);
     cluster.wait_port(5, 8080);
     let before = all_containers(&cluster);
-    let load = Load::start(&cluster, 5);
+    let load = Load::start(&cluster, 5, 8080);
     let names = ["node-1", "node-2", "node-3", "node-4"];
     let mut managers = vec![1_usize];
     let mut dice = Dice(8);
@@ -226,7 +194,7 @@ fn promotions_and_demotions_in_any_order_disturb_no_service() {
         wait_managers(cluster.node(managers[0]), &wanted);
         wait_control(cluster.node(node), managers.contains(&node));
     }
-    load.finish(&cluster, 5);
+    load.finish(&cluster, 5, 20);
     assert_eq!(all_containers(&cluster), before, "containers were stopped or started");
     cluster.finish();
 }

@@ -3,11 +3,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use shoal_lab::http::{Outcome, Request};
-use shoal_lab::{Cluster, DaemonOptions, Host, eventually, shoal_next};
+use shoal_lab::{Cluster, DaemonOptions, Host, Load, eventually, shoal_next};
 
 /// How long the swarm may take for a step: an election, a slow machine.
 const CHANGE: Duration = Duration::from_secs(60);
@@ -23,10 +22,7 @@ fn next() -> DaemonOptions {
     DaemonOptions { program: Some(shoal_next()), ..old() }
 }
 
-/// Fifty clients on a host, each with a new connection for every request, to one node after the
-/// other; a line for each request that failed, and at last how many there were.
-struct Load(Child);
-
+/// Fifty clients, each with a new connection for every request, to one node after the other.
 const CLIENTS: &str = "
 import os, random, socket, sys, threading, time
 urls, count, failed = sys.argv[1:], [0], []
@@ -53,23 +49,11 @@ for line in failed: print(line)
 print('total', count[0])
 ";
 
-impl Load {
-    fn start(cluster: &Cluster, from: usize) -> Self {
-        let host = cluster.lab.host(from);
-        let mut command = host.command("python3");
-        command.args(["-c", CLIENTS]);
-        command.args((1..=cluster.nodes).map(|index| cluster.node(index).address().to_owned()));
-        Self(command.current_dir(host.dir()).stdout(Stdio::piped()).spawn().unwrap())
-    }
-
-    /// Ends it; none may have failed.
-    fn finish(self, cluster: &Cluster, from: usize) {
-        std::fs::write(cluster.lab.host(from).dir().join("stop"), "").unwrap();
-        let text = String::from_utf8(self.0.wait_with_output().unwrap().stdout).unwrap();
-        let total = text.lines().find_map(|line| line.strip_prefix("total ")).unwrap();
-        assert!(total.parse::<u32>().unwrap() > 200, "{text}");
-        assert_eq!(text.lines().count(), 1, "requests failed:\n{text}");
-    }
+fn fifty_clients(cluster: &Cluster, from: usize) -> Load {
+    let mut command = cluster.lab.host(from).command("python3");
+    command.args(["-c", CLIENTS]);
+    command.args((1..=cluster.nodes).map(|index| cluster.node(index).address()));
+    Load::of(command, cluster, from)
 }
 
 /// Whom this manager takes for the leader, once it sees `managers` of them.
@@ -183,7 +167,7 @@ fn every_node_is_upgraded_under_load_and_then_the_format_is_raised() {
     let tasks = cluster.wait_tasks("web", 4);
     cluster.wait_port(5, 8091);
     let held = containers(&cluster);
-    let load = Load::start(&cluster, 5);
+    let load = fifty_clients(&cluster, 5);
     let version = |index: usize| cluster.node(index).docker("version -f {{.Server.Version}}");
     let before = version(1);
 
@@ -219,7 +203,7 @@ fn every_node_is_upgraded_under_load_and_then_the_format_is_raised() {
     }
     assert_eq!(cluster.tasks("web"), tasks, "tasks were replaced");
     assert_eq!(containers(&cluster), held, "containers were stopped or started");
-    load.finish(&cluster, 5);
+    load.finish(&cluster, 5, 200);
     cluster.manager().docker("service scale -d web=3");
     cluster.manager().docker("service update -d --env-add CHANGED=yes web");
     eventually("an ended task in the next version's word", CHANGE, || {

@@ -87,8 +87,10 @@ const MAY_SLEEP: &[(&str, &str)] = &[
     ("crates/node/tests/lock.rs", "looks at files again, with a deadline"),
     ("crates/store/tests/full_disk.rs", "looks again for a condition, with a deadline"),
     ("testing/vm/src/node.rs", "looks again for a condition, with a deadline"),
-    ("crates/store/tests/durability.rs", "when to kill: any moment will do, so none is waited for"),
-    ("crates/store/tests/rekey.rs", "when to kill: any moment will do, so none is waited for"),
+    (
+        "crates/store/tests/support/mod.rs",
+        "when to kill: any moment will do, so none is waited for",
+    ),
     ("crates/engine/tests/common/mod.rs", "looks again for a condition, with a deadline"),
     ("crates/manager/tests/cluster.rs", "looks again for a condition, with a deadline"),
     ("crates/manager/tests/support/mod.rs", "looks again for a condition, with a deadline"),

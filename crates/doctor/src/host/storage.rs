@@ -82,18 +82,21 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        remove_scratch(&self.0);
+        // Ignored because: the check's verdict is known; what stays has a name that says whose it
+        // is, and the first run after this process tries again and says why it cannot.
+        let _ = remove_scratch(&self.0);
     }
 }
 
 /// Removes a scratch directory and the mount in it.
-pub(crate) fn remove_scratch(path: &Path) {
-    // Ignored because: what the check has mounted can be taken away; as a rule nothing is
-    // mounted here any more, and that is the failure.
+///
+/// # Errors
+/// What stays, and why.
+pub(crate) fn remove_scratch(path: &Path) -> io::Result<()> {
+    // Ignored because: as a rule nothing is mounted here any more, and that is the failure. A
+    // mount that stays makes the removal fail.
     let _ = take_away(&path.join("merged"));
-    // Ignored because: the check's verdict is known; what stays has a name that says whose it is,
-    // and the next run tries again.
-    let _ = fs::remove_dir_all(path);
+    fs::remove_dir_all(path)
 }
 
 type Attempt<T> = Result<T, (&'static str, io::Error)>;

@@ -7,7 +7,9 @@ pub mod board;
 pub mod journal;
 
 use std::path::Path;
+use std::process::{Child, ExitStatus};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use shoal_model::change::{Change, Expect, Object, Transaction};
@@ -31,6 +33,19 @@ pub fn config(dir: &Path) -> StoreConfig {
 /// Until when a write may take here.
 pub fn soon() -> Instant {
     Instant::now() + PROPOSE_DEADLINE
+}
+
+/// Kills a child (`kill -9`) after 5 to 400 ms, in each round after others.
+pub fn killed_soon(mut child: Child, round: u64) -> JoinHandle<ExitStatus> {
+    let after = Duration::from_millis(5 + (round * 37) % 400);
+    std::thread::spawn(move || {
+        let end = std::time::Instant::now() + after;
+        while let Some(left) = end.checked_duration_since(std::time::Instant::now()) {
+            std::thread::park_timeout(left);
+        }
+        child.kill().unwrap();
+        child.wait().unwrap()
+    })
 }
 
 /// Waits until the store leads.
