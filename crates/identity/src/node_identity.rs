@@ -143,11 +143,12 @@ impl NodeIdentity {
         })
     }
 
-    /// Writes the identity to `path` (mode 0600), whole or not at all, also when power fails.
+    /// Writes the identity to `path` (mode 0600), whole or not at all, also when power fails. Its
+    /// key is there to read: a locked manager's is not kept so.
     ///
     /// # Errors
     /// [`IdentityError::File`] names the file.
-    pub fn save(&self, path: &Path) -> Result<(), IdentityError> {
+    pub fn save_in_clear(&self, path: &Path) -> Result<(), IdentityError> {
         let failed = |problem: String| IdentityError::File {
             action: "write",
             path: path.to_owned(),

@@ -27,9 +27,9 @@ fn it_reads_back_as_written_and_only_root_may_read_it() {
     let path = dir.path().join("identity.json");
     assert_eq!(NodeIdentity::load(&path).unwrap(), None);
     let (first, second) = (identity(NODE_VALIDITY), identity(NODE_VALIDITY));
-    first.save(&path).unwrap();
+    first.save_in_clear(&path).unwrap();
     assert_eq!(NodeIdentity::load(&path).unwrap(), Some(first));
-    second.save(&path).unwrap();
+    second.save_in_clear(&path).unwrap();
     assert_eq!(NodeIdentity::load(&path).unwrap(), Some(second));
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
@@ -39,7 +39,7 @@ fn it_reads_back_as_written_and_only_root_may_read_it() {
 fn a_broken_or_later_file_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("identity.json");
-    identity(NODE_VALIDITY).save(&path).unwrap();
+    identity(NODE_VALIDITY).save_in_clear(&path).unwrap();
     let text = std::fs::read_to_string(&path).unwrap();
     for broken in ["", "{", "{\"version\":1}", &text[..text.len() / 2]] {
         std::fs::write(&path, broken).unwrap();

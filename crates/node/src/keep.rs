@@ -88,6 +88,15 @@ impl Folder {
         self.write_identity(identity)
     }
 
+    /// The same beside others' work.
+    ///
+    /// # Errors
+    /// As [`Self::save_identity`], or it broke off.
+    pub(crate) async fn keep_identity(&self, identity: NodeIdentity) -> Result<(), NodeError> {
+        let folder = self.clone();
+        apart(move || folder.save_identity(&identity)).await
+    }
+
     /// Keeps the identity that is kept, sealed as it is to be now.
     ///
     /// # Errors
@@ -115,7 +124,7 @@ impl Folder {
             NodeRole::Worker => None,
             NodeRole::Manager => self.keyring().seal_aside(WHAT, &bytes).map_err(key_failed)?,
         };
-        let Some(sealed) = sealed else { return identity.save(&path).map_err(failed) };
+        let Some(sealed) = sealed else { return identity.save_in_clear(&path).map_err(failed) };
         let file =
             SealedFile { version: SEALED_VERSION, node_id: identity.node_id.clone(), sealed };
         shoal_durable::replace_json(&path, &file).map_err(|source| NodeError::File {
@@ -176,8 +185,15 @@ async fn seal_as(folder: &Folder, store: &Store, cluster: &Cluster) -> Result<()
     let unlock = unlock.transpose().map_err(key_failed)?;
     store.renew_keys(unlock, cluster.meta.version).await.map_err(key_failed)?;
     let identity = folder.clone();
-    let kept = tokio::task::spawn_blocking(move || identity.reseal_identity()).await;
-    kept.map_err(|error| NodeError::BrokeOff { problem: error.to_string() })??;
+    apart(move || identity.reseal_identity()).await?;
     // Nothing is sealed with the keys of before any more.
     store.retire_keys().await.map_err(key_failed)
+}
+
+/// Does what reads and writes files where it holds nobody up.
+async fn apart(
+    work: impl FnOnce() -> Result<(), NodeError> + Send + 'static,
+) -> Result<(), NodeError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| NodeError::BrokeOff { problem: error.to_string() })?
 }

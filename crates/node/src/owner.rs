@@ -1,6 +1,7 @@
 //! The owner of the membership: takes commands one at a time, runs the machine of
 //! [`shoal_life::membership`], and carries out what it says, whoever still waits for an answer.
 
+mod outcome;
 mod trust;
 
 use std::sync::Arc;
@@ -21,8 +22,6 @@ use crate::node::{InitOptions, JoinOptions, Member, NodeConfig, RestoreOptions, 
 use crate::record::Folder;
 use crate::seat::{News, Seat, Tools};
 use crate::{keep, recover, renewal, seat, start, steps};
-
-mod outcome;
 
 /// Pause before what failed is tried again: files that cannot be used, leftovers.
 const RETRY: Duration = Duration::from_secs(5);
@@ -433,13 +432,13 @@ impl Owner {
     /// Ends what looks after the member.
     fn rest(&mut self) {
         self.renewal.abort_all();
-        self.keeper.abort_all();
+        self.keeper = JoinSet::new();
         self.seat = None;
     }
 
     /// Begins to look after what the member's files are sealed with, if it is a manager.
     fn keep_sealed(&mut self) {
-        self.keeper.abort_all();
+        self.keeper = JoinSet::new();
         if let Some((_, store)) = self.member.as_ref().and_then(|member| member.manager.as_ref()) {
             self.keeper.spawn(keep::keep_sealed(self.folder.clone(), store.clone()));
         }
@@ -482,35 +481,38 @@ impl Owner {
         }
     }
 
-    /// Takes a renewed certificate into use. Connections that are open stay.
+    /// Takes a renewed certificate into use.
     async fn renewed(&mut self, identity: NodeIdentity) {
-        let Some(member) = &mut self.member else { return };
+        let Some(member) = &self.member else { return };
         // Another role needs more than a certificate: its own way brings one.
         if identity.role != member.identity.role {
             return self.renew(renewal::Begin::AfterRest);
         }
-        let (folder, fresh) = (self.folder.clone(), identity.clone());
-        let kept = tokio::task::spawn_blocking(move || folder.save_identity(&fresh)).await;
-        match kept {
-            Ok(Ok(())) => {
+        match self.folder.keep_identity(identity.clone()).await {
+            Ok(()) => {
                 tracing::info!(until = ?identity.not_after, "this node's certificate was renewed");
             }
             // The old one still counts after a restart; then it is renewed once more.
-            Ok(Err(error)) => {
+            Err(error) => {
                 let cause = report(&error);
                 tracing::error!(cause, "this node's renewed certificate could not be kept");
             }
-            Err(error) => tracing::error!(cause = %error, "keeping a certificate broke off"),
         }
+        self.take(identity);
+        self.renew(renewal::Begin::AfterRest);
+    }
+
+    /// Takes another identity of this member into use. Connections that are open stay.
+    fn take(&mut self, identity: NodeIdentity) {
+        let Some(member) = &mut self.member else { return };
         if let Some((manager, _)) = &member.manager
             && let Err(error) = manager.set_identity(&identity)
         {
             let cause = report(&error);
-            tracing::error!(cause, "the manager cannot use this node's renewed certificate");
+            tracing::error!(cause, "the manager cannot use this node's new identity");
         }
         member.identity = identity.clone();
         self.agent.set_identity(identity);
-        self.renew(renewal::Begin::AfterRest);
     }
 }
 

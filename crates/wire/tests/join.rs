@@ -45,8 +45,8 @@ async fn a_node_joins_renews_and_keeps_its_identity_on_disk() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("identity.json");
     assert_eq!(NodeIdentity::load(&path).unwrap(), None);
-    identity.save(&path).unwrap();
-    identity.save(&path).unwrap();
+    identity.save_in_clear(&path).unwrap();
+    identity.save_in_clear(&path).unwrap();
     assert_eq!(NodeIdentity::load(&path).unwrap().as_ref(), Some(&identity));
 
     let client = soon("connect", connect(&server.addr, &identity)).await.unwrap();

@@ -187,6 +187,24 @@ fn a_node_that_was_off_comes_back_and_a_leader_dies_amid_it() {
     cluster.finish();
 }
 
+/// Roots are kept with the node's key: that they are others must not bring the key into the clear.
+#[test]
+fn a_locked_managers_key_stays_sealed() {
+    let cluster = Cluster::managers("ca_locked", 1, 0);
+    let manager = cluster.manager();
+    let path = manager.place().data.join("swarm/identity.json");
+    let clear = || std::fs::read_to_string(&path).unwrap().contains("PRIVATE KEY");
+    assert!(clear());
+    manager.docker("swarm update --autolock=true");
+    eventually("the key to be sealed", ROTATION, || {
+        if clear() { Err("it is in clear".to_owned()) } else { Ok(()) }
+    });
+    manager.docker("swarm ca --rotate --quiet");
+    wait_rotated(manager);
+    assert!(!clear(), "the node's key is in clear");
+    cluster.finish();
+}
+
 #[test]
 fn an_operators_own_root_is_checked_and_taken() {
     let cluster = Cluster::start("ca_own", 2, 0);

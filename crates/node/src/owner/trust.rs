@@ -70,30 +70,19 @@ impl Owner {
         }
     }
 
-    /// Trusts other roots from here on. Connections that are open stay.
+    /// Trusts other roots from here on.
     async fn take_trust(&mut self, identity: NodeIdentity) {
-        let Some(member) = &mut self.member else { return };
-        let (path, fresh) = (self.folder.identity(), identity.clone());
-        match tokio::task::spawn_blocking(move || fresh.save(&path)).await {
-            Ok(Ok(())) => tracing::info!("this node trusts other root certificates"),
+        match self.folder.keep_identity(identity.clone()).await {
+            Ok(()) => {
+                tracing::info!("this node trusts other root certificates");
+                self.take(identity);
+            }
             // Said of nobody who could forget it with the next start.
-            Ok(Err(error)) => {
+            Err(error) => {
                 let cause = report(&error);
                 tracing::error!(cause, "the roots that this node is to trust could not be kept");
-                return;
-            }
-            Err(error) => {
-                tracing::error!(cause = %error, "keeping root certificates broke off");
-                return;
             }
         }
-        if let Some((manager, _)) = &member.manager
-            && let Err(error) = manager.set_identity(&identity)
-        {
-            tracing::error!(cause = report(&error), "the manager cannot trust other roots");
-        }
-        member.identity = identity.clone();
-        self.agent.set_identity(identity);
     }
 }
 
