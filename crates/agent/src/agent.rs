@@ -144,6 +144,12 @@ impl Agent {
         found
     }
 
+    /// What is wrong between this node and its manager, for `docker info`.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        Some(self.inner.hub.skew()).filter(|text| !text.is_empty()).into_iter().collect()
+    }
+
     /// Starts the loops. `engine` must have been opened with this agent as its attacher.
     pub fn start(&self, engine: Engine, images: ImageStore) {
         if self.inner.images.set(images).is_err() || self.inner.engine.set(engine).is_err() {

@@ -22,6 +22,7 @@ pub mod error;
 mod held;
 pub mod local;
 mod logs;
+mod opened;
 mod places;
 mod report;
 pub mod session;

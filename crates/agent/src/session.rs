@@ -1,36 +1,33 @@
 //! The session with a manager: one at a time, opened again whenever it ends.
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use shoal_model::assignment::AssignmentUpdate;
 use shoal_model::fault::report;
-use shoal_model::id::{NodeId, Revision, SessionId};
+use shoal_model::id::{Revision, SessionId};
 use shoal_model::trust::NodeTls;
-use shoal_wire::client;
 use shoal_wire::error::WireError;
 use shoal_wire::message::{
     AckRevision, AttachOutcome, AttachReply, AttachRequest, AttachmentSet, BackSoon, ByeReason,
-    Detach, Hello, Leave, ManagerAddr, ManagerMessage, NeedFull, NodeMessage, OLDEST_VERSION,
-    PROTOCOL_VERSION, RoleWish, TaskStatuses, TrustWish,
+    Detach, Leave, ManagerAddr, ManagerMessage, NeedFull, NodeMessage, RoleWish, TaskStatuses,
+    TrustWish,
 };
-use shoal_wire::session::{ClientSession, SessionSender};
+use shoal_wire::session::SessionSender;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::agent::{Agent, Membership, lock};
 use crate::assigned::Taken;
 use crate::logs;
+use crate::opened::{Opened, attend};
 use crate::report::batches;
 
-/// The manager's word that this node's certificate is of a root that was replaced.
-const FORMER_ROOT: &str = "SH-IDN-014";
 /// First pause before a session is opened again; doubled after each failure.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
-/// The manager's word that this node was removed: there is nothing to come back for.
-const REMOVED: &str = "SH-MGR-007";
 /// Longest pause: a manager that comes back finds its nodes within this time.
 const RETRY_MAX: Duration = Duration::from_secs(2);
 /// Pause before the whole set of this node's places is stated again, so that its cost is bounded
@@ -53,6 +50,8 @@ pub struct SessionHub {
     managers: watch::Sender<Vec<String>>,
     error: Mutex<String>,
     previous: Mutex<Option<SessionId>>,
+    /// By how much this node's clock differs from that of the manager; empty if by little.
+    skew: Mutex<String>,
     removed: watch::Sender<bool>,
     /// What the leader last said that this node is to be.
     role: watch::Sender<Option<RoleWish>>,
@@ -164,6 +163,42 @@ impl SessionHub {
         lock(&self.error).clone()
     }
 
+    /// By how much this node's clock differs from that of the manager that it has a session with;
+    /// empty if by little.
+    #[must_use]
+    pub fn skew(&self) -> String {
+        lock(&self.skew).clone()
+    }
+
+    pub(crate) fn set_skew(&self, text: String) {
+        *lock(&self.skew) = text;
+    }
+
+    /// This node's certificate was refused as of a root that was replaced, or as expired.
+    pub(crate) fn note_outdated(&self) {
+        self.outdated.send_modify(|count| *count += 1);
+    }
+
+    /// Follows what this node's certificate is by.
+    pub(crate) fn follow_tls(&self) -> watch::Receiver<NodeTls> {
+        self.tls.subscribe()
+    }
+
+    /// Whether this node has said that it leaves.
+    pub(crate) fn leaves(&self) -> bool {
+        *self.leaving.borrow() != Leaving::No
+    }
+
+    /// Counts how often this node's description has become another one.
+    pub(crate) fn follow_described(&self) -> watch::Receiver<u64> {
+        self.described.subscribe()
+    }
+
+    /// The last session that stood.
+    pub(crate) fn previous(&self) -> Option<SessionId> {
+        lock(&self.previous).clone()
+    }
+
     pub(crate) fn set_error(&self, error: String) {
         *lock(&self.error) = error;
     }
@@ -220,9 +255,14 @@ impl SessionHub {
     }
 
     fn close(&self, why: String) {
+        self.pause();
+        self.set_error(why);
+    }
+
+    /// The session is over, and another one follows at once.
+    pub(crate) fn pause(&self) {
         *lock(&self.sender) = None;
         lock(&self.asked).clear();
-        self.set_error(why);
     }
 }
 
@@ -239,7 +279,7 @@ impl Drop for Asked<'_> {
 }
 
 /// Why a session is over.
-enum End {
+pub(crate) enum End {
     /// Open another.
     Again(String),
     /// Open another, with the manager that leads.
@@ -294,21 +334,10 @@ async fn member_loop(agent: &Agent, member: &Membership) {
             agent.inner.hub.set_error("no manager is known".to_owned());
             return;
         };
-        let (end, lasted) = match open(agent, member, &addr).await {
-            Ok((session, described)) => {
-                pause = RETRY_FIRST;
-                (serve(agent, session, described).await, true)
-            }
-            Err(WireError::Remote(fault)) if fault.id == REMOVED => {
-                (End::Final(report(&fault)), false)
-            }
-            Err(WireError::Remote(fault)) if fault.id == FORMER_ROOT => {
-                agent.inner.hub.outdated.send_modify(|count| *count += 1);
-                (End::Again(report(&fault)), false)
-            }
-            Err(WireError::NotLeader { leader: Some(leads), .. }) => (End::At(leads.addr), false),
-            Err(error) => (End::Again(report(&error)), false),
-        };
+        let (end, stood) = attend(agent, member, &addr).await;
+        if stood {
+            pause = RETRY_FIRST;
+        }
         lost = Some(addr.clone());
         let said = |stage: &mut Leaving| match stage {
             Leaving::Said => {
@@ -353,40 +382,19 @@ async fn member_loop(agent: &Agent, member: &Membership) {
         sent_on = false;
         turn += 1;
         tokio::time::sleep(pause).await;
-        if !lasted {
+        if !stood {
             pause = (pause * 2).min(RETRY_MAX);
         }
     }
 }
 
-/// A new session, and what comes after the description that it began with.
-async fn open(
-    agent: &Agent,
-    member: &Membership,
-    addr: &str,
-) -> Result<(ClientSession, watch::Receiver<u64>), WireError> {
-    // It may have been renewed since this node became a member.
-    let renewed = agent.inner.membership.borrow().as_ref().map(|now| now.identity.clone());
-    let identity = renewed.as_ref().unwrap_or(&member.identity);
-    let client = client::connect(addr, identity).await?;
-    let described = agent.inner.hub.described.subscribe();
-    let revision = agent.assignment().revision;
-    let description = agent.description().await;
-    let hello = Hello {
-        version: PROTOCOL_VERSION,
-        oldest: Some(OLDEST_VERSION),
-        node_id: NodeId::new(member.identity.node_id.as_str()),
-        description,
-        advertise_addr: member.advertise_addr,
-        data_path_addr: member.data_path_addr,
-        revision: (revision != Revision(0)).then_some(revision),
-        previous_session: lock(&agent.inner.hub.previous).clone(),
-    };
-    Ok((client.session(hello).await?, described))
-}
-
-async fn serve(agent: &Agent, mut session: ClientSession, described: watch::Receiver<u64>) -> End {
+/// Runs a session to its end; `None` if another one is to follow, because this node or the manager
+/// has newer certificates than this one.
+pub(crate) async fn serve(agent: &Agent, opened: &mut Opened) -> Option<End> {
     let hub = &agent.inner.hub;
+    let mut outlived = pin!(opened.outlived(agent));
+    let described = opened.described.clone();
+    let session = &mut opened.session;
     let welcome = session.welcome().clone();
     hub.set_managers(&welcome.managers);
     *lock(&hub.previous) = Some(welcome.session.clone());
@@ -406,13 +414,14 @@ async fn serve(agent: &Agent, mut session: ClientSession, described: watch::Rece
             biased;
             message = session.next() => match message {
                 Ok(message) => message,
-                Err(error) => return End::Again(report(&error)),
+                Err(error) => return Some(End::Again(report(&error))),
             },
+            () = &mut outlived => return None,
             Some(ended) = tasks.join_next() => match ended {
-                Ok(Err(error @ WireError::Stuck { .. })) => return End::Again(report(&error)),
+                Ok(Err(error @ WireError::Stuck { .. })) => return Some(End::Again(report(&error))),
                 // A session that is over says why by itself.
                 Ok(_) => continue,
-                Err(error) => return End::Again(format!("a part of the session broke off: {error}")),
+                Err(error) => return Some(End::Again(format!("a part of the session broke off: {error}"))),
             },
         };
         let mut sent = Ok(());
@@ -434,18 +443,18 @@ async fn serve(agent: &Agent, mut session: ClientSession, described: watch::Rece
             }
             ManagerMessage::Bye(bye) => {
                 let why = format!("{:?}: {}", bye.reason, bye.message);
-                return match (bye.reason, bye.leader) {
+                return Some(match (bye.reason, bye.leader) {
                     (ByeReason::Removed, _) => End::Final(why),
                     (ByeReason::NotLeader, Some(leader)) => End::At(leader.addr),
                     _ => End::Again(why),
-                };
+                });
             }
             ManagerMessage::Welcome(_) | ManagerMessage::Heartbeat(_) | ManagerMessage::Unknown => {
             }
         }
         // What it lost, the next session begins with. One that is over says why by itself.
         if let Err(error @ WireError::Stuck { .. }) = sent {
-            return End::Again(report(&error));
+            return Some(End::Again(report(&error)));
         }
     }
 }

@@ -24,7 +24,8 @@ use crate::token::CaDigest;
 pub const ROOT_VALIDITY: Duration = Duration::from_secs(20 * 365 * 24 * 3600);
 /// How long a node's certificate is valid if the cluster's settings do not say: 90 days.
 pub const NODE_VALIDITY: Duration = Duration::from_secs(90 * 24 * 3600);
-/// Shortest validity of a node's certificate: below it, renewal would compete with clock skew.
+/// Shortest validity of a node's certificate that operators may set: below it, renewal would compete
+/// with clock skew.
 pub const NODE_VALIDITY_MIN: Duration = Duration::from_secs(3600);
 /// Certificates are valid from this long ago on, so that clocks may differ a little.
 pub const BACKDATE: Duration = Duration::from_secs(3600);
@@ -138,7 +139,8 @@ impl RootAuthority {
         CaDigest::of_der(&self.cert_der)
     }
 
-    /// A certificate for the key in `csr_pem`, valid from `now` (less [`BACKDATE`]) for `validity`.
+    /// A certificate for the key in `csr_pem`, valid from `now` (less [`BACKDATE`], and less than it
+    /// lasts) for `validity`.
     /// Nothing but the key is taken from the request. Returns the chain: leaf first, root last.
     ///
     /// # Errors
@@ -163,8 +165,8 @@ impl RootAuthority {
         // have one. Shoal itself looks at the subject only.
         let names = vec![node_id.as_str().to_owned(), organizational_unit(role).to_owned()];
         let mut params = CertificateParams::new(names).map_err(crypto(action))?;
-        params.not_before = date(now.0.saturating_sub(nanos(BACKDATE)));
-        params.not_after = date(now.0.saturating_add(nanos(validity.max(NODE_VALIDITY_MIN))));
+        params.not_before = date(now.0.saturating_sub(nanos(BACKDATE.min(validity))));
+        params.not_after = date(now.0.saturating_add(nanos(validity)));
         params.serial_number = Some(serial());
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::OrganizationName, cluster_id.as_str());

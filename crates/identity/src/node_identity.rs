@@ -164,10 +164,22 @@ impl NodeIdentity {
     /// once.
     #[must_use]
     pub fn renew_at(&self, spread: f64) -> Timestamp {
-        let issued = self.not_before.plus(authority::BACKDATE);
-        let validity = self.not_after.since(issued);
+        let validity = self.validity();
         let share = 0.5 + 0.3 * spread.clamp(0.0, 1.0);
-        issued.plus(validity.mul_f64(share))
+        self.issued().plus(validity.mul_f64(share))
+    }
+
+    /// For how long the certificate was issued.
+    #[must_use]
+    pub fn validity(&self) -> Duration {
+        self.not_after.since(self.issued())
+    }
+
+    /// When it was issued: certificates are valid from earlier on. Others' authorities have ways of
+    /// their own with that; it is not taken for more than half of the time.
+    fn issued(&self) -> Timestamp {
+        let whole = self.not_after.since(self.not_before);
+        self.not_before.plus(authority::BACKDATE.min(whole / 2))
     }
 
     /// What managers are told of the certificate.

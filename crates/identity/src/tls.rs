@@ -86,7 +86,7 @@ impl NodeIdentity {
         // Sessions are few and long: nothing is gained by resuming them, and a resumed one would
         // skip the check of a certificate that has expired since.
         config.send_tls13_tickets = 0;
-        Ok(ServerTls { config: Arc::new(config), trusted: has_former.then_some(trusted) })
+        Ok(ServerTls { config: Arc::new(config), trusted, has_former })
     }
 
     /// For connecting to a manager of this node's cluster.
@@ -120,6 +120,12 @@ impl NodeIdentity {
         Ok(Arc::new(config))
     }
 
+    /// Whether the roots that this node trusts now speak for what a manager has shown.
+    #[must_use]
+    pub fn knows(&self, shown: &Shown) -> bool {
+        store(&[&self.root_pem]).is_ok_and(|roots| is_known(&shown.certs, &roots))
+    }
+
     fn key(&self) -> Result<PrivateKeyDer<'static>, IdentityError> {
         PrivateKeyDer::from_pem_slice(self.key_pem.as_bytes())
             .map_err(|e| crypto("read the node's private key", &e))
@@ -130,8 +136,10 @@ impl NodeIdentity {
 #[derive(Clone, Debug)]
 pub struct ServerTls {
     config: Arc<ServerConfig>,
-    /// Today's roots, if others let anybody in.
-    trusted: Option<Arc<RootCertStore>>,
+    /// Today's roots.
+    trusted: Arc<RootCertStore>,
+    /// Whether others let somebody in, too.
+    has_former: bool,
 }
 
 impl ServerTls {
@@ -147,11 +155,62 @@ impl ServerTls {
     /// [`IdentityError::CertificateMalformed`] names what is missing.
     pub fn peer(&self, certs: &[CertificateDer<'_>]) -> Result<PeerIdentity, IdentityError> {
         let mut peer = PeerIdentity::from_certs(certs)?;
-        if let (Some(roots), Some((leaf, others))) = (&self.trusted, certs.split_first()) {
-            peer.former = !leads_to(leaf, others, roots);
-        }
+        peer.former = self.has_former && !is_known(certs, &self.trusted);
         Ok(peer)
     }
+
+    /// Whether today's roots speak for a certificate that was shown in an earlier handshake.
+    #[must_use]
+    pub fn knows(&self, shown: &Shown) -> bool {
+        is_known(&shown.certs, &self.trusted)
+    }
+
+    /// Whether other settings have the same roots of today.
+    #[must_use]
+    pub fn same_roots(&self, other: &Self) -> bool {
+        self.trusted.roots == other.trusted.roots
+    }
+}
+
+/// The certificates that the other end of a connection has shown.
+#[derive(Clone, Debug)]
+pub struct Shown {
+    certs: Vec<CertificateDer<'static>>,
+    /// The end of the first one's validity.
+    not_after: Timestamp,
+}
+
+impl Shown {
+    /// Leaf first.
+    ///
+    /// # Errors
+    /// [`IdentityError::CertificateMalformed`] if there is none, or none that can be read.
+    pub fn new(certs: &[CertificateDer<'_>]) -> Result<Self, IdentityError> {
+        let leaf = certs.first().ok_or_else(|| IdentityError::CertificateMalformed {
+            problem: "there is none".to_owned(),
+        })?;
+        let (_, not_after) = peer::validity(&peer::parse(leaf)?);
+        let certs = certs.iter().map(|cert| cert.clone().into_owned()).collect();
+        Ok(Self { certs, not_after })
+    }
+
+    /// The same of PEM.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn of_pem(pem: &str) -> Result<Self, IdentityError> {
+        Self::new(&authority::certificates(pem)?)
+    }
+
+    /// Until when it is valid.
+    #[must_use]
+    pub fn not_after(&self) -> Timestamp {
+        self.not_after
+    }
+}
+
+fn is_known(certs: &[CertificateDer<'_>], roots: &RootCertStore) -> bool {
+    certs.split_first().is_some_and(|(leaf, others)| leads_to(leaf, others, roots))
 }
 
 /// Whether one of `roots` speaks for a certificate, at the end of its validity.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use shoal_model::cluster_state::ClusterState;
@@ -13,6 +14,7 @@ use shoal_model::spec::cluster::ClusterSpec;
 use shoal_model::spec::network::NetworkSpec;
 use shoal_model::spec::node::NodeSpec;
 use shoal_model::spec::service::ServiceSpec;
+use shoal_plan::validate;
 use tokio::sync::{broadcast, mpsc, watch};
 
 use crate::error::ControlError;
@@ -209,4 +211,14 @@ pub(crate) fn missing(kind: &'static str, id: &dyn std::fmt::Display) -> Control
 
 pub(crate) fn in_sequence(known: Meta, version: Revision) -> Result<(), ControlError> {
     if known.version == version { Ok(()) } else { Err(ControlError::OutOfSequence) }
+}
+
+/// Checks the settings of a swarm that is to begin; `shortest` is how long its certificates are to
+/// last at least.
+///
+/// # Errors
+/// [`ControlError::Spec`] in Docker's words.
+pub fn check_new_cluster(spec: &ClusterSpec, shortest: Duration) -> Result<(), ControlError> {
+    validate::changed_cluster(spec)?;
+    Ok(validate::cert_expiry(spec, shortest)?)
 }

@@ -109,6 +109,7 @@ impl SessionHandler for Dispatcher {
             session: SessionId::generate(&mut RandomIds),
             heartbeat_period_ms: u64::try_from(shared.heartbeat().as_millis()).unwrap_or(1000),
             managers: managers(&shared.state()),
+            now: Some((shared.wall)()),
         };
         let id = welcome.session.clone();
         let remote = session.remote().ip().to_string();
@@ -123,7 +124,9 @@ impl SessionHandler for Dispatcher {
         let sender = session.sender();
         let given = BTreeSet::new();
         let entry = Session { id: id.clone(), sender, assignment, wishes, end, given };
-        tenure.sessions.enter(&node, entry);
+        if tenure.sessions.enter(&node, entry) {
+            tenure.logs.node_again(&node);
+        }
         if let Err(error) = tenure.mark_ready(&node, hello, &remote).await {
             tenure.sessions.leave(&node, &id);
             let reason = match error {

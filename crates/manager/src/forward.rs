@@ -13,7 +13,7 @@ use serde_json::value::{RawValue, to_raw_value};
 use shoal_model::fault::{Fault as _, FaultKind};
 use shoal_model::id::{NodeId, Revision};
 use shoal_model::spec::node::NodeRole;
-use shoal_plan::validate::SpecError;
+use shoal_plan::validate::{self, SpecError};
 use shoal_wire::fault::RemoteFault;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
@@ -245,6 +245,7 @@ impl Control {
             }
             change => {
                 if let ControlRequest::UpdateCluster { spec, .. } = &change {
+                    validate::cert_expiry(spec, shared.cert_expiry_min)?;
                     timeout_at(by, shared.try_external(spec)).await.map_err(late)??;
                 }
                 if change.demotes(&shared.state()) {

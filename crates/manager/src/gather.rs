@@ -11,6 +11,7 @@ use shoal_model::id::{NodeId, TaskId};
 use shoal_model::log::{LogSelection, LogsOf, TaskLog, TaskLogLine};
 use shoal_model::object::Task;
 use shoal_model::task_state::TaskState;
+use shoal_model::time::Timestamp;
 use shoal_wire::fault::RemoteFault;
 use shoal_wire::message::{CloseLogs, LogChunk, LogEnd, LogSource, ManagerMessage, OpenLogs};
 use tokio::sync::mpsc;
@@ -31,7 +32,14 @@ const FIRST_WORD: Duration = Duration::from_secs(5);
 /// What arrives for one gathering.
 enum Arrival {
     Chunk(LogChunk),
-    End { stream: u64, error: Option<String> },
+    End {
+        stream: u64,
+        error: Option<String>,
+    },
+    /// Its session has a successor, which knows nothing of it.
+    Again {
+        stream: u64,
+    },
 }
 
 struct Route {
@@ -91,12 +99,21 @@ impl Router {
 
     /// Ends the streams of a node whose session is over.
     pub fn node_lost(&self, node: &NodeId, why: &str) {
+        let end = |stream| Arrival::End { stream, error: Some(why.to_owned()) };
+        self.cut(node, end);
+    }
+
+    /// Has the streams of a node opened again whose session has a successor.
+    pub fn node_again(&self, node: &NodeId) {
+        self.cut(node, |stream| Arrival::Again { stream });
+    }
+
+    fn cut(&self, node: &NodeId, word: impl Fn(u64) -> Arrival) {
         self.with(|routes| {
             for (stream, route) in routes.iter().filter(|(_, r)| r.node == *node) {
-                let end = Arrival::End { stream: *stream, error: Some(why.to_owned()) };
                 // Ignored because: a full queue is drained first; the gathering then finds the
                 // route gone.
-                let _ = route.to.try_send(end);
+                let _ = route.to.try_send(word(*stream));
             }
             routes.retain(|_, r| r.node != *node);
         });
@@ -112,6 +129,10 @@ struct Source {
     node: NodeId,
     opened: Instant,
     spoke: bool,
+    /// The time of the last line that came.
+    last: Option<Timestamp>,
+    /// Lines up to this one came by an earlier stream.
+    after: Option<Timestamp>,
 }
 
 /// One gathered log on its way to its reader.
@@ -125,6 +146,8 @@ pub(crate) struct Gathering {
     sources: BTreeMap<u64, Source>,
     seen: BTreeSet<TaskId>,
     warned: BTreeSet<NodeId>,
+    /// Up to which line the logs came that are to be opened again, if there was one.
+    again: BTreeMap<TaskId, Option<Timestamp>>,
 }
 
 /// The reader is gone.
@@ -148,6 +171,7 @@ impl Gathering {
             sources: BTreeMap::new(),
             seen: BTreeSet::new(),
             warned: BTreeSet::new(),
+            again: BTreeMap::new(),
         }
     }
 
@@ -221,16 +245,20 @@ impl Gathering {
                 continue;
             };
             let stream = self.tenure.logs.open(&node, &self.to);
+            let again = self.again.remove(&task.id);
+            let after = again.flatten();
             // A task that begins while we follow is shown from its first line.
-            let tail = self.query.tail.filter(|_| first);
-            let options = LogSelection { tail, ..self.query.clone() };
+            let tail = self.query.tail.filter(|_| first || again.is_some() && after.is_none());
+            let since = after.or(self.query.since);
+            let options = LogSelection { tail, since, ..self.query.clone() };
             let open = OpenLogs { stream, task_id: task.id.clone(), options };
             if sender.send(ManagerMessage::OpenLogs(open)).await.is_err() {
                 self.tenure.logs.close(stream);
                 self.warn_of_node(&state, &node).await?;
                 continue;
             }
-            let source = Source { task, node, opened: Instant::now(), spoke: false };
+            let opened = Instant::now();
+            let source = Source { task, node, opened, spoke: false, last: after, after };
             self.sources.insert(stream, source);
         }
         Ok(())
@@ -258,7 +286,9 @@ impl Gathering {
                 let Some(source) = self.sources.get_mut(&chunk.stream) else { return Ok(()) };
                 source.spoke = true;
                 let (task, node) = (Arc::clone(&source.task), source.node.clone());
-                for line in chunk.lines {
+                let after = source.after;
+                source.last = chunk.lines.last().map(|line| line.time).max(source.last);
+                for line in chunk.lines.into_iter().filter(|line| Some(line.time) > after) {
                     let item = TaskLog::Line(TaskLogLine {
                         node_id: node.clone(),
                         service_id: task.service_id.clone(),
@@ -269,6 +299,12 @@ impl Gathering {
                     });
                     self.say(item).await?;
                 }
+            }
+            Arrival::Again { stream } => {
+                let Some(source) = self.sources.remove(&stream) else { return Ok(()) };
+                self.seen.remove(&source.task.id);
+                self.again.insert(source.task.id.clone(), source.last);
+                self.open_all(false).await?;
             }
             Arrival::End { stream, error } => {
                 let Some(source) = self.sources.remove(&stream) else { return Ok(()) };

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use shoal_identity::external::HttpsPost;
 use shoal_identity::node_identity::NodeIdentity;
@@ -41,6 +42,8 @@ pub struct ManagerConfig {
     pub advertise: SocketAddr,
     /// The wall clock. All times in the cluster's state are of this clock, but never step back.
     pub clock: Clock,
+    /// The shortest time that certificates may be set to last.
+    pub cert_expiry_min: Duration,
 }
 
 type Renew = Box<dyn Fn(&NodeIdentity) -> Result<(), ManagerError> + Send + Sync>;
@@ -64,8 +67,8 @@ impl Manager {
     /// # Errors
     /// [`ManagerError::Wire`] when the address cannot be had.
     pub async fn start(config: ManagerConfig) -> Result<Self, ManagerError> {
-        let ManagerConfig { store, identity, others, https, listen: addr, advertise, clock: wall } =
-            config;
+        let ManagerConfig { store, identity, others, https, listen: addr, advertise, .. } = config;
+        let (wall, cert_expiry_min) = (config.clock, config.cert_expiry_min);
         let doors = Doors::new(identity.clone(), &store.state()).map_err(ManagerError::Identity)?;
         let doors = Arc::new(doors);
         let listener = listen(addr).await?;
@@ -88,6 +91,7 @@ impl Manager {
             others: others.clone(),
             external: External::new(https),
             advertise,
+            cert_expiry_min,
             events: broadcast::channel(events::BACKLOG).0,
             managers: watch::channel(Vec::new()).0,
             awaited: Awaited::default(),

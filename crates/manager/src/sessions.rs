@@ -85,15 +85,17 @@ impl Sessions {
         act(&mut self.tables.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Enters a session; an older one of the same node ends.
-    pub fn enter(&self, node: &NodeId, session: Session) {
+    /// Enters a session; an older one of the same node ends. Whether there was one.
+    pub fn enter(&self, node: &NodeId, session: Session) -> bool {
         self.with(|tables| {
             tables.progress.insert(node.clone(), Progress::default());
             *tables.counts.entry(node.clone()).or_default() += 1;
-            if let Some(old) = tables.sessions.insert(node.clone(), session) {
+            let old = tables.sessions.insert(node.clone(), session);
+            if let Some(old) = &old {
                 old.end.send_replace(Some(ByeReason::Replaced));
             }
-        });
+            old.is_some()
+        })
     }
 
     /// How many sessions the node has had with this manager.

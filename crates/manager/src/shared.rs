@@ -56,6 +56,8 @@ pub(crate) struct Shared {
     pub external: External,
     /// Where other nodes reach this manager.
     pub advertise: SocketAddr,
+    /// The shortest time that certificates may be set to last.
+    pub cert_expiry_min: Duration,
     pub events: broadcast::Sender<Event>,
     /// Every manager that nodes may connect to, as the state has it.
     pub managers: watch::Sender<Vec<ManagerAddr>>,

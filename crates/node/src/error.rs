@@ -177,6 +177,9 @@ pub enum NodeError {
     /// The manager did not make the ingress network.
     #[error("make the ingress network")]
     Ingress(#[source] ControlError),
+    /// The settings of a swarm that is to begin make no sense.
+    #[error(transparent)]
+    Settings(ControlError),
 }
 
 fn found(candidates: &[(String, IpAddr)]) -> String {
@@ -219,7 +222,7 @@ impl Fault for NodeError {
             Self::Store { source, .. } => source.kind(),
             Self::Backup(source) => source.kind(),
             Self::Manager(source) => source.kind(),
-            Self::Ingress(source) => source.kind(),
+            Self::Ingress(source) | Self::Settings(source) => source.kind(),
             Self::File { .. } | Self::Format { .. } | Self::BrokeOff { .. } => FaultKind::Internal,
         }
     }
@@ -238,7 +241,7 @@ impl Fault for NodeError {
             Self::Store { source, .. } => source.id(),
             Self::Backup(source) => source.id(),
             Self::Manager(source) => source.id(),
-            Self::Ingress(source) => source.id(),
+            Self::Ingress(source) | Self::Settings(source) => source.id(),
             _ => None,
         }
     }
@@ -273,7 +276,7 @@ impl Fault for NodeError {
             Self::Store { source, .. } => source.remedy(),
             Self::Backup(source) => source.remedy(),
             Self::Manager(source) => source.remedy(),
-            Self::Ingress(source) => source.remedy(),
+            Self::Ingress(source) | Self::Settings(source) => source.remedy(),
             _ => None,
         }
     }

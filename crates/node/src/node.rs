@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use shoal_agent::agent::Agent;
@@ -37,6 +38,8 @@ pub struct NodeConfig {
     pub clock: Clock,
     /// The way to external certificate authorities.
     pub https: Arc<dyn HttpsPost>,
+    /// The shortest time that certificates may be set to last.
+    pub cert_expiry_min: Duration,
 }
 
 /// Addresses as a user writes them.
@@ -171,9 +174,15 @@ pub struct Node {
 pub(crate) struct Seen {
     view: Mutex<View>,
     changes: watch::Sender<u64>,
+    /// Why this node's certificate is not renewed; empty if it is, or need not be yet.
+    renewal: Mutex<String>,
 }
 
 impl Seen {
+    pub(crate) fn renewal_fails(&self, why: String) {
+        *lock(&self.renewal) = why;
+    }
+
     pub(crate) fn show(&self, view: View) {
         *lock(&self.view) = view;
         self.changes.send_modify(|count| *count = count.wrapping_add(1));
@@ -221,6 +230,13 @@ impl Node {
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.seen.changes.subscribe()
+    }
+
+    /// What is wrong with this node's membership, a line each.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        let renewal = lock(&self.seen.renewal).clone();
+        Some(renewal).filter(|text| !text.is_empty()).into_iter().collect()
     }
 
     /// The cluster's control, on managers.

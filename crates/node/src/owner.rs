@@ -432,6 +432,7 @@ impl Owner {
     /// Ends what looks after the member.
     fn rest(&mut self) {
         self.renewal.abort_all();
+        self.seen.renewal_fails(String::new());
         self.keeper = JoinSet::new();
         self.seat = None;
     }
@@ -450,10 +451,13 @@ impl Owner {
         self.trust.begins(begin);
         let Some(member) = &self.member else { return };
         let renewal = renewal::Renewal {
-            clock: Arc::clone(&self.config.clock),
+            config: self.config.clone(),
+            folder: self.folder.clone(),
+            store: member.manager.as_ref().map(|(_, store)| store.clone()),
             agent: self.agent.clone(),
             known: trust::managers_of(member),
             identity: member.identity.clone(),
+            seen: Arc::clone(&self.seen),
         };
         self.renewal.spawn(renewal.next(begin));
     }

@@ -2,18 +2,23 @@
 //! gets the next one.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use shoal_agent::agent::Agent;
 use shoal_identity::authority::KeyAndCsr;
 use shoal_identity::node_identity::NodeIdentity;
 use shoal_model::fault::report;
-use shoal_model::time::{Clock, Timestamp};
+use shoal_model::time::Timestamp;
+use shoal_store::Store;
 use shoal_wire::client;
 use shoal_wire::error::WireError;
 use shoal_wire::message::{CertificateReply, PROTOCOL_VERSION, RenewCertificate};
 
 use crate::error::NodeError;
+use crate::node::{NodeConfig, Seen};
+use crate::record::Folder;
+use crate::start;
 
 /// Between looks at the wall clock, which may be set meanwhile.
 const LOOK_PERIOD: Duration = Duration::from_secs(10);
@@ -36,11 +41,16 @@ pub(crate) enum Begin {
 
 /// One renewal.
 pub(crate) struct Renewal {
-    pub(crate) clock: Clock,
+    pub(crate) config: NodeConfig,
+    pub(crate) folder: Folder,
+    /// A manager's.
+    pub(crate) store: Option<Store>,
     pub(crate) agent: Agent,
     /// Managers to ask beside those that the agent knows.
     pub(crate) known: Vec<String>,
     pub(crate) identity: NodeIdentity,
+    /// Where it is shown that there is no next certificate.
+    pub(crate) seen: Arc<Seen>,
 }
 
 impl Renewal {
@@ -48,33 +58,42 @@ impl Renewal {
     pub(crate) async fn next(self, begin: Begin) -> NodeIdentity {
         match begin {
             Begin::WhenDue => {}
-            Begin::AfterRest => tokio::time::sleep(REST).await,
+            Begin::AfterRest => tokio::time::sleep(self.at_most(REST)).await,
             Begin::Within(span) => tokio::time::sleep(span.mul_f64(rand::random())).await,
         }
         if !matches!(begin, Begin::Within(_)) {
             self.until(self.identity.renew_at(rand::random())).await;
         }
-        let mut pause = RETRY.0;
+        let mut pause = self.at_most(RETRY.0);
         loop {
             match self.ask().await {
-                Ok(fresh) => return fresh,
+                Ok(fresh) => {
+                    self.seen.renewal_fails(String::new());
+                    return fresh;
+                }
                 Err(error) => {
-                    let left = self.identity.not_after.since((self.clock)());
-                    tracing::warn!(
-                        cause = report(&error),
-                        hours_left = left.as_secs() / 3600,
-                        "this node's certificate could not be renewed; tried again"
-                    );
+                    let (cause, now) = (report(&error), (self.config.clock)());
+                    let lasts = lasts(self.identity.not_after, now);
+                    tracing::warn!(cause, lasts, "this node's certificate could not be renewed");
+                    self.seen.renewal_fails(format!(
+                        "this node's certificate {lasts} and could not be renewed, which is tried \
+                         again: {cause}"
+                    ));
                 }
             }
             tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(RETRY.1);
+            pause = (pause * 2).min(self.at_most(RETRY.1));
         }
+    }
+
+    /// A pause, or a twentieth of what the certificate lasts if that is shorter.
+    fn at_most(&self, pause: Duration) -> Duration {
+        pause.min(self.identity.validity() / 20)
     }
 
     async fn until(&self, due: Timestamp) {
         loop {
-            let left = due.since((self.clock)());
+            let left = due.since((self.config.clock)());
             if left.is_zero() {
                 return;
             }
@@ -82,8 +101,15 @@ impl Renewal {
         }
     }
 
-    /// Asks one manager after the other.
+    /// Asks one manager after the other. A manager whose certificate has expired is taken for one by
+    /// nobody, and there may be none to ask: it helps itself.
     async fn ask(&self) -> Result<NodeIdentity, NodeError> {
+        if let Some(store) = &self.store
+            && let Some(fresh) =
+                start::self_issued(&self.config, &self.folder, store, &self.identity).await?
+        {
+            return Ok(fresh);
+        }
         let told = self.agent.managers();
         let mut managers = told;
         for known in &self.known {
@@ -93,6 +119,19 @@ impl Renewal {
         }
         let (identity, _) = ask_any(&managers, &self.identity, None).await?;
         Ok(identity)
+    }
+}
+
+/// How long a certificate is good, in words.
+fn lasts(not_after: Timestamp, now: Timestamp) -> String {
+    let span = |span: Duration| match span.as_secs() {
+        secs @ 0..300 => format!("{secs} s"),
+        secs @ 300..18_000 => format!("{} min", secs / 60),
+        secs => format!("{} h", secs / 3600),
+    };
+    match not_after >= now {
+        true => format!("expires in {}", span(not_after.since(now))),
+        false => format!("expired {} ago", span(now.since(not_after))),
     }
 }
 

@@ -6,11 +6,15 @@ use std::time::Duration;
 
 use shoal_agent::agent::Membership;
 use shoal_identity::authority::{KeyAndCsr, NODE_VALIDITY, RootAuthority};
+use shoal_identity::error::IdentityError;
+use shoal_identity::external::{Wanted, authorities_of, issue};
 use shoal_identity::node_identity::NodeIdentity;
 use shoal_identity::token::generate_tokens;
+use shoal_manager::control::check_new_cluster;
 use shoal_manager::manager::{Manager, ManagerConfig};
 use shoal_manager::peers::OtherManagers;
 use shoal_model::change::{Change, Expect, Object, Transaction};
+use shoal_model::fault::report;
 use shoal_model::id::{ClusterId, IdSource, NodeId};
 use shoal_model::level;
 use shoal_model::net::NodeIndex;
@@ -24,6 +28,7 @@ use shoal_model::spec::node::{NodeRole, NodeSpec};
 use shoal_model::time::Timestamp;
 use shoal_model::trust::{NodeTls, Trust};
 use shoal_store::{FIRST_RAFT_ID, Store, StoreConfig, UnlockKey};
+use tokio::time::timeout;
 
 use crate::address::Addresses;
 use crate::error::NodeError;
@@ -33,6 +38,9 @@ use crate::recover;
 
 /// How long a join waits for its manager's vote. Docker's client waits 20 s.
 const VOTE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long an external CA may take to issue a certificate.
+const EXTERNAL_DEADLINE: Duration = Duration::from_secs(5);
 
 /// The system's random source.
 pub(crate) struct RandomIds;
@@ -51,6 +59,7 @@ pub(crate) async fn init(
     options: InitOptions,
 ) -> Result<Member, NodeError> {
     let Addresses { listen, advertise, data_path } = Addresses::find(config, &options.addrs)?;
+    check_new_cluster(&options.spec, config.cert_expiry_min).map_err(NodeError::Settings)?;
     folder.prepare()?;
     let now = (config.clock)();
     let failed = |action| move |source| NodeError::Identity { action, source };
@@ -116,8 +125,14 @@ pub(crate) async fn reopen(
         .await
         .map_err(|source| NodeError::Store { action: "open", source })?;
     let settled = recover::settle(config, &store, identity, record).await;
-    let begun = match settled.and_then(|()| self_issue(config, folder, &store, identity)) {
+    let begun = match settled {
         Ok(()) => {
+            match self_issued(config, folder, &store, identity).await {
+                Ok(Some(fresh)) => *identity = fresh,
+                Ok(None) => {}
+                // Tried again by whoever looks after the certificate. What needs none goes on.
+                Err(error) => tracing::error!(cause = report(&error), "no certificate"),
+            }
             others.set_identity(identity.clone());
             begin(config, &store, identity, others, record).await
         }
@@ -200,29 +215,70 @@ pub(crate) fn seal_first(folder: &Folder, key: UnlockKey) -> Result<(), NodeErro
     folder.keyring().prepare().map_err(failed)
 }
 
-/// Replaces a manager's expired certificate, by the root's key in the cluster's state.
-fn self_issue(
+/// Replaces a manager's certificate if it has expired: nobody takes it for one, so nobody could be
+/// asked. By the root's key in the cluster's state, or by the external CA that has it.
+///
+/// # Errors
+/// Nobody issues one, or it cannot be kept.
+pub(crate) async fn self_issued(
     config: &NodeConfig,
     folder: &Folder,
     store: &Store,
-    identity: &mut NodeIdentity,
-) -> Result<(), NodeError> {
+    identity: &NodeIdentity,
+) -> Result<Option<NodeIdentity>, NodeError> {
     let now = (config.clock)();
     let state = store.state();
     let Some(cluster) = state.cluster.as_ref().filter(|_| now > identity.not_after) else {
-        return Ok(());
+        return Ok(None);
     };
     let failed = |action| move |source| NodeError::Identity { action, source };
-    let Some(authority) = RootAuthority::of(cluster).map_err(failed("read the root's key"))? else {
-        tracing::warn!("this manager's certificate has expired, and the root's key is not here");
-        return Ok(());
+    let fresh = match RootAuthority::of(cluster).map_err(failed("read the root's key"))? {
+        Some(authority) => {
+            let validity = validity(&cluster.spec);
+            let own = Own { id: &identity.node_id, cluster: &cluster.id, validity, now };
+            own.issue(&authority, folder)?
+        }
+        None => {
+            let asked = ask_external(config, cluster, identity).await;
+            let fresh = asked.map_err(failed("renew this manager's expired certificate"))?;
+            folder.keep_identity(fresh.clone()).await?;
+            fresh
+        }
     };
-    let validity = validity(&cluster.spec);
-    let own = Own { id: &identity.node_id, cluster: &cluster.id, validity, now };
-    let fresh = own.issue(&authority, folder)?;
     tracing::warn!(expired = ?identity.not_after, "this manager's certificate had expired");
-    *identity = fresh;
-    Ok(())
+    Ok(Some(fresh))
+}
+
+/// A certificate for a new key of this manager's, from the first external CA that gives one.
+async fn ask_external(
+    config: &NodeConfig,
+    cluster: &Cluster,
+    identity: &NodeIdentity,
+) -> Result<NodeIdentity, IdentityError> {
+    let root = cluster.signing_root();
+    let key = KeyAndCsr::generate()?;
+    let wanted = Wanted {
+        node_id: identity.node_id.clone(),
+        role: NodeRole::Manager,
+        cluster_id: cluster.id.clone(),
+        csr_pem: key.csr_pem,
+    };
+    let mut last = IdentityError::NoSigner;
+    for ca in authorities_of(&cluster.spec.ca_config.external_cas, cluster, root)? {
+        let asked = issue(&*config.https, &ca.url, root, identity, &wanted, (config.clock)());
+        let late = || IdentityError::External {
+            url: ca.url.clone(),
+            problem: format!("no answer within {} s", EXTERNAL_DEADLINE.as_secs()),
+        };
+        match timeout(EXTERNAL_DEADLINE, asked).await.unwrap_or_else(|_| Err(late())) {
+            Ok(leaf) => {
+                let chain = format!("{leaf}{}", cluster.chain_pem());
+                return NodeIdentity::new(chain, key.key_pem, cluster.trusted_pem());
+            }
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
 }
 
 /// What a manager's certificate for itself says.
@@ -274,6 +330,7 @@ async fn begin(
         listen: record.listen,
         advertise: record.advertise,
         clock: Arc::clone(&config.clock),
+        cert_expiry_min: config.cert_expiry_min,
     };
     Manager::start(manager).await.map_err(NodeError::Manager)
 }

@@ -305,7 +305,10 @@ fn networks_are_checked_against_what_is_there() {
 fn cluster_settings_are_checked() {
     let check = |patch: Value| {
         let spec: ClusterSpec = serde_json::from_value(patch).unwrap();
-        validate::changed_cluster(&spec).map_err(|e| e.to_string())
+        let shortest = validate::CERT_EXPIRY_MIN;
+        validate::changed_cluster(&spec)
+            .and_then(|()| validate::cert_expiry(&spec, shortest))
+            .map_err(|e| e.to_string())
     };
     assert_eq!(check(json!({ "Name": "default" })), Ok(()));
     assert_eq!(check(json!({ "EncryptionConfig": { "AutoLockManagers": true } })), Ok(()));

@@ -102,6 +102,19 @@ pub struct DaemonArgs {
     /// Its key.
     #[arg(long, value_name = "FILE")]
     pub tlskey: Option<PathBuf>,
+    /// For tests of the renewal of certificates: the shortest time, in seconds, that `--cert-expiry`
+    /// may set. Needs --debug.
+    #[arg(long, value_name = "SECONDS", hide = true, requires = "debug")]
+    pub test_min_certificate_expiry: Option<u32>,
+    /// For tests of clocks that differ: what is added to this machine's. Needs --debug.
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        hide = true,
+        requires = "debug",
+        allow_negative_numbers = true
+    )]
+    pub test_clock_offset: Option<i32>,
     #[command(flatten)]
     pub dockerd: DockerdArgs,
 }

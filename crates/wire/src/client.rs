@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 use shoal_identity::authority::digest_of_pem;
 use shoal_identity::error::IdentityError;
 use shoal_identity::node_identity::NodeIdentity;
-use shoal_identity::tls::pinned_client_config;
+use shoal_identity::tls::{Shown, pinned_client_config};
 use shoal_identity::token::JoinToken;
 use shoal_model::fault::FaultKind;
 use shoal_model::id::NodeId;
@@ -30,7 +30,7 @@ use crate::rpc::streams_client::StreamsClient;
 use crate::session::{ClientSession, Opening};
 use crate::status::{self, within};
 use crate::stream::{Opened, Piece, STREAM_MESSAGE_MAX, Tunnel, queue};
-use crate::transport::{ClientStream, Fate, connect_tcp, connect_tls, manager_at};
+use crate::transport::{ClientStream, Fate, connect_tcp, connect_tls, manager_at, shown_by};
 use crate::{JOIN_MESSAGE_MAX, PEER_BODY_MAX, PEER_MESSAGE_MAX, SESSION_MESSAGE_MAX};
 
 /// Longest that a whole join may take. Docker's client waits 20 s.
@@ -135,7 +135,7 @@ pub async fn connect_to(
 }
 
 async fn speak(addr: &str, stream: ClientStream, pings: Pings) -> Result<Client, WireError> {
-    let fate = stream.watch.fate();
+    let (fate, shown) = (stream.watch.fate(), Arc::new(shown_by(addr, &stream)?));
     let closed = |error: tonic::transport::Error| WireError::Closed {
         addr: addr.to_owned(),
         source: Some(Arc::new(error)),
@@ -153,7 +153,7 @@ async fn speak(addr: &str, stream: ClientStream, pings: Pings) -> Result<Client,
     let handshake = async { endpoint.connect_with_connector(connector).await.map_err(closed) };
     let channel = within("HTTP/2 handshake", addr, WELCOME_DEADLINE, handshake).await?;
     let silence = pings.every + pings.deadline;
-    Ok(Client { channel, addr: addr.into(), fate, silence })
+    Ok(Client { channel, addr: addr.into(), fate, silence, shown })
 }
 
 /// A connection to a manager. Cheap to clone; does not reconnect by itself.
@@ -164,6 +164,7 @@ pub struct Client {
     fate: Fate,
     /// After how long without an answer to pings the connection ends.
     silence: Duration,
+    shown: Arc<Shown>,
 }
 
 impl Client {
@@ -171,6 +172,12 @@ impl Client {
     #[must_use]
     pub fn addr(&self) -> &str {
         &self.addr
+    }
+
+    /// The certificate that the manager has shown.
+    #[must_use]
+    pub fn shown(&self) -> Arc<Shown> {
+        Arc::clone(&self.shown)
     }
 
     /// A fresh certificate.

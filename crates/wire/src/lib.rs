@@ -24,6 +24,7 @@ pub mod message;
 pub mod peers;
 pub mod server;
 pub mod session;
+mod standing;
 mod status;
 pub mod stream;
 mod transport;

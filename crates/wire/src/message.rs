@@ -328,6 +328,9 @@ pub struct Welcome {
     /// Every manager that this node may connect to.
     #[serde(default)]
     pub managers: Vec<ManagerAddr>,
+    /// The manager's clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub now: Option<Timestamp>,
 }
 
 /// New states of tasks.

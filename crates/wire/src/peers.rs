@@ -123,12 +123,26 @@ impl PeerPool {
     /// Its process's death is known here within milliseconds; that its host is gone, when the
     /// connection is found dead.
     pub async fn lost(&self, to: &NodeId, lane: Lane) -> WireError {
-        match self.line(to, Line::Raft(lane)) {
-            Ok(opening) => match opening.await {
-                Ok(client) => client.ended().await,
-                Err(error) => error,
-            },
-            Err(error) => error,
+        let mut identity = self.0.identity.clone();
+        loop {
+            identity.mark_unchanged();
+            let opening = match self.line(to, Line::Raft(lane)) {
+                Ok(opening) => opening,
+                Err(error) => return error,
+            };
+            let ended = async {
+                match opening.await {
+                    Ok(client) => client.ended().await,
+                    Err(error) => error,
+                }
+            };
+            tokio::select! {
+                biased;
+                // The next one is opened with this node's new certificate. That of before is given
+                // up: the peer ends it some day, which is no word of its death.
+                Ok(()) = identity.changed() => {}
+                error = ended => return error,
+            }
         }
     }
 

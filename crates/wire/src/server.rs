@@ -13,12 +13,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::Stream;
-use rustls::pki_types::UnixTime;
 use shoal_identity::peer::PeerIdentity;
 use shoal_identity::tls::ServerTls;
 use shoal_model::fault::FaultKind;
 use shoal_model::spec::node::NodeRole;
-use shoal_model::time::Timestamp;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
@@ -40,6 +38,7 @@ use crate::peers::CALL_DEADLINE_MAX;
 use crate::rpc::dispatcher_server::{Dispatcher, DispatcherServer};
 use crate::rpc::join_server::{Join, JoinServer};
 use crate::session::ServerSession;
+use crate::standing::wall;
 use crate::status::{self, REQUEST_DEADLINE, from_fault};
 use crate::transport::{self, PeerInfo, ServerStream};
 use crate::watched::{Watch, Watched};
@@ -116,6 +115,7 @@ pub struct Server {
     connections: Connections,
     accepting: AbortOnDrop,
     serving: AbortOnDrop,
+    _shutting_out: AbortOnDrop,
     /// Dropping it closes every connection: the RPC library runs them as tasks of its own.
     _open: watch::Sender<()>,
 }
@@ -238,10 +238,21 @@ pub fn serve(
     });
     let (open, closed) = watch::channel(());
     let connections = Connections::default();
-    let ends = Ends { closed, connections: connections.clone() };
+    let ends = Ends { closed, connections: connections.clone(), tls: tls.clone() };
+    let shutting_out =
+        AbortOnDrop(tokio::spawn(connections::shut_out(tls.clone(), connections.clone())));
     let accepting = AbortOnDrop(tokio::spawn(accept(listener, tls, ready, ends)));
     let serving = AbortOnDrop(serving);
-    Ok(Server { local_addr, stop, sessions, connections, accepting, serving, _open: open })
+    Ok(Server {
+        local_addr,
+        stop,
+        sessions,
+        connections,
+        accepting,
+        serving,
+        _shutting_out: shutting_out,
+        _open: open,
+    })
 }
 
 /// Where connections go once it is known whose they are.
@@ -253,7 +264,7 @@ struct Ready {
 
 impl Ready {
     async fn take(&self, connection: Held) {
-        let role = connection.connect_info().identity.map(|peer| peer.role);
+        let role = connection.connect_info().proven.map(|it| it.peer().role);
         let server = if role == Some(NodeRole::Manager) { &self.managers } else { &self.nodes };
         // Ignored because: the server has stopped, and with it the connection.
         let _ = server.send(Ok(connection)).await;
@@ -285,9 +296,9 @@ async fn accept(listener: TcpListener, tls: watch::Receiver<ServerTls>, ready: R
         let ready = ready.clone();
         let ends = ends.clone();
         handshakes.spawn(async move {
-            match open(stream, remote, tls).await {
+            match open(stream, remote, &tls).await {
                 Ok(stream) => {
-                    let closed = ends.of(&stream);
+                    let closed = ends.of(&stream, &tls);
                     ready.take(Watched::new(stream, Place { closed, _place: place })).await;
                 }
                 // The peer has been told by a TLS alert; there is nobody else to tell.
@@ -306,17 +317,26 @@ async fn accept(listener: TcpListener, tls: watch::Receiver<ServerTls>, ready: R
 struct Ends {
     closed: watch::Receiver<()>,
     connections: Connections,
+    tls: watch::Receiver<ServerTls>,
 }
 
 impl Ends {
-    /// Is over when the server is gone, or the peer is to be.
-    fn of(mut self, stream: &ServerStream) -> Pin<Box<dyn Future<Output = ()> + Send>> {
-        let peer = stream.connect_info().identity;
-        let entry = peer.map(|peer| self.connections.enter(peer.node_id));
+    /// Is over when the server is gone, or the peer is to be. `tls` let it in.
+    fn of(
+        mut self,
+        stream: &ServerStream,
+        tls: &ServerTls,
+    ) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        let entry = stream.connect_info().proven.map(|it| self.connections.enter(it));
+        // Whoever looked at all connections since then has not seen this one.
+        let current = self.tls.borrow().clone();
+        if let Some(entry) = entry.as_ref().filter(|_| !current.same_roots(tls)) {
+            entry.standing.see_roots(&current);
+        }
         Box::pin(async move {
             let ended = async {
                 match &entry {
-                    Some(entry) => entry.end.notified().await,
+                    Some(entry) => entry.standing.end.notified().await,
                     None => std::future::pending().await,
                 }
             };
@@ -333,11 +353,11 @@ impl Ends {
 async fn open(
     stream: TcpStream,
     remote: SocketAddr,
-    tls: ServerTls,
+    tls: &ServerTls,
 ) -> Result<ServerStream, WireError> {
     // Ignored because: the connection works without it, only slower.
     let _ = stream.set_nodelay(true);
-    transport::accept(stream, remote, &tls).await
+    transport::accept(stream, remote, tls).await
 }
 
 /// A connection with its place among the allowed ones, which ends with the server.
@@ -378,9 +398,7 @@ fn peer_info<T>(request: &Request<T>) -> Result<PeerInfo, Status> {
 /// The certificate's owner, or a refusal.
 fn member(info: &PeerInfo) -> Result<PeerIdentity, Status> {
     let peer = known(info)?;
-    // The clock that the handshake looked at.
-    let now = i64::try_from(UnixTime::now().as_secs()).unwrap_or(i64::MAX);
-    let expired = peer.check_not_expired(Timestamp::from_secs(now));
+    let expired = peer.check_not_expired(wall());
     let valid = expired.and_then(|()| peer.check_not_former());
     valid.map_err(|error| from_fault(RemoteFault::of(&error)))?;
     Ok(peer)
@@ -389,7 +407,7 @@ fn member(info: &PeerInfo) -> Result<PeerIdentity, Status> {
 /// The same also if the certificate has expired, or its root was replaced: enough to ask for the
 /// next one.
 fn known(info: &PeerInfo) -> Result<PeerIdentity, Status> {
-    info.identity.clone().ok_or_else(|| {
+    info.proven.as_ref().map(|it| it.peer()).ok_or_else(|| {
         let mut fault = RemoteFault::new(
             FaultKind::Unauthorized,
             "this call needs a certificate of the cluster, the connection has none",
@@ -477,6 +495,9 @@ impl Dispatcher for DispatcherService {
                 said: hello.node_id,
                 proven: peer.node_id,
             }));
+        }
+        if let Some(standing) = &info.proven {
+            standing.carry_session();
         }
         let stopping = self.stopping.clone();
         let (session, outgoing) = ServerSession::new(hello, peer, info.remote, stream, stopping);

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rustls::pki_types::ServerName;
 use shoal_identity::peer::PeerIdentity;
-use shoal_identity::tls::{self, ServerTls};
+use shoal_identity::tls::{self, ServerTls, Shown};
 use shoal_model::id::NodeId;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -17,6 +17,7 @@ use tokio::time::Sleep;
 use tonic::transport::server::Connected;
 
 use crate::error::WireError;
+use crate::standing::Standing;
 use crate::status::within;
 use crate::watched::{Watch, Watched};
 
@@ -247,13 +248,20 @@ pub(crate) fn manager_at(addr: &str, stream: &ClientStream) -> Result<NodeId, Wi
     PeerIdentity::from_certs(certs).map(|peer| peer.node_id).map_err(refuse)
 }
 
+/// What the manager that `stream` leads to has shown.
+pub(crate) fn shown_by(addr: &str, stream: &ClientStream) -> Result<Shown, WireError> {
+    let certs = stream.stream().get_ref().1.peer_certificates().unwrap_or_default();
+    let refuse = |source| WireError::PeerCertificate { addr: addr.to_owned(), source };
+    Shown::new(certs).map_err(refuse)
+}
+
 /// Who is at the other end of a server's connection.
 #[derive(Clone, Debug)]
 pub(crate) struct PeerInfo {
     /// Where from.
     pub(crate) remote: SocketAddr,
     /// Proven by a certificate of the cluster; `None` if it showed none.
-    pub(crate) identity: Option<PeerIdentity>,
+    pub(crate) proven: Option<Arc<Standing>>,
 }
 
 /// A server's connection.
@@ -279,13 +287,13 @@ pub(crate) async fn accept(
     };
     let inner = within("TLS handshake", &addr, TLS_DEADLINE, handshake).await?;
     let certs = inner.get_ref().1.peer_certificates().filter(|c| !c.is_empty());
-    let identity = certs
-        .map(|certs| tls.peer(certs))
+    let proven = certs
+        .map(|certs| Ok(Arc::new(Standing::new(tls.peer(certs)?, Shown::new(certs)?))))
         .transpose()
         .map_err(|source| WireError::PeerCertificate { addr, source })?;
-    let limit = if identity.is_some() { FIRST_BYTE_DEADLINE } else { ANONYMOUS_DEADLINE };
+    let limit = if proven.is_some() { FIRST_BYTE_DEADLINE } else { ANONYMOUS_DEADLINE };
     let deadline = Some(Box::pin(tokio::time::sleep(limit)));
-    Ok(Watched::new(inner, Guest { info: PeerInfo { remote, identity }, deadline }))
+    Ok(Watched::new(inner, Guest { info: PeerInfo { remote, proven }, deadline }))
 }
 
 impl Connected for ServerStream {
@@ -303,7 +311,7 @@ impl Watch for Guest {
         result: Poll<io::Result<()>>,
         some: bool,
     ) -> Poll<io::Result<()>> {
-        if matches!(result, Poll::Ready(Ok(()))) && some && self.info.identity.is_some() {
+        if matches!(result, Poll::Ready(Ok(()))) && some && self.info.proven.is_some() {
             self.deadline = None;
         }
         if let Some(deadline) = &mut self.deadline

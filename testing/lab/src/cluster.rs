@@ -35,7 +35,13 @@ impl Cluster {
     /// besides.
     #[must_use]
     pub fn managers(name: &str, count: u8, others: u8) -> Self {
-        Self::joined(name, count, others, &DaemonOptions::default(), "manager")
+        Self::managers_with(name, count, others, &DaemonOptions::default())
+    }
+
+    /// The same, with options for the managers' daemons.
+    #[must_use]
+    pub fn managers_with(name: &str, count: u8, others: u8, options: &DaemonOptions) -> Self {
+        Self::joined(name, count, others, options, "manager")
     }
 
     fn joined(name: &str, nodes: u8, others: u8, options: &DaemonOptions, role: &str) -> Self {

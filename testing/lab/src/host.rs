@@ -82,6 +82,11 @@ impl Host {
         self.daemons.borrow_mut()[0].restart(self);
     }
 
+    /// Further arguments of the first daemon from its next start on.
+    pub fn set_args(&self, args: &[String]) {
+        self.daemons.borrow_mut()[0].options.args = args.to_vec();
+    }
+
     /// Stops the first daemon and starts it again with other options.
     pub fn restart_with(&self, options: &DaemonOptions) {
         let mut daemons = self.daemons.borrow_mut();

@@ -8,6 +8,10 @@ const MAY_SLEEP: &[(&str, &str)] = &[
     // Product: pauses between attempts, and paces.
     ("crates/agent/src/agent.rs", "the deadline of a hand-over, beside what it waits for"),
     ("crates/agent/src/session.rs", "pause before the next manager is tried, growing to a bound"),
+    (
+        "crates/agent/src/opened.rs",
+        "pause before a session is opened anew that was opened just now",
+    ),
     ("crates/agent/src/assigned.rs", "looks again for a condition, with a deadline"),
     ("crates/agent/src/tasks/steps.rs", "pause of a restart; half a second for packets under way"),
     ("crates/agent/src/tasks/listening.rs", "the kernel tells nobody that a port is listened on"),
@@ -94,6 +98,10 @@ const MAY_SLEEP: &[(&str, &str)] = &[
     ("crates/engine/tests/common/mod.rs", "looks again for a condition, with a deadline"),
     ("crates/manager/tests/cluster.rs", "looks again for a condition, with a deadline"),
     ("crates/manager/tests/support/mod.rs", "looks again for a condition, with a deadline"),
+    (
+        "testing/lab/tests/ca.rs",
+        "looks again for a file that another process writes, at a deadline",
+    ),
     ("testing/lab/tests/roles.rs", "a daemon is killed at different moments of a change"),
     ("crates/node/tests/renewal.rs", "looks again for a condition, with a deadline"),
     ("crates/network/tests/backends.rs", "clients begin before, during and after a removal"),

@@ -231,6 +231,7 @@ async fn start(
         listen,
         advertise: listen,
         clock: clock(),
+        cert_expiry_min: Duration::from_secs(3600),
     };
     Manager::start(config).await.unwrap()
 }

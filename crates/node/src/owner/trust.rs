@@ -64,7 +64,7 @@ impl Owner {
     /// A manager takes this node's certificate for nothing but asking for another one.
     pub(super) fn renew_at_once(&mut self) {
         if self.trust.asking.is_none() && self.member.is_some() {
-            tracing::info!("this node's certificate is of a root that was replaced");
+            tracing::info!("a manager takes this node's certificate for the next one only");
             self.trust.asking = Some(String::new());
             self.renew(Begin::Within(Duration::ZERO));
         }

@@ -46,7 +46,8 @@ pub async fn open_at(root: &Path, clock: Clock) -> Node {
     };
     let agent = Agent::open(agent, network).unwrap();
     let (data_root, https) = (root.to_owned(), Arc::new(NoHttps));
-    let config = NodeConfig { data_root, default_advertise: None, clock, https };
+    let cert_expiry_min = Duration::from_secs(3600);
+    let config = NodeConfig { data_root, default_advertise: None, clock, https, cert_expiry_min };
     Node::open(config, agent).await.unwrap()
 }
 

@@ -239,14 +239,23 @@ pub fn changed_cluster(spec: &ClusterSpec) -> Result<(), SpecError> {
     if !matches!(spec.name.as_str(), "" | "default") {
         return Err(SpecError::invalid("swarm spec must be named \"default\""));
     }
-    if spec.ca_config.node_cert_expiry.is_some_and(|e| e.0 != 0 && is_short(e)) {
-        return Err(SpecError::invalid(
-            "minimum certificate expiry time is 1h0m0s: a shorter one cannot be renewed in time",
-        ));
-    }
     external_authorities(&spec.ca_config)?;
     if spec.dispatcher.heartbeat_period.is_some_and(|p| p.0 < 0) {
         return Err(SpecError::invalid("heartbeat time period cannot be a negative duration"));
+    }
+    Ok(())
+}
+
+/// Checks how long certificates are to last: `shortest` at least, [`CERT_EXPIRY_MIN`] but in tests.
+///
+/// # Errors
+/// [`SpecError`] in Docker's words.
+pub fn cert_expiry(spec: &ClusterSpec, shortest: Duration) -> Result<(), SpecError> {
+    let short = |e: Nanos| e.0 != 0 && (e.0 < 0 || e.duration() < shortest);
+    if spec.ca_config.node_cert_expiry.is_some_and(short) {
+        return Err(SpecError::invalid(
+            "minimum certificate expiry time is 1h0m0s: a shorter one cannot be renewed in time",
+        ));
     }
     Ok(())
 }
@@ -276,8 +285,4 @@ fn external_authorities(config: &CaConfig) -> Result<(), SpecError> {
         ));
     }
     Ok(())
-}
-
-fn is_short(expiry: Nanos) -> bool {
-    expiry.0 < 0 || expiry.duration() < CERT_EXPIRY_MIN
 }

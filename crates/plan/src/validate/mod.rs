@@ -12,7 +12,7 @@ use shoal_model::name::NameError;
 
 pub use bounds::{PORTS_MAX, SERVICE_BYTES_MAX, SPEC_BYTES_MAX};
 pub use cluster::{
-    CERT_EXPIRY_MIN, changed_cluster, changed_node, new_network, removable_manager,
+    CERT_EXPIRY_MIN, cert_expiry, changed_cluster, changed_node, new_network, removable_manager,
     removable_network, too_many_managers,
 };
 pub use payload::{

@@ -94,7 +94,10 @@ async fn listen(settings: &Settings) -> Result<Vec<Listener>> {
 }
 
 async fn start(settings: &Settings) -> Result<Parts> {
-    let clock = system_clock();
+    let clock = match settings.clock_offset {
+        0 => system_clock(),
+        offset => Arc::new(move || Timestamp(now().0 + i64::from(offset) * 1_000_000_000)),
+    };
     let started_at = clock();
     let instance = lock::instance_of(&settings.data_root, &settings.exec_root)?;
     let program = std::env::current_exe().context("find this program")?;
@@ -150,6 +153,7 @@ async fn start(settings: &Settings) -> Result<Parts> {
         default_advertise: settings.default_advertise.clone(),
         clock,
         https: Arc::new(Https),
+        cert_expiry_min: settings.cert_expiry_min,
     };
     let node = Node::open(node_config, agent.clone()).await.map_err(fault)?;
     Ok(Parts { network, agent, engine, images, node, checkup, abilities, instance, started_at })

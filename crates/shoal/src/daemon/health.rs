@@ -24,6 +24,8 @@ impl Health {
         if let Standing::Broken { error } = self.node.standing() {
             found.push(format!("this node's part in its swarm is broken: {error}"));
         }
+        found.extend(self.agent.warnings());
+        found.extend(self.node.warnings());
         found.extend(self.node.control().iter().flat_map(Control::warnings));
         found
     }

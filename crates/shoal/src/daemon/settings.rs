@@ -1,10 +1,12 @@
 //! What the daemon is told: flags over the configuration file over defaults.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use shoal_api::server::tls::TlsFiles;
+use shoal_identity::authority::NODE_VALIDITY_MIN;
 use shoal_model::spec::generic::GenericResource;
 
 use crate::cli::DaemonArgs;
@@ -35,6 +37,10 @@ pub struct Settings {
     pub generic_resources: Vec<GenericResource>,
     /// What to advertise if nobody says.
     pub default_advertise: Option<String>,
+    /// The shortest time that certificates may be set to last.
+    pub cert_expiry_min: Duration,
+    /// What is added to this machine's clock, in seconds.
+    pub clock_offset: i32,
     /// Registries without TLS.
     pub insecure_registries: Vec<String>,
     /// For `tcp://` hosts.
@@ -164,6 +170,10 @@ impl Settings {
                 .swarm_default_advertise_addr
                 .clone()
                 .or(file.swarm_default_advertise_addr),
+            cert_expiry_min: args
+                .test_min_certificate_expiry
+                .map_or(NODE_VALIDITY_MIN, |secs| Duration::from_secs(secs.max(1).into())),
+            clock_offset: args.test_clock_offset.unwrap_or(0),
             insecure_registries: either(&args.insecure_registries, file.insecure_registries),
             tls: tls_files(
                 args.tls || args.tlsverify || file.tls || file.tlsverify,

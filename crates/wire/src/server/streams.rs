@@ -49,6 +49,9 @@ impl Streams for StreamService {
         let mut stream = request.into_inner();
         let opened = first_piece(&mut stream, &info).await?;
         check_version(opened.v, &info)?;
+        if let Some(standing) = &info.proven {
+            standing.carry_stream();
+        }
         let (sender, outgoing) = queue();
         let tunnel = Tunnel::new(stream, sender, from.node_id.as_str(), None);
         self.handler.stream(from, opened.number, tunnel).await.map_err(from_fault)?;

@@ -284,6 +284,7 @@ pub fn welcome(period_ms: u64) -> Welcome {
         session: SessionId::new("s1"),
         heartbeat_period_ms: period_ms,
         managers: Vec::new(),
+        now: None,
     }
 }
 
