@@ -57,8 +57,8 @@ pub(crate) async fn attend(agent: &Agent, member: &Membership, addr: &str) -> (E
     }
 }
 
-/// By how much this node's clock differs from that of the manager at `addr`, which said `now` between
-/// two moments of this node's clock.
+/// By how much this node's clock differs from that of the manager at `addr`, which said `now`
+/// between two moments of this node's clock.
 fn skew(addr: &str, sent: Timestamp, heard: Timestamp, now: Timestamp) -> Option<String> {
     let (by, word) = match (sent.since(now), now.since(heard)) {
         (ahead, _) if ahead > SKEW_MAX => (ahead, "ahead of"),

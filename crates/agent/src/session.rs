@@ -421,7 +421,9 @@ pub(crate) async fn serve(agent: &Agent, opened: &mut Opened) -> Option<End> {
                 Ok(Err(error @ WireError::Stuck { .. })) => return Some(End::Again(report(&error))),
                 // A session that is over says why by itself.
                 Ok(_) => continue,
-                Err(error) => return Some(End::Again(format!("a part of the session broke off: {error}"))),
+                Err(error) => {
+                    return Some(End::Again(format!("a part of the session broke off: {error}")));
+                }
             },
         };
         let mut sent = Ok(());

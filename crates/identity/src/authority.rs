@@ -24,8 +24,8 @@ use crate::token::CaDigest;
 pub const ROOT_VALIDITY: Duration = Duration::from_secs(20 * 365 * 24 * 3600);
 /// How long a node's certificate is valid if the cluster's settings do not say: 90 days.
 pub const NODE_VALIDITY: Duration = Duration::from_secs(90 * 24 * 3600);
-/// Shortest validity of a node's certificate that operators may set: below it, renewal would compete
-/// with clock skew.
+/// Shortest validity of a node's certificate that operators may set: below it, renewal would
+/// compete with clock skew.
 pub const NODE_VALIDITY_MIN: Duration = Duration::from_secs(3600);
 /// Certificates are valid from this long ago on, so that clocks may differ a little.
 pub const BACKDATE: Duration = Duration::from_secs(3600);
@@ -139,8 +139,8 @@ impl RootAuthority {
         CaDigest::of_der(&self.cert_der)
     }
 
-    /// A certificate for the key in `csr_pem`, valid from `now` (less [`BACKDATE`], and less than it
-    /// lasts) for `validity`.
+    /// A certificate for the key in `csr_pem`, valid from `now` (less [`BACKDATE`], and less than
+    /// it lasts) for `validity`.
     /// Nothing but the key is taken from the request. Returns the chain: leaf first, root last.
     ///
     /// # Errors

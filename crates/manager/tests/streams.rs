@@ -18,7 +18,7 @@ fn query(follow: bool) -> LogSelection {
 #[tokio::test(flavor = "multi_thread")]
 async fn logs_come_from_every_node_and_a_lost_one_costs_one_line() {
     let world = World::impatient().await;
-    let _a = world.worker("a").await;
+    let a = world.worker("a").await;
     let b = world.worker("b").await;
     let id = world.control.create_service(service("web", 2, &[]), None).await.unwrap().id;
     world.until_running(&id, 2).await;
@@ -44,6 +44,11 @@ async fn logs_come_from_every_node_and_a_lost_one_costs_one_line() {
         let item = tokio::time::timeout(DEADLINE, following.recv()).await.unwrap();
         assert!(matches!(item, Some(TaskLog::Line(_))));
     }
+    // A node opens its session anew with each certificate: what is followed goes on.
+    a.stay_away();
+    let _again = FakeNode::start(a.identity.clone(), world.addr, "a");
+    let item = tokio::time::timeout(DEADLINE, following.recv()).await.unwrap();
+    assert!(matches!(&item, Some(TaskLog::Line(l)) if l.line == b"hello from a\n"), "{item:?}");
     let lost = b.id();
     drop(b);
     let item = tokio::time::timeout(DEADLINE, following.recv()).await.unwrap().unwrap();

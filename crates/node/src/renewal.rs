@@ -101,8 +101,8 @@ impl Renewal {
         }
     }
 
-    /// Asks one manager after the other. A manager whose certificate has expired is taken for one by
-    /// nobody, and there may be none to ask: it helps itself.
+    /// Asks one manager after the other. A manager whose certificate has expired is taken for one
+    /// by nobody, and there may be none to ask: it helps itself.
     async fn ask(&self) -> Result<NodeIdentity, NodeError> {
         if let Some(store) = &self.store
             && let Some(fresh) =

@@ -102,8 +102,8 @@ pub struct DaemonArgs {
     /// Its key.
     #[arg(long, value_name = "FILE")]
     pub tlskey: Option<PathBuf>,
-    /// For tests of the renewal of certificates: the shortest time, in seconds, that `--cert-expiry`
-    /// may set. Needs --debug.
+    /// For tests of the renewal of certificates: the shortest time, in seconds, that
+    /// `--cert-expiry` may set. Needs --debug.
     #[arg(long, value_name = "SECONDS", hide = true, requires = "debug")]
     pub test_min_certificate_expiry: Option<u32>,
     /// For tests of clocks that differ: what is added to this machine's. Needs --debug.

@@ -2,8 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use std::time::Duration;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use shoal_lab::{Cluster, DaemonOptions, Host, Load, eventually, import_shoal};
 
 /// How long a rotation may take; it waits for elections and daemons that start.
@@ -203,6 +206,96 @@ fn a_locked_managers_key_stays_sealed() {
     wait_rotated(manager);
     assert!(!clear(), "the node's key is in clear");
     cluster.finish();
+}
+
+/// Where a node keeps its certificate and whom it trusts.
+fn identity_of(host: &Host) -> PathBuf {
+    host.place().data.join("swarm/identity.json")
+}
+
+/// Kills the daemon of each of `hosts` as soon as it has written its identity for the `nth` time
+/// from here on, and starts it again at once, with `key` if it is locked.
+fn kill_each_at(hosts: &[&Host], nth: usize, key: &str) {
+    let watched = hosts.iter().map(|host| {
+        let (path, pid) = (identity_of(host), host.daemon_pid());
+        let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+        let of = |path: &Path| std::fs::metadata(path).map(|data| data.ino()).ok();
+        let mut last = of(&path);
+        let thread = std::thread::spawn(move || {
+            let end = Instant::now() + ROTATION;
+            let mut count = 0;
+            while count < nth {
+                let now = of(&path);
+                count += usize::from(now != last);
+                last = now;
+                assert!(Instant::now() < end, "only {count} writes of {}", path.display());
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            kill_process(pid, Signal::KILL).unwrap();
+        });
+        (*host, thread)
+    });
+    let mut watched: Vec<_> = watched.collect();
+    // Ignored because: whoever is asked may be killed before it has answered.
+    let _ = hosts[0].try_docker("swarm ca --rotate --detach");
+    eventually("every daemon to be killed", ROTATION, || {
+        for (host, thread) in watched.extract_if(.., |(_, thread)| thread.is_finished()) {
+            thread.join().unwrap();
+            host.kill_daemon();
+            let text = std::fs::read_to_string(identity_of(host)).unwrap();
+            let locked = text.starts_with("{\"version\":2,");
+            assert_eq!(text.contains("PRIVATE KEY"), !locked, "{}", host.name());
+            host.restart();
+            if locked {
+                host.sh(&format!("echo {key} | DOCKER_HOST={} docker swarm unlock", host.socket()));
+            }
+        }
+        if watched.is_empty() { Ok(()) } else { Err(format!("{} run still", watched.len())) }
+    });
+}
+
+/// Managers, the leader among them, and a worker, each right after each of its writes: that it
+/// trusts the next root, too; that it has a certificate of it; that it trusts the old one no more.
+#[test]
+fn a_rotation_survives_a_kill_of_every_node_after_each_of_its_writes() {
+    let cluster = cluster("ca_killed");
+    let manager = cluster.manager();
+    manager.docker("swarm update --autolock=true");
+    let key = manager.docker("swarm unlock-key -q").trim().to_owned();
+    let hosts: Vec<&Host> = (1..=4).map(|index| cluster.node(index)).collect();
+    eventually("every manager's key to be sealed", ROTATION, || {
+        let clear = |host: &&Host| {
+            std::fs::read_to_string(identity_of(host)).unwrap().contains("PRIVATE KEY")
+        };
+        let left = hosts[..3].iter().filter(|host| clear(host)).count();
+        if left == 0 { Ok(()) } else { Err(format!("{left} are in clear")) }
+    });
+    let mut last = root(manager);
+    for nth in 1..=3 {
+        kill_each_at(&hosts, nth, &key);
+        wait_ready_and_rotated(&cluster);
+        let now = root(manager);
+        assert_ne!(now, last, "what was acknowledged has come to its end");
+        last = now;
+    }
+    cluster.finish();
+}
+
+/// As [`wait_rotated`], where managers may still be about to find each other.
+fn wait_ready_and_rotated(cluster: &Cluster) {
+    let manager = cluster.manager();
+    eventually("the rotation to be complete", ROTATION, || {
+        let out = manager.try_docker("info -f {{.Swarm.Cluster.RootRotationInProgress}}");
+        let said = String::from_utf8_lossy(&out.stdout).trim().to_owned();
+        let list = manager.try_docker("node ls --format {{.Status}}/{{.ManagerStatus}}");
+        let list = String::from_utf8_lossy(&list.stdout).into_owned();
+        let ready = list.lines().filter(|line| line.starts_with("Ready/")).count();
+        if said == "false" && ready == 4 && list.contains("/Leader") {
+            return Ok(());
+        }
+        Err(format!("rotates: {said}\n{list}"))
+    });
+    wait_rotated(manager);
 }
 
 #[test]

@@ -324,6 +324,11 @@ impl FakeNode {
         self.identity.clone()
     }
 
+    /// Does not come back once its session is over.
+    pub fn stay_away(&self) {
+        self.away.store(true, Ordering::Relaxed);
+    }
+
     /// Cuts the node off without a word.
     pub fn kill(self) -> NodeIdentity {
         self.identity.clone()
