@@ -191,8 +191,8 @@ fn identity_of(host: &Host) -> PathBuf {
     host.place().data.join("swarm/identity.json")
 }
 
-/// Kills the daemon of each of `hosts`, the last of which is a worker, as soon as it has written its
-/// identity for the `nth` time from here on, and starts it again at once, managers with `key`.
+/// Kills the daemon of each of `hosts`, the last of which is a worker, as soon as it has written
+/// its identity for the `nth` time from here on, and starts it again at once, managers with `key`.
 fn kill_each_at(hosts: &[&Host], nth: usize, key: &str) {
     let watched = hosts.iter().map(|host| {
         let (path, pid) = (identity_of(host), host.daemon_pid());
