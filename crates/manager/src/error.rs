@@ -155,6 +155,7 @@ pub(crate) enum Fate {
 
 /// The ids of what another manager says that is no answer to the request itself.
 const OUT_OF_SEQUENCE: &str = "SH-MGR-002";
+pub(crate) const REMOVED: &str = "SH-MGR-007";
 const NOT_LEADING: &str = "SH-MGR-008";
 const STOPPING: &str = "SH-MGR-010";
 const STORE_NOT_LEADING: &str = "SH-STO-002";
@@ -226,7 +227,7 @@ impl Fault for ControlError {
             Self::Identity(identity) => identity.id(),
             Self::Store(store) => store.id(),
             Self::OutOfSequence => Some(FaultId(OUT_OF_SEQUENCE)),
-            Self::Removed { .. } => Some(FaultId("SH-MGR-007")),
+            Self::Removed { .. } => Some(FaultId(REMOVED)),
             Self::TooOld { .. } => Some(FaultId("SH-MGR-020")),
             Self::Remote(fault) => fault.id(),
             Self::NoMajority { .. } => Some(FaultId("SH-MGR-012")),

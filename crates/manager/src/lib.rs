@@ -30,6 +30,7 @@ pub mod open;
 mod payloads;
 pub mod peers;
 mod planner;
+pub mod reach;
 mod relay;
 pub mod requests;
 mod services;

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use serde_json::value::RawValue;
 use shoal_identity::node_identity::NodeIdentity;
 use shoal_identity::peer::PeerIdentity;
-use shoal_model::fault::{Fault as _, FaultId, report};
+use shoal_model::fault::{Fault as _, report};
 use shoal_model::id::{NodeId, Revision};
 use shoal_store::{Group, Lane, Lead, PeerError, Peers, Store};
 use shoal_wire::error::{Evidence, WireError};
@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::control::Control;
-use crate::error::ControlError;
+use crate::error::{ControlError, REMOVED};
 use crate::forward::{Caller, Leader, pass, read};
 use crate::requests::{ControlReply, ControlRequest};
 use crate::shared::{Shared, managers};
@@ -28,8 +28,9 @@ use crate::shared::{Shared, managers};
 /// How long a manager that stops waits for another to lead. More than the store takes to say that
 /// nobody does.
 const HAND_OVER_WITHIN: Duration = Duration::from_secs(3);
-/// What the store says to one that goes back to another beginning of the cluster.
-const STRANGER: FaultId = FaultId("SH-STO-030");
+/// What is said to one that is no manager of this cluster: it goes back to another beginning, or
+/// was removed.
+const STRANGER: [&str; 2] = ["SH-STO-030", REMOVED];
 
 /// Connections to the other managers. Cheap to clone.
 #[derive(Clone)]
@@ -220,7 +221,7 @@ fn why(error: &WireError) -> PeerError {
         Evidence::Closed => PeerError::Closed,
         Evidence::Late { after } => PeerError::Late { after },
         Evidence::NotThatNode { found } => PeerError::NotThatNode { found: found.to_string() },
-        Evidence::Answered if error.id() == Some(STRANGER) => {
+        Evidence::Answered if error.id().is_some_and(|id| STRANGER.contains(&id.0)) => {
             PeerError::Stranger { text: report(error) }
         }
         Evidence::Answered | Evidence::Nothing => PeerError::Other(report(error)),

@@ -58,14 +58,13 @@ impl Shared {
         found.extend(Some(sealed).filter(|text| !text.is_empty()));
         let group = self.store.group().borrow().clone();
         let lead = self.store.lead().borrow().clone();
-        if let Lead::Nobody { since, missing } = &lead
-            && self.store.health().is_ok()
-            && group.voters.len() > 1
-        {
-            found.push(report(&self.no_majority(Some(*since), missing)));
-        }
-        if let (Lead::Nobody { .. }, Some(said)) = (&lead, self.store.stranger()) {
-            found.push(said);
+        if let Lead::Nobody { since, missing } = &lead {
+            // One that is not wanted any more will never see a majority.
+            if let Some(said) = self.store.stranger() {
+                found.push(said);
+            } else if self.store.health().is_ok() && group.voters.len() > 1 {
+                found.push(report(&self.no_majority(Some(*since), missing)));
+            }
         }
         let state = self.state();
         found.extend(level::too_old(&state).map(|node| {
@@ -104,16 +103,7 @@ impl Shared {
     }
 
     fn no_majority(&self, since: Option<Timestamp>, missing: &[Member]) -> ControlError {
-        let state = self.state();
-        let name = |member: &Member| {
-            let known = state.nodes.values().find(|node| node.id.as_str() == member.node);
-            match known.and_then(|node| Some((node, node.manager.as_ref()?))) {
-                Some((node, manager)) => {
-                    format!("{} ({})", node.description.hostname, manager.addr)
-                }
-                None => member.to_string(),
-            }
-        };
+        let name = |member| self.name_of(member);
         ControlError::NoMajority { since, missing: missing.iter().map(name).collect() }
     }
 

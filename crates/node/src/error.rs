@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use shoal_identity::error::IdentityError;
 use shoal_manager::error::{ControlError, ManagerError};
+use shoal_manager::reach::Farther;
 use shoal_model::fault::{Fault, FaultId, FaultKind};
 use shoal_store::{BackupError, StoreError};
 use shoal_wire::error::WireError;
@@ -35,6 +36,17 @@ pub enum NodeError {
          nothing has to be recovered"
     )]
     HasMajority,
+    /// Another manager that answers has more, some of which may have been acknowledged.
+    #[error(
+        "begin the swarm again from this manager alone: manager {}, which answers, has changes \
+         that are not here; its log ends at entry {} of term {}, this one's at entry {} of term {}",
+        farther.name, farther.there.index, farther.there.term, farther.here.index,
+        farther.here.term
+    )]
+    Behind {
+        /// Which.
+        farther: Farther,
+    },
     /// A worker has no state of the swarm.
     #[error("begin the swarm again from this node alone: it is no manager")]
     NotManager,
@@ -209,6 +221,7 @@ impl Fault for NodeError {
             | Self::LeaveLocked
             | Self::Busy
             | Self::HasMajority
+            | Self::Behind { .. }
             | Self::NotManager
             | Self::Stopping => FaultKind::Unavailable,
             Self::NotLocked => FaultKind::Conflict,
@@ -236,6 +249,7 @@ impl Fault for NodeError {
             Self::HasMajority => Some(FaultId("SH-NOD-020")),
             Self::NotManager => Some(FaultId("SH-NOD-021")),
             Self::WrongUnlockKey => Some(FaultId("SH-NOD-022")),
+            Self::Behind { .. } => Some(FaultId("SH-NOD-023")),
             Self::Identity { source, .. } => source.id(),
             Self::Join { source, .. } | Self::Renew { source, .. } => source.id(),
             Self::Store { source, .. } => source.id(),
@@ -252,6 +266,10 @@ impl Fault for NodeError {
             Self::HasMajority => {
                 Some("remove managers with 'docker node demote' and 'docker node rm'".to_owned())
             }
+            Self::Behind { farther: Farther { name, .. } } => Some(format!(
+                "run the command on {name}, which this manager then follows as a worker; to go on \
+                 without these changes, stop Shoal there first"
+            )),
             Self::WrongUnlockKey => Some(
                 "give the key of when this manager was last up; if it was off during a rotation \
                  that is the one of before"

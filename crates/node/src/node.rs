@@ -251,9 +251,17 @@ impl Node {
     /// Makes a new swarm, or begins this manager's again without the others.
     ///
     /// # Errors
-    /// The node is a member; nothing has to be recovered; an address makes no sense; the store or
-    /// the manager fails.
+    /// The node is a member; nothing has to be recovered, or another manager is the one to go on
+    /// from; an address makes no sense; the store or the manager fails.
     pub async fn init(&self, options: InitOptions) -> Result<NodeId, NodeError> {
+        // Nothing is added to the others' logs meanwhile: the owner looks once more whether
+        // somebody leads.
+        if options.force_new_cluster
+            && let Some(control) = self.control()
+            && let Some(farther) = control.farther().await
+        {
+            return Err(NodeError::Behind { farther });
+        }
         let id = self.ask(|answer| Command::Init(Box::new(options), answer)).await?;
         id.ok_or(NodeError::NotMember)
     }

@@ -164,7 +164,7 @@ fn without_group(node: &Arc<Node>) -> Node {
     let mut next = (**node).clone();
     next.manager = None;
     next.spec.role = NodeRole::Worker;
-    "the swarm was recovered without this manager: let it leave and join again"
+    "the swarm was recovered without this manager, which is a worker from here on"
         .clone_into(&mut next.status.message);
     next
 }

@@ -338,13 +338,19 @@ async fn begin(
 /// What the agent must know.
 pub(crate) fn membership(member: &Member) -> Membership {
     let record = &member.record;
-    // A manager's own agent talks to it where it certainly listens; it says who leads.
     let mut managers = record.managers.clone();
-    if member.manager.is_some() {
+    if let Some((_, store)) = &member.manager {
+        // A manager's own agent talks to it where it certainly listens; it says who leads. If it
+        // knows of nobody, others may: those of which its state says so.
         let own =
             if record.listen.ip().is_unspecified() { record.advertise } else { record.listen };
-        let others = managers.into_iter().filter(|addr| *addr != record.advertise.to_string());
-        managers = std::iter::once(own.to_string()).chain(others).collect();
+        let state = store.state();
+        let known = state.nodes.values().filter_map(|node| node.manager.as_ref());
+        managers.extend(known.map(|manager| manager.addr.clone()));
+        managers.retain(|addr| *addr != record.advertise.to_string());
+        managers.sort_unstable();
+        managers.dedup();
+        managers.insert(0, own.to_string());
     }
     Membership {
         identity: member.identity.clone(),

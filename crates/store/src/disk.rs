@@ -268,6 +268,13 @@ impl Disk {
         self.0.known.borrow().held
     }
 
+    /// Where the log ends, or the snapshot if that reaches farther: a crash while one was installed
+    /// leaves an older log in front of it.
+    pub(crate) fn last(&self) -> Option<LogIdRecord> {
+        let held = self.held();
+        held.tail.max(held.snapshot)
+    }
+
     /// Remembers what is confirmed; it becomes durable with the next commit.
     pub(crate) fn confirm(&self, at: LogIdRecord) {
         let mut committed = self.0.committed.lock().unwrap_or_else(PoisonError::into_inner);

@@ -168,6 +168,7 @@ impl Core {
         let from = question.from.raft_id;
         match question.ask {
             Ask::Ping {} => Ok(Reply::Pong {}),
+            Ask::Reach {} => Ok(Reply::Reach { last: self.disk.last() }),
             Ask::Beat { term, number, mute } => Ok(self.elections.beat(from, term, number, mute)),
             Ask::Probe { term, last } => Ok(self.elections.probed(from, term, last)),
             Ask::Stand { term, last, beat } => {

@@ -23,8 +23,8 @@ pub(crate) struct Links {
     mute: AtomicBool,
     /// Ours, once it is known.
     epoch: Mutex<Option<Epoch>>,
-    /// What the last member said that takes this one for a stranger.
-    stranger: Mutex<Option<String>>,
+    /// What members said that take this one for a stranger, for as long as they do.
+    stranger: Mutex<BTreeMap<u64, String>>,
 }
 
 impl Links {
@@ -43,9 +43,9 @@ impl Links {
         *self.epoch.lock().unwrap_or_else(PoisonError::into_inner) = Some(epoch);
     }
 
-    /// What the last member said that takes this one for a stranger, if one did.
+    /// What a member says that takes this one for a stranger, if one does.
     pub(crate) fn stranger(&self) -> Option<String> {
-        self.stranger.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.stranger.lock().unwrap_or_else(PoisonError::into_inner).values().next().cloned()
     }
 
     /// Asks `to` and notes that it answered.
@@ -65,13 +65,21 @@ impl Links {
         let answer = tokio::time::timeout(limit, call)
             .await
             .map_err(|_| PeerError::Late { after: limit })?;
-        if let Err(PeerError::Stranger { text }) = &answer {
-            *self.stranger.lock().unwrap_or_else(PoisonError::into_inner) = Some(text.clone());
-        }
+        self.note_stranger(to.raft_id, &answer);
         let answer = answer?;
         let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
         *heard.entry(to.raft_id).or_default() += 1;
         Ok(answer)
+    }
+
+    /// One that cannot be asked has not changed its mind.
+    fn note_stranger(&self, of: u64, answer: &Result<Box<RawValue>, PeerError>) {
+        let mut strangers = self.stranger.lock().unwrap_or_else(PoisonError::into_inner);
+        match answer {
+            Ok(_) => _ = strangers.remove(&of),
+            Err(PeerError::Stranger { text }) => _ = strangers.insert(of, text.clone()),
+            Err(_) => {}
+        }
     }
 
     /// Returns once there is no connection to `to`, with the reason.
@@ -91,5 +99,46 @@ impl Links {
 
     pub(crate) fn set_mute(&self, mute: bool) {
         self.mute.store(mute, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// Gives its answers one after the other.
+    struct Says(Mutex<Vec<Result<Box<RawValue>, PeerError>>>);
+
+    #[async_trait::async_trait]
+    impl Peers for Says {
+        async fn call(
+            &self,
+            _to: &NodeId,
+            _lane: Lane,
+            _body: Box<RawValue>,
+            _limit: Duration,
+        ) -> Result<Box<RawValue>, PeerError> {
+            self.0.lock().unwrap().remove(0)
+        }
+
+        async fn lost(&self, _to: &NodeId, _lane: Lane) -> PeerError {
+            std::future::pending().await
+        }
+    }
+
+    #[tokio::test]
+    async fn it_is_a_stranger_to_whom_it_was_one_last() {
+        let text = "removed".to_owned();
+        let yes = || Ok(crate::question::raw(&()).unwrap());
+        let says = vec![Err(PeerError::Stranger { text }), yes(), Err(PeerError::Refused), yes()];
+        let member = |raft_id| Member { node: format!("m{raft_id}"), raft_id };
+        let links = Links::new(member(1), Arc::new(Says(Mutex::new(says))), None);
+        for (of, left) in [(2, true), (3, true), (2, true), (2, false)] {
+            let (to, limit) = (member(of), Duration::from_secs(60));
+            // Ignored because: what is noted of it is looked at.
+            let _ = links.ask(&to, Lane::Vote, yes().unwrap(), limit).await;
+            assert_eq!(links.stranger().is_some(), left);
+        }
     }
 }

@@ -85,7 +85,8 @@ pub enum PeerError {
         /// Who.
         found: String,
     },
-    /// It goes back to another beginning of the cluster than this member.
+    /// It takes this member for none of its group: it was removed, or the other one goes back to
+    /// another beginning of the cluster.
     #[error("{text}")]
     Stranger {
         /// What it says.

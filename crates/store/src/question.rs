@@ -32,6 +32,8 @@ pub(crate) struct Question {
 pub(crate) enum Ask {
     /// Whether somebody is there.
     Ping {},
+    /// Where the log ends.
+    Reach {},
     /// To echo a leader's beat; a mute one does nothing with its office.
     Beat { term: u64, number: u64, mute: bool },
     /// Whether the asker would get a vote in `term`, with a log that ends with `last`.
@@ -65,6 +67,10 @@ pub(crate) enum Ask {
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Reply {
     Pong {},
+    /// Here.
+    Reach {
+        last: Option<LogIdRecord>,
+    },
     /// It was this beat.
     Echo {
         number: u64,

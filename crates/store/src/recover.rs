@@ -43,7 +43,7 @@ pub async fn recover_alone(config: &StoreConfig) -> Result<Recovered, StoreError
 
 async fn alone(config: &StoreConfig, disk: &Disk) -> Result<Recovered, StoreError> {
     let held = disk.held();
-    let Some(last) = held.tail.max(held.snapshot) else {
+    let Some(last) = disk.last() else {
         let problem = "it has not learned anything of the swarm yet".to_owned();
         return Err(StoreError::Recover { problem });
     };

@@ -26,6 +26,7 @@ use crate::medium::OpenMedium;
 use crate::outside::{Machine, Outside};
 use crate::peer::{Member, Peers};
 use crate::proposer::{self, PROPOSE_DEADLINE, Proposal};
+use crate::reach::LogEnd;
 use crate::read::Reads;
 use crate::state_machine::Published;
 use crate::unlock::UnlockKey;
@@ -283,8 +284,8 @@ impl Store {
         self.core().links.epoch()
     }
 
-    /// What another manager said that takes this one for a stranger: the cluster was recovered
-    /// without it, as a rule.
+    /// What another manager says that takes this one for a stranger: the cluster was recovered
+    /// without it, as a rule, or it was removed while it was away.
     #[must_use]
     pub fn stranger(&self) -> Option<String> {
         self.core().links.stranger()
@@ -412,6 +413,13 @@ impl Store {
                 Err(StoreError::HandOver { problem })
             }
         }
+    }
+
+    /// Where the logs of this member and of the others end, as far as these answer within `limit`.
+    /// Of members without a majority only the one whose log ends last has for certain all that was
+    /// acknowledged of what any of them has.
+    pub async fn reach(&self, limit: Duration) -> Vec<(Member, LogEnd)> {
+        self.core().reach(limit).await
     }
 
     fn late(&self, begun: Instant) -> StoreError {

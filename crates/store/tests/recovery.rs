@@ -7,10 +7,13 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use board::{Trio, member, until};
 use shoal_model::fault::Fault as _;
-use shoal_store::{GroupStep, Lead, NoPeers, Store, StoreConfig, StoreError, recover_alone};
+use shoal_store::{
+    GroupStep, Lead, LogEnd, Member, NoPeers, Store, StoreConfig, StoreError, recover_alone,
+};
 use support::{board, leads, message, put, soon};
 
 const WRITES: std::ops::RangeInclusive<u16> = 1..=40;
@@ -109,6 +112,42 @@ async fn what_was_not_confirmed_is_kept_too() {
     trio.open(leader).await;
     assert!(has_all(trio.store(leader)));
     assert_eq!(message(trio.store(leader), 50).as_deref(), Some("unconfirmed"));
+    trio.end().await;
+}
+
+/// Of those that are left one lags: who asks is told which has more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_one_that_reaches_farthest_is_found() {
+    let mut trio = written(1).await;
+    trio.join(4).await;
+    until("it has everything", trio.store(4), has_all).await;
+    trio.change(GroupStep::Promote(4)).await;
+    let leader = trio.leader().await;
+    let rest: Vec<u64> = (1..=3).filter(|id| *id != leader).collect();
+    let (lags, kept, gone) = (4, rest[0], rest[1]);
+    assert_ne!(leader, lags);
+    trio.board.isolate(lags, &[leader, kept, gone]);
+    trio.write(put(41, "acknowledged")).await;
+    until("it has it", trio.store(kept), |s| message(s, 41).is_some()).await;
+    for id in [leader, gone] {
+        trio.stop(id).await;
+    }
+    trio.board.heal();
+    let farthest = |found: Vec<(Member, LogEnd)>| {
+        assert_eq!(found.len(), 2, "{found:?}");
+        found.into_iter().max_by_key(|(_, end)| *end).unwrap().0
+    };
+    for id in [lags, kept] {
+        let found = trio.store(id).reach(Duration::from_secs(30)).await;
+        assert_eq!(found[0].0, member(id), "it is the first itself");
+        assert_eq!(farthest(found), member(kept));
+    }
+    for id in [lags, kept] {
+        trio.stop(id).await;
+    }
+    recover_alone(&trio.config(kept)).await.unwrap();
+    trio.open(kept).await;
+    assert_eq!(message(trio.store(kept), 41).as_deref(), Some("acknowledged"));
     trio.end().await;
 }
 
