@@ -14,11 +14,12 @@ use crate::shared::Shared;
 /// Events that a slow reader may be behind.
 pub(crate) const BACKLOG: usize = 1024;
 
-/// Tells events until the store stops.
+/// Tells events until the store stops, and notes which versions clients may go by.
 pub(crate) async fn run(shared: Arc<Shared>, mut changes: Changes) {
     while let Some(event) = changes.next().await {
         match event {
-            ChangeEvent::Applied { changes, .. } => {
+            ChangeEvent::Applied { revision, changes } => {
+                shared.sequence.note(revision, &changes);
                 let now = shared.now();
                 for event in changes.iter().filter_map(|change| event_of(change, now)) {
                     // Ignored because: nobody listens right now.
@@ -26,6 +27,7 @@ pub(crate) async fn run(shared: Arc<Shared>, mut changes: Changes) {
                 }
             }
             ChangeEvent::Missed { count } => {
+                shared.sequence.forget();
                 tracing::warn!(count, "events of the cluster were missed");
             }
         }

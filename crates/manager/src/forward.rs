@@ -251,12 +251,30 @@ impl Control {
                 if change.demotes(&shared.state()) {
                     members::hear_all(&shared.store).await;
                 }
-                let changes =
-                    move |state: &_, now| change.changes(state, now, &members::group_of(&of.store));
-                shared.writer.write_by(by, changes).await?
+                match self.change(&change, by).await {
+                    // Perhaps only something else of it has changed, and that is not noted yet.
+                    Err(ControlError::OutOfSequence) => {
+                        shared.sequence.noted(shared.state().revision).await;
+                        self.change(&change, by).await?
+                    }
+                    done => done?,
+                }
             }
         };
         Ok((reply, shared.state().revision))
+    }
+
+    async fn change(
+        &self,
+        change: &ControlRequest,
+        by: Instant,
+    ) -> Result<ControlReply, ControlError> {
+        let (of, change) = (std::sync::Arc::clone(&self.shared), change.clone());
+        let changes = move |state: &_, now| {
+            let change = of.sequence.brought_up(&change, state);
+            change.changes(state, now, &members::group_of(&of.store))
+        };
+        self.shared.writer.write_by(by, changes).await
     }
 
     /// The leader's end of [`pass`] and [`read`]: carries out what the manager `from` passed on.

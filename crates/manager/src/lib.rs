@@ -33,6 +33,7 @@ mod planner;
 pub mod reach;
 mod relay;
 pub mod requests;
+mod sequence;
 mod services;
 mod sessions;
 mod settings;

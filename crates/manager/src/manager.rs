@@ -19,6 +19,7 @@ use crate::error::ManagerError;
 use crate::join::Doorkeeper;
 use crate::open::{Awaited, StreamDoor};
 use crate::peers::{ManagerDoor, OtherManagers};
+use crate::sequence::Sequence;
 use crate::shared::Shared;
 use crate::trust::{Doors, External};
 use crate::writer::Writer;
@@ -96,6 +97,7 @@ impl Manager {
             managers: watch::channel(Vec::new()).0,
             awaited: Awaited::default(),
             leads: watch::channel(false).0,
+            sequence: Sequence::default(),
             tenure: watch::channel(None).0,
             stopping: watch::channel(false).0,
             helpers: Mutex::default(),

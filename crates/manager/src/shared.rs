@@ -18,6 +18,7 @@ use crate::clock::SteadyClock;
 use crate::error::ControlError;
 use crate::open::Awaited;
 use crate::peers::OtherManagers;
+use crate::sequence::Sequence;
 use crate::tenure::Tenure;
 use crate::trust::External;
 use crate::writer::Writer;
@@ -59,6 +60,8 @@ pub(crate) struct Shared {
     /// The shortest time that certificates may be set to last.
     pub cert_expiry_min: Duration,
     pub events: broadcast::Sender<Event>,
+    /// Which versions of objects clients may go by.
+    pub sequence: Sequence,
     /// Every manager that nodes may connect to, as the state has it.
     pub managers: watch::Sender<Vec<ManagerAddr>>,
     /// Streams that nodes are to open to this manager.

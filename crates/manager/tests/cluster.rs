@@ -12,8 +12,8 @@ use shoal_manager::error::ControlError;
 use shoal_model::cluster_state::ClusterState;
 use shoal_model::fault::{Fault, FaultId, FaultKind};
 use shoal_model::id::{ConfigId, NodeId};
-use shoal_model::object::NodeState;
-use shoal_model::spec::node::{Availability, NodeRole};
+use shoal_model::object::{NodeState, UpdateState};
+use shoal_model::spec::node::{Availability, NodeRole, NodeSpec};
 use shoal_model::spec::payload::{ConfigReference, FileTarget, PayloadData, PayloadSpec};
 use shoal_model::spec::service::{EndpointSpec, PortConfig, Replicated, ServiceMode, ServiceSpec};
 use shoal_plan::validate::CONFIG_BYTES_MAX;
@@ -85,6 +85,48 @@ async fn scale_update_and_removal_are_carried_out() {
     assert_eq!(duplicate.kind(), FaultKind::Conflict);
     world.control.remove_service(&id).await.unwrap();
     world.until("every task is gone", |state| state.tasks.is_empty()).await;
+}
+
+/// Whoever has read the spec as it is now may change it, whatever else of the object was written
+/// since; whoever has read another one may not.
+#[tokio::test(flavor = "multi_thread")]
+async fn only_another_spec_makes_a_version_old() {
+    let world = World::impatient().await;
+    let a = world.worker("a").await;
+    let id = world.control.create_service(service("web", 1, &[]), None).await.unwrap().id;
+    world.until_running(&id, 1).await;
+    let read = || world.control.state().services.get(&id).unwrap().clone();
+    let with = |label: &str| {
+        let mut spec = (*read().spec).clone();
+        spec.task_template.force_update = Some(spec.task_template.force_update.unwrap_or(0) + 1);
+        spec.labels.insert("label".to_owned(), label.to_owned());
+        ServiceUpdate::Spec(Box::new(spec))
+    };
+    let first = read().meta.version;
+    world.control.update_service(&id, first, with("1"), None).await.unwrap();
+    let second = read().meta.version;
+    world
+        .until("the update is over", |state| {
+            let status = state.services.get(&id).unwrap().update_status.as_ref();
+            status.is_some_and(|status| status.state == UpdateState::Completed)
+        })
+        .await;
+    assert!(read().meta.version > second, "nothing was written since");
+    let stale = world.control.update_service(&id, first, with("2"), None).await;
+    assert!(matches!(stale, Err(ControlError::OutOfSequence)), "{stale:?}");
+    world.control.update_service(&id, second, with("3"), None).await.unwrap();
+    assert_eq!(read().spec.labels["label"], "3");
+
+    let of = a.id();
+    let node = || world.control.state().nodes.get(&of).unwrap().clone();
+    let (known, up) = (node(), node().meta.version);
+    a.kill();
+    world.until("it is down", |state| state.nodes[&of].status.state == NodeState::Down).await;
+    assert!(node().meta.version > up);
+    let drained = NodeSpec { availability: Availability::Drain, ..known.spec.clone() };
+    world.control.update_node(&known.id, up, drained).await.unwrap();
+    let stale = world.control.update_node(&known.id, up, known.spec.clone()).await;
+    assert!(matches!(stale, Err(ControlError::OutOfSequence)), "{stale:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
