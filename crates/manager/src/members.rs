@@ -1,7 +1,7 @@
 //! Brings the consensus group to what the operator wants, one step after the other, and writes into
 //! the state who leads and who is reached.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use shoal_model::cluster_state::ClusterState;
 use shoal_model::fault::report;
 use shoal_model::object::{ManagerStatus, Node, NodeState};
 use shoal_model::time::Timestamp;
-use shoal_plan::roles::{GroupView, RoleStep, next_step};
+use shoal_plan::roles::{GroupView, Learned, RoleStep, next_step};
 use shoal_store::{Group, GroupStep, LAG_MAX, Member, Store};
 use tokio::time::{Instant, sleep, timeout};
 
@@ -26,6 +26,8 @@ const SEEN_WITHIN: Duration = Duration::from_millis(100);
 const STRAY_AFTER: Duration = Duration::from_secs(20);
 /// How long every voter may take to be heard: longer than silence means anything.
 const HEARD_WITHIN: Duration = Duration::from_millis(1_500);
+/// How long one that has just begun to learn is waited for, before others are taken out.
+const LEARN_WITHIN: Duration = Duration::from_secs(10);
 /// Pause after a step that failed, and between looks at members that learn.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -33,10 +35,12 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub(crate) async fn run(tenure: Arc<Tenure>) {
     let store = &tenure.shared.store;
     let (mut revision, mut group) = (store.watch(), store.group());
+    let mut begun = BTreeMap::new();
     loop {
         revision.mark_unchanged();
         let view = group.borrow_and_update().clone();
-        let step = next_step(&tenure.shared.state(), &seen(&view, store.raft_id()));
+        note_learners(&mut begun, &view);
+        let step = next_step(&tenure.shared.state(), &seen(&view, store.raft_id(), &begun));
         let done = match (drop_strays(&tenure, &view).await, step) {
             (Ok(false), Some(step)) => {
                 let done = carry_out(&tenure, step).await;
@@ -83,13 +87,26 @@ pub(crate) async fn hear_all(store: &Store) {
 
 /// The group as this manager sees it now.
 pub(crate) fn group_of(store: &Store) -> GroupView {
-    seen(&store.group().borrow(), store.raft_id())
+    seen(&store.group().borrow(), store.raft_id(), &BTreeMap::new())
 }
 
-fn seen(group: &Group, own: u64) -> GroupView {
-    // In a young cluster even one that never answered lags a few entries only.
+/// Since when this manager knows of each member that learns.
+fn note_learners(begun: &mut BTreeMap<u64, Instant>, group: &Group) {
+    begun.retain(|id, _| group.learners.iter().any(|member| member.raft_id == *id));
+    for member in &group.learners {
+        begun.entry(member.raft_id).or_insert_with(Instant::now);
+    }
+}
+
+fn seen(group: &Group, own: u64, begun: &BTreeMap<u64, Instant>) -> GroupView {
     let learned = |id: &u64| {
-        group.heard.contains(id) && group.behind.get(id).is_some_and(|lag| *lag <= LAG_MAX)
+        // In a young cluster even one that never answered lags a few entries only.
+        let near = group.behind.get(id).is_some_and(|lag| *lag <= LAG_MAX);
+        match begun.get(id) {
+            _ if near && group.heard.contains(id) => Learned::Enough,
+            Some(since) if since.elapsed() < LEARN_WITHIN => Learned::Soon,
+            _ => Learned::Late,
+        }
     };
     GroupView {
         own,

@@ -20,12 +20,23 @@ pub struct GroupView {
     pub own: u64,
     /// Who votes.
     pub voters: BTreeSet<u64>,
-    /// Who only learns, and whether it has learned enough to vote.
-    pub learners: BTreeMap<u64, bool>,
+    /// Who only learns, and how far that is.
+    pub learners: BTreeMap<u64, Learned>,
     /// Who was heard lately, the leader itself among them.
     pub heard: BTreeSet<u64>,
     /// Whether the last change of the group is complete.
     pub settled: bool,
+}
+
+/// How far a member is that learns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Learned {
+    /// Far enough to vote.
+    Enough,
+    /// It began a moment ago: it is waited for.
+    Soon,
+    /// It had time, and is not far enough.
+    Late,
 }
 
 /// One change of the group.
@@ -54,7 +65,8 @@ pub enum RoleStep {
 /// for a member that learns.
 ///
 /// Members come before members go, so that a replacement never makes the group smaller than it has
-/// to be; the leader goes last, and never without another voter to lead.
+/// to be: who is to go waits for who has just come. The leader goes last, and never without another
+/// voter to lead.
 #[must_use]
 pub fn next_step(state: &ClusterState, group: &GroupView) -> Option<RoleStep> {
     if !group.settled {
@@ -68,9 +80,13 @@ pub fn next_step(state: &ClusterState, group: &GroupView) -> Option<RoleStep> {
         return Some(RoleStep::Learn { node: node.id.clone(), raft_id: *id });
     }
     let keep: BTreeSet<u64> = wanted.iter().map(|(_, id)| *id).collect();
-    let mut learned = group.learners.iter().filter(|(id, enough)| **enough && keep.contains(id));
-    if let Some((id, _)) = learned.next() {
+    let learners = group.learners.iter().filter(|(id, _)| keep.contains(id));
+    let learner = |is: Learned| learners.clone().find(|(_, learned)| **learned == is);
+    if let Some((id, _)) = learner(Learned::Enough) {
         return Some(RoleStep::Promote(*id));
+    }
+    if learner(Learned::Soon).is_some() {
+        return None;
     }
     let members = group.voters.iter().chain(group.learners.keys());
     let mut leaving = members.filter(|id| !keep.contains(id) && **id != group.own);

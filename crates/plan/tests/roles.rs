@@ -13,7 +13,7 @@ use shoal_model::id::NodeId;
 use shoal_model::object::ManagerStatus;
 use shoal_model::spec::node::NodeRole;
 use shoal_model::spec::node::NodeSpec;
-use shoal_plan::roles::{GroupView, MANAGERS_MAX, RoleStep, keeps_quorum, next_step};
+use shoal_plan::roles::{GroupView, Learned, MANAGERS_MAX, RoleStep, keeps_quorum, next_step};
 use shoal_plan::validate::{SpecError, changed_node};
 
 const OWN: u64 = 1;
@@ -29,14 +29,15 @@ struct Seat {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Member {
     None,
-    Learner(bool),
+    Learner(Learned),
     Voter,
 }
 
 fn seats() -> impl Strategy<Value = Vec<Seat>> {
     let member = prop_oneof![
         Just(Member::None),
-        any::<bool>().prop_map(Member::Learner),
+        prop_oneof![Just(Learned::Enough), Just(Learned::Soon), Just(Learned::Late)]
+            .prop_map(Member::Learner),
         Just(Member::Voter)
     ];
     let seat = (any::<bool>(), any::<bool>(), member).prop_map(|(wanted, numbered, member)| Seat {
@@ -71,7 +72,7 @@ fn build(seats: &[Seat], settled: bool) -> (FakeCluster, GroupView) {
         match seat.member {
             _ if first => drop(group.voters.insert(raft_id)),
             Member::None => {}
-            Member::Learner(enough) => drop(group.learners.insert(raft_id, enough)),
+            Member::Learner(learned) => drop(group.learners.insert(raft_id, learned)),
             Member::Voter => drop(group.voters.insert(raft_id)),
         }
     }
@@ -81,9 +82,10 @@ fn build(seats: &[Seat], settled: bool) -> (FakeCluster, GroupView) {
 fn carry_out(cluster: &mut FakeCluster, group: &mut GroupView, step: RoleStep) {
     match step {
         RoleStep::Settle => group.settled = true,
-        RoleStep::Learn { raft_id, .. } => drop(group.learners.insert(raft_id, false)),
+        RoleStep::Learn { raft_id, .. } => drop(group.learners.insert(raft_id, Learned::Soon)),
         RoleStep::Promote(id) => {
-            assert_eq!(group.learners.remove(&id), Some(true), "it has not learned enough");
+            let learned = group.learners.remove(&id);
+            assert_eq!(learned, Some(Learned::Enough));
             group.voters.insert(id);
         }
         RoleStep::Remove(id) => {
@@ -112,9 +114,8 @@ proptest! {
         let before = group.voters.len();
         let mut least = before;
         for _ in 0..100 {
-            // Whoever learns has learned enough before the next step. (One that never does holds up
-            // nobody's removal.)
-            group.learners.values_mut().for_each(|enough| *enough = true);
+            // Whoever learns has learned enough before the next step.
+            group.learners.values_mut().for_each(|learned| *learned = Learned::Enough);
             let Some(step) = next_step(&cluster.state, &group) else { break };
             carry_out(&mut cluster, &mut group, step);
             least = least.min(group.voters.len());
@@ -128,6 +129,29 @@ proptest! {
             prop_assert_eq!(known, seat.wanted);
         }
     }
+}
+
+/// `node promote` of one and `node demote` of another at once make no group smaller on the way; one
+/// that never learns enough holds up no removal.
+#[test]
+fn who_goes_waits_for_who_has_just_come() {
+    let voter = Seat { wanted: true, numbered: true, member: Member::Voter };
+    let leaves = Seat { wanted: false, ..voter };
+    for (learned, step) in [
+        (Learned::Soon, None),
+        (Learned::Enough, Some(RoleStep::Promote(4))),
+        (Learned::Late, Some(RoleStep::Remove(3))),
+    ] {
+        let comes = Seat { member: Member::Learner(learned), ..voter };
+        let (cluster, group) = build(&[voter, voter, leaves, comes], true);
+        assert_eq!(next_step(&cluster.state, &group), step);
+    }
+    // The leader itself waits, too; and nobody for one that is not wanted.
+    let comes = Seat { member: Member::Learner(Learned::Soon), ..voter };
+    let (cluster, group) = build(&[leaves, voter, comes], true);
+    assert_eq!(next_step(&cluster.state, &group), None);
+    let (cluster, group) = build(&[leaves, voter, Seat { wanted: false, ..comes }], true);
+    assert_eq!(next_step(&cluster.state, &group), Some(RoleStep::Remove(3)));
 }
 
 #[test]
@@ -192,7 +216,7 @@ fn two_demotions_at_once_leave_a_manager_and_a_learner_is_no_voter() {
     // Somebody that joined and never came does not count, and may always go.
     let (cluster, mut group) = voting(2, &BTreeSet::from([1]));
     group.voters.remove(&2);
-    group.learners.insert(2, false);
+    group.learners.insert(2, Learned::Late);
     demote(&cluster, &group, 1).unwrap_err();
     demote(&cluster, &group, 2).unwrap();
 }
