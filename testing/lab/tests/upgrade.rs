@@ -22,40 +22,6 @@ fn next() -> DaemonOptions {
     DaemonOptions { program: Some(shoal_next()), ..old() }
 }
 
-/// Fifty clients, each with a new connection for every request, to one node after the other.
-const CLIENTS: &str = "
-import os, random, socket, sys, threading, time
-urls, count, failed = sys.argv[1:], [0], []
-def ask(address):
-    with socket.create_connection((address, 8091), 10) as line:
-        line.settimeout(10)
-        line.sendall(b'GET / HTTP/1.0\\r\\nhost: x\\r\\n\\r\\n')
-        said = b''
-        while more := line.recv(4096): said += more
-        if b' 200 ' not in said[:20]: raise OSError('answer: %r' % said[:80])
-def client(number):
-    time.sleep(random.random())
-    while not os.path.exists('stop'):
-        address = urls[number % len(urls)]
-        number += 1
-        try: ask(address)
-        except OSError as error: failed.append('%s %s %r' % (time.strftime('%T'), address, error))
-        count[0] += 1
-        time.sleep(0.5 + random.random())
-threads = [threading.Thread(target=client, args=(number,)) for number in range(50)]
-for thread in threads: thread.start()
-for thread in threads: thread.join()
-for line in failed: print(line)
-print('total', count[0])
-";
-
-fn fifty_clients(cluster: &Cluster, from: usize) -> Load {
-    let mut command = cluster.lab.host(from).command("python3");
-    command.args(["-c", CLIENTS]);
-    command.args((1..=cluster.nodes).map(|index| cluster.node(index).address()));
-    Load::of(command, cluster, from)
-}
-
 /// Whom this manager takes for the leader, once it sees `managers` of them.
 fn leader(host: &Host, managers: usize) -> usize {
     eventually(&format!("{managers} managers on {}", host.name()), CHANGE, || {
@@ -162,12 +128,12 @@ fn every_node_is_upgraded_under_load_and_then_the_format_is_raised() {
     let cluster = swarm("upgrade", 1);
     cluster.manager().docker(
         "service create -d --name web --replicas 4 -l shoal.next-level=archive -p 8091:80 \
-         shoal:lab shoal try whoami",
+         shoal:lab shoal try whoami --keep-alive 10",
     );
     let tasks = cluster.wait_tasks("web", 4);
     cluster.wait_port(5, 8091);
     let held = containers(&cluster);
-    let load = fifty_clients(&cluster, 5);
+    let load = Load::many(&cluster, 5, 8091);
     let version = |index: usize| cluster.node(index).docker("version -f {{.Server.Version}}");
     let before = version(1);
 
