@@ -6,6 +6,7 @@ mod bench;
 mod packages;
 mod stall;
 mod steps;
+mod tests;
 mod vm;
 
 use std::process::ExitCode;

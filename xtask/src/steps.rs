@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::packages;
+use crate::{packages, tests};
 
 /// A step's name and what it does.
 type Step = (&'static str, fn() -> Result<()>);
@@ -92,7 +92,9 @@ pub fn lint() -> Result<()> {
 /// If a test fails.
 pub fn test() -> Result<()> {
     cargo(&["build", "--quiet", "--package", "shoal"])?;
-    cargo(&["test", "--workspace", "--exclude", "shoal-lab"])
+    let all = ["--workspace", "--exclude", "shoal-lab"];
+    tests::run(&all)?;
+    cargo(&[&["test", "--doc"][..], &all].concat())
 }
 
 /// The lab. One test at a time: each starts several daemons and measures how fast they react, and
