@@ -68,7 +68,7 @@ fn skew(addr: &str, sent: Timestamp, heard: Timestamp, now: Timestamp) -> Option
     let secs = by.as_secs();
     Some(format!(
         "this node's clock is {secs} s {word} that of the manager at {addr}: set both by NTP, or \
-         certificates count as expired or not yet valid"
+         certificates are refused as of another time"
     ))
 }
 
@@ -114,7 +114,8 @@ impl Opened {
                 if now.is_some_and(|it| it.cert_pem != cert_pem || late || !it.knows(&shown)) {
                     return;
                 }
-                // Ignored because: time passes, too.
+                // Ignored because: that nothing was told for so long is a reason to look, too, and
+                // the sender is part of `agent`.
                 let _ = tokio::time::timeout(LOOK_PERIOD, tls.changed()).await;
             }
         }

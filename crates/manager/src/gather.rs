@@ -15,6 +15,7 @@ use shoal_model::time::Timestamp;
 use shoal_wire::fault::RemoteFault;
 use shoal_wire::message::{CloseLogs, LogChunk, LogEnd, LogSource, ManagerMessage, OpenLogs};
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::tenure::Tenure;
@@ -51,6 +52,8 @@ struct Route {
 #[derive(Default)]
 pub(crate) struct Router {
     routes: Mutex<BTreeMap<u64, Route>>,
+    /// Streams that are to be opened again, to whose gathering that could not be said.
+    unsaid: Mutex<BTreeSet<u64>>,
     next: AtomicU64,
 }
 
@@ -68,6 +71,12 @@ impl Router {
 
     fn close(&self, stream: u64) {
         self.with(|routes| routes.remove(&stream));
+        self.is_unsaid(stream);
+    }
+
+    /// Whether a stream is to be opened again and nobody has said so; asked once.
+    fn is_unsaid(&self, stream: u64) -> bool {
+        self.unsaid.lock().unwrap_or_else(PoisonError::into_inner).remove(&stream)
     }
 
     /// Nobody hears a stream of another node.
@@ -99,23 +108,30 @@ impl Router {
 
     /// Ends the streams of a node whose session is over.
     pub fn node_lost(&self, node: &NodeId, why: &str) {
-        let end = |stream| Arrival::End { stream, error: Some(why.to_owned()) };
-        self.cut(node, end);
+        self.cut(node, |stream, route| {
+            let end = Arrival::End { stream, error: Some(why.to_owned()) };
+            // Ignored because: a full queue is drained first; the gathering then finds the route
+            // gone, and says that the log was cut off.
+            let _ = route.to.try_send(end);
+        });
     }
 
     /// Has the streams of a node opened again whose session has a successor.
     pub fn node_again(&self, node: &NodeId) {
-        self.cut(node, |stream| Arrival::Again { stream });
+        self.cut(node, |stream, route| {
+            if let Err(TrySendError::Full(_)) = route.to.try_send(Arrival::Again { stream }) {
+                // It drains its queue, finds the route gone, and asks why.
+                self.unsaid.lock().unwrap_or_else(PoisonError::into_inner).insert(stream);
+            }
+        });
     }
 
-    fn cut(&self, node: &NodeId, word: impl Fn(u64) -> Arrival) {
+    /// Takes the routes of a node out, each once `word` of it was given: whoever finds one gone
+    /// has it.
+    fn cut(&self, node: &NodeId, word: impl Fn(u64, &Route)) {
         self.with(|routes| {
-            for (stream, route) in routes.iter().filter(|(_, r)| r.node == *node) {
-                // Ignored because: a full queue is drained first; the gathering then finds the
-                // route gone.
-                let _ = route.to.try_send(word(*stream));
-            }
-            routes.retain(|_, r| r.node != *node);
+            let cut = routes.extract_if(.., |_, route| route.node == *node);
+            cut.for_each(|(stream, route)| word(stream, &route));
         });
     }
 
@@ -321,13 +337,18 @@ impl Gathering {
     /// Drops sources that do not answer, or that were cut off because we read too slowly.
     async fn give_up_on_silent(&mut self) -> Result<(), Gone> {
         let now = Instant::now();
-        let mut lost = Vec::new();
+        let (mut lost, mut again) = (Vec::new(), Vec::new());
         for (stream, source) in &self.sources {
             let silent = !source.spoke && !self.query.follow && now > source.opened + FIRST_WORD;
             let cut = !self.tenure.logs.is_open(*stream) && self.arrivals.is_empty();
-            if silent || cut {
+            if cut && self.tenure.logs.is_unsaid(*stream) {
+                again.push(*stream);
+            } else if silent || cut {
                 lost.push((*stream, if silent { "its node does not answer" } else { "cut off" }));
             }
+        }
+        for stream in again {
+            self.take(Arrival::Again { stream }).await?;
         }
         for (stream, why) in lost {
             self.tenure.logs.close(stream);
@@ -352,5 +373,44 @@ fn selected(state: &ClusterState, selector: &LogsOf) -> Vec<Arc<Task>> {
             let own = |t: &&Arc<Task>| t.service_id.as_ref() == Some(id);
             state.tasks.values().filter(own).cloned().collect()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    /// Whatever waits for a slow reader, a log is opened again; of one that was lost nothing is
+    /// kept.
+    #[test]
+    fn a_full_queue_hides_no_word_of_a_new_session() {
+        let (router, node) = (Router::default(), NodeId::new("n"));
+        let (to, mut arrivals) = mpsc::channel(1);
+        let said = router.open(&node, &to);
+        router.node_again(&node);
+        assert!(
+            matches!(arrivals.try_recv().unwrap(), Arrival::Again { stream } if stream == said)
+        );
+        assert!(!router.is_open(said) && !router.is_unsaid(said));
+
+        let [first, second] = [(); 2].map(|()| router.open(&node, &to));
+        router.node_again(&node);
+        assert!(
+            matches!(arrivals.try_recv().unwrap(), Arrival::Again { stream } if stream == first)
+        );
+        assert!(!router.is_open(second) && !router.is_unsaid(first));
+        assert!(router.is_unsaid(second), "nobody says it");
+        assert!(!router.is_unsaid(second), "it is said twice");
+
+        let lost = router.open(&node, &to);
+        to.try_send(Arrival::Again { stream: 0 }).unwrap();
+        router.node_lost(&node, "gone");
+        assert!(!router.is_open(lost) && !router.is_unsaid(lost));
+        drop(arrivals);
+        let ended = router.open(&node, &to);
+        router.node_again(&node);
+        assert!(!router.is_unsaid(ended), "its gathering is over");
     }
 }

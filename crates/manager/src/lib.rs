@@ -20,6 +20,7 @@ pub mod control;
 mod dispatcher;
 pub mod error;
 mod events;
+pub mod external;
 pub mod forward;
 mod gather;
 mod join;

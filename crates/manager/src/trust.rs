@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use shoal_identity::authority::{RootAuthority, digest_of_pem};
 use shoal_identity::error::IdentityError;
-use shoal_identity::external::{HttpsPost, Wanted, authorities_of, issue};
+use shoal_identity::external::{HttpsPost, Wanted, authorities_of};
 use shoal_identity::node_identity::NodeIdentity;
 use shoal_identity::peer::PeerIdentity;
 use shoal_identity::roots::{digest_of_all, supplied};
@@ -25,11 +25,10 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::error::ControlError;
+use crate::external;
 use crate::shared::{Shared, cluster};
 use crate::tenure::Tenure;
 
-/// How long one external authority may take to issue a certificate: as long as in Docker.
-const EXTERNAL_DEADLINE: Duration = Duration::from_secs(5);
 /// Before what failed is tried again, and between looks at the time.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// Nodes ask for certificates within this time, at most, and not more at once than the leader signs
@@ -295,28 +294,15 @@ impl Shared {
         root: &RootCa,
         wanted: &Wanted,
     ) -> Result<String, ControlError> {
-        let identity = self.others.identity();
-        let mut last = IdentityError::NoSigner;
-        for url in urls {
-            let asked = issue(&*self.external.way, url, root, &identity, wanted, (self.wall)());
-            let late = || IdentityError::External {
-                url: url.to_owned(),
-                problem: format!("no answer within {} s", EXTERNAL_DEADLINE.as_secs()),
-            };
-            let issued = timeout(EXTERNAL_DEADLINE, asked).await;
-            match issued.unwrap_or_else(|_| Err(late())) {
-                Ok(leaf) => {
-                    self.external.note(String::new());
-                    return Ok(leaf);
-                }
-                Err(error) => {
-                    tracing::warn!(cause = report(&error), "no certificate");
-                    self.external.note(report(&error));
-                    last = error;
-                }
+        let heard = |error: Option<&IdentityError>| {
+            self.external.note(error.map(|error| report(error)).unwrap_or_default());
+            if let Some(error) = error {
+                tracing::warn!(cause = report(error), "no certificate");
             }
-        }
-        Err(last.into())
+        };
+        let (way, identity) = (&*self.external.way, self.others.identity());
+        let leaf = external::ask(way, urls, root, &identity, wanted, (self.wall)(), heard).await;
+        Ok(leaf?)
     }
 
     /// Whether the external authorities of new settings issue by the root that they are for: one of

@@ -7,10 +7,11 @@ use std::time::Duration;
 use shoal_agent::agent::Membership;
 use shoal_identity::authority::{KeyAndCsr, NODE_VALIDITY, RootAuthority};
 use shoal_identity::error::IdentityError;
-use shoal_identity::external::{Wanted, authorities_of, issue};
+use shoal_identity::external::{Wanted, authorities_of};
 use shoal_identity::node_identity::NodeIdentity;
 use shoal_identity::token::generate_tokens;
 use shoal_manager::control::check_new_cluster;
+use shoal_manager::external;
 use shoal_manager::manager::{Manager, ManagerConfig};
 use shoal_manager::peers::OtherManagers;
 use shoal_model::change::{Change, Expect, Object, Transaction};
@@ -28,7 +29,6 @@ use shoal_model::spec::node::{NodeRole, NodeSpec};
 use shoal_model::time::Timestamp;
 use shoal_model::trust::{NodeTls, Trust};
 use shoal_store::{FIRST_RAFT_ID, Store, StoreConfig, UnlockKey};
-use tokio::time::timeout;
 
 use crate::address::Addresses;
 use crate::error::NodeError;
@@ -38,9 +38,6 @@ use crate::recover;
 
 /// How long a join waits for its manager's vote. Docker's client waits 20 s.
 const VOTE_PATIENCE: Duration = Duration::from_secs(10);
-
-/// How long an external CA may take to issue a certificate.
-const EXTERNAL_DEADLINE: Duration = Duration::from_secs(5);
 
 /// The system's random source.
 pub(crate) struct RandomIds;
@@ -131,7 +128,11 @@ pub(crate) async fn reopen(
                 Ok(Some(fresh)) => *identity = fresh,
                 Ok(None) => {}
                 // Tried again by whoever looks after the certificate. What needs none goes on.
-                Err(error) => tracing::error!(cause = report(&error), "no certificate"),
+                Err(error) => tracing::error!(
+                    cause = report(&error),
+                    "this manager's certificate has expired, and there is no next one; it is \
+                     tried again"
+                ),
             }
             others.set_identity(identity.clone());
             begin(config, &store, identity, others, record).await
@@ -263,22 +264,12 @@ async fn ask_external(
         cluster_id: cluster.id.clone(),
         csr_pem: key.csr_pem,
     };
-    let mut last = IdentityError::NoSigner;
-    for ca in authorities_of(&cluster.spec.ca_config.external_cas, cluster, root)? {
-        let asked = issue(&*config.https, &ca.url, root, identity, &wanted, (config.clock)());
-        let late = || IdentityError::External {
-            url: ca.url.clone(),
-            problem: format!("no answer within {} s", EXTERNAL_DEADLINE.as_secs()),
-        };
-        match timeout(EXTERNAL_DEADLINE, asked).await.unwrap_or_else(|_| Err(late())) {
-            Ok(leaf) => {
-                let chain = format!("{leaf}{}", cluster.chain_pem());
-                return NodeIdentity::new(chain, key.key_pem, cluster.trusted_pem());
-            }
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
+    let listed = authorities_of(&cluster.spec.ca_config.external_cas, cluster, root)?;
+    let urls = listed.iter().map(|ca| ca.url.as_str());
+    let (way, now) = (&*config.https, (config.clock)());
+    let leaf = external::ask(way, urls, root, identity, &wanted, now, |_| {}).await?;
+    let chain = format!("{leaf}{}", cluster.chain_pem());
+    NodeIdentity::new(chain, key.key_pem, cluster.trusted_pem())
 }
 
 /// What a manager's certificate for itself says.

@@ -166,6 +166,21 @@ impl Cluster {
     }
 }
 
+/// Which node leads as the manager `host` sees it, by its number, once that one sees `managers` of
+/// them, all of them ready and reached.
+pub fn leader(host: &Host, managers: usize, deadline: Duration) -> usize {
+    eventually(&format!("{managers} managers on {}", host.name()), deadline, || {
+        let out = host.try_docker("node ls --format {{.Hostname}}/{{.Status}}/{{.ManagerStatus}}");
+        let said = String::from_utf8_lossy(&out.stdout).into_owned();
+        let up = |line: &&str| line.ends_with("/Leader") || line.ends_with("/Reachable");
+        let all = said.lines().filter(up).count() == managers;
+        let ready = said.lines().filter(up).all(|line| line.contains("/Ready/"));
+        let leads = said.lines().find_map(|line| line.strip_suffix("/Ready/Leader"));
+        let number = leads.and_then(|name| name.rsplit('-').next()?.parse().ok());
+        number.filter(|_| all && ready).ok_or(said)
+    })
+}
+
 /// Undoes the counting of `shoal try get`: `    3  answer` is three answers.
 fn spread(text: &str) -> Vec<String> {
     let mut answers = Vec::new();

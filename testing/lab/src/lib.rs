@@ -25,7 +25,7 @@ pub mod reality;
 mod topology;
 mod wait;
 
-pub use cluster::{CONVERGE, Cluster, backends};
+pub use cluster::{CONVERGE, Cluster, backends, leader};
 pub use daemon::{Daemon, DaemonOptions};
 pub use disk::Disk;
 pub use host::Host;

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use shoal_lab::http::{Outcome, Request};
-use shoal_lab::{Cluster, DaemonOptions, Host, Load, eventually, shoal_next};
+use shoal_lab::{Cluster, DaemonOptions, Host, Load, eventually, leader, shoal_next};
 
 /// How long the swarm may take for a step: an election, a slow machine.
 const CHANGE: Duration = Duration::from_secs(60);
@@ -20,20 +20,6 @@ fn old() -> DaemonOptions {
 
 fn next() -> DaemonOptions {
     DaemonOptions { program: Some(shoal_next()), ..old() }
-}
-
-/// Whom this manager takes for the leader, once it sees `managers` of them.
-fn leader(host: &Host, managers: usize) -> usize {
-    eventually(&format!("{managers} managers on {}", host.name()), CHANGE, || {
-        let out = host.try_docker("node ls --format {{.Hostname}}/{{.Status}}/{{.ManagerStatus}}");
-        let said = String::from_utf8_lossy(&out.stdout).into_owned();
-        let up = |line: &&str| line.ends_with("/Leader") || line.ends_with("/Reachable");
-        let all = said.lines().filter(up).count() == managers;
-        let ready = said.lines().filter(up).all(|line| line.contains("/Ready/"));
-        let leads = said.lines().find_map(|line| line.strip_suffix("/Ready/Leader"));
-        let number = leads.and_then(|name| name.rsplit('-').next()?.parse().ok());
-        number.filter(|_| all && ready).ok_or(said)
-    })
 }
 
 /// The format that the swarm writes, as this manager knows.
@@ -87,7 +73,7 @@ fn swarm(name: &str, workers: u8) -> Cluster {
     let cluster = Cluster::start_with(name, 3 + workers, 1, &old());
     cluster.manager().docker("node promote node-2 node-3");
     for index in 1..=3 {
-        leader(cluster.node(index), 3);
+        leader(cluster.node(index), 3, CHANGE);
     }
     cluster
 }
@@ -100,7 +86,7 @@ fn replace(cluster: &Cluster, index: usize, options: &DaemonOptions, label: &str
     }
     cluster.node(index).restart_with(options);
     for manager in 1..=3 {
-        leader(cluster.node(manager), 3);
+        leader(cluster.node(manager), 3, CHANGE);
     }
     cluster.wait_ready(cluster.nodes);
     if index <= 3 {
@@ -119,7 +105,7 @@ fn finish(cluster: Cluster) {
     for index in (1..=cluster.nodes).rev() {
         cluster.node(index).restart_with(&last);
     }
-    leader(cluster.node(1), 3);
+    leader(cluster.node(1), 3, CHANGE);
     cluster.finish();
 }
 
@@ -140,18 +126,18 @@ fn every_node_is_upgraded_under_load_and_then_the_format_is_raised() {
     replace(&cluster, 4, &next(), "worker");
     assert_eq!(version(4), format!("{before}-next"));
     // The leader is the first manager with the next version, so an old one leads a newer one.
-    let first = leader(cluster.node(1), 3);
+    let first = leader(cluster.node(1), 3, CHANGE);
     replace(&cluster, first, &next(), "first");
-    let second = leader(cluster.node(1), 3);
+    let second = leader(cluster.node(1), 3, CHANGE);
     assert_ne!(second, first);
     assert_eq!(version(second), before);
     replace(&cluster, second, &next(), "second");
     // Now the other way round: the last one is old, and does not lead.
     let last = 6 - first - second;
-    if leader(cluster.node(1), 3) == last {
+    if leader(cluster.node(1), 3, CHANGE) == last {
         replace(&cluster, last, &old(), "again");
     }
-    assert_ne!(leader(cluster.node(1), 3), last);
+    assert_ne!(leader(cluster.node(1), 3, CHANGE), last);
     let listed = cluster.node(last).docker("node ls --format {{.Hostname}}={{.EngineVersion}}");
     // What a node lacks stands behind its version.
     let words: Vec<&str> = listed.split_whitespace().collect();
@@ -190,7 +176,7 @@ fn back_is_refused(cluster: &Cluster) {
     let listed = cluster.node(1).docker("node ls --format {{.Hostname}}/{{.Status}}");
     assert!(listed.contains("node-4/Down"), "{listed}");
     worker.restart_with(&next());
-    let follower = if leader(cluster.node(1), 3) == 3 { 2 } else { 3 };
+    let follower = if leader(cluster.node(1), 3, CHANGE) == 3 { 2 } else { 3 };
     let asked = if follower == 3 { 2 } else { 3 };
     cluster.node(follower).restart_with(&old());
     wait_info(cluster.node(follower), "upgrade this manager");
@@ -207,12 +193,12 @@ fn what_is_written_too_early_stops_the_old_manager_alone() {
     make_network(cluster.node(3), "before");
     for index in 1..=2 {
         cluster.node(index).restart_with(&next());
-        leader(cluster.node(index), 3);
+        leader(cluster.node(index), 3, CHANGE);
     }
-    if leader(cluster.node(1), 3) == 3 {
+    if leader(cluster.node(1), 3, CHANGE) == 3 {
         cluster.node(3).restart_with(&old());
     }
-    assert_ne!(leader(cluster.node(1), 3), 3);
+    assert_ne!(leader(cluster.node(1), 3, CHANGE), 3);
     // For tests alone: the next version does not ask who can read it.
     cluster.node(1).docker("node update --label-add shoal.next-level=early node-1");
     for index in 1..=2 {
@@ -243,7 +229,7 @@ fn what_is_written_too_early_stops_the_old_manager_alone() {
     has_network(third, "by-two");
     wait_format(third, NEXT);
     for index in 1..=3 {
-        leader(cluster.node(index), 3);
+        leader(cluster.node(index), 3, CHANGE);
     }
     make_network(third, "by-the-third");
     has_network(cluster.node(1), "by-the-third");

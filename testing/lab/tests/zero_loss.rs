@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use shoal_lab::{CONVERGE, Cluster, Host, Load, eventually};
+use shoal_lab::{CONVERGE, Cluster, Load, eventually, leader};
 
 /// How long a step may take: a slow machine, tasks that wait for their clients.
 const STEP: Duration = Duration::from_secs(120);
@@ -24,25 +24,12 @@ fn converged(cluster: &Cluster, replicas: usize, there: &[&str]) {
     });
 }
 
-/// Which manager leads, as `host` sees it, once `managers` of them are reached.
-fn leader(host: &Host, managers: usize) -> usize {
-    eventually(&format!("{managers} managers"), CONVERGE, || {
-        let list = host.docker("node ls --format {{.Hostname}}/{{.Status}}/{{.ManagerStatus}}");
-        let up = list
-            .lines()
-            .filter(|l| l.ends_with("/Ready/Leader") || l.ends_with("/Ready/Reachable"));
-        let leads = list.lines().find_map(|line| line.strip_suffix("/Ready/Leader"));
-        let number = leads.and_then(|name| name.rsplit('-').next()?.parse().ok());
-        number.filter(|_| up.count() == managers).ok_or(list)
-    })
-}
-
 #[test]
 fn no_request_is_lost_by_what_operators_do() {
     let cluster = Cluster::start("zero_loss", 4, 1);
     let host = cluster.manager();
     host.docker("node promote node-2 node-3");
-    leader(host, 3);
+    leader(host, 3, CONVERGE);
     host.docker(
         "service create -d --name web --replicas 4 -e COLOUR=red -p 8091:80 \
          --stop-grace-period 20s --update-parallelism 2 --update-monitor 500ms \
@@ -72,10 +59,10 @@ fn no_request_is_lost_by_what_operators_do() {
     }
     let tasks = host.docker("service ps web -q --no-trunc -f desired-state=running");
     host.docker("node promote node-4");
-    let first = leader(host, 4);
+    let first = leader(host, 4, CONVERGE);
     cluster.node(if first == 2 { 3 } else { 2 }).docker(&format!("node demote node-{first}"));
     let rest: Vec<usize> = (1..=NODES).filter(|index| *index != first).collect();
-    let second = leader(cluster.node(rest[0]), 3);
+    let second = leader(cluster.node(rest[0]), 3, CONVERGE);
     assert_ne!(second, first);
     eprintln!("node-{second} leads, and is killed");
     let at = cluster.node(*rest.iter().find(|index| **index != second).unwrap());
@@ -87,7 +74,7 @@ fn no_request_is_lost_by_what_operators_do() {
     });
     eprintln!("{third} leads");
     cluster.node(second).restart();
-    leader(at, 3);
+    leader(at, 3, CONVERGE);
     let after = at.docker("service ps web -q --no-trunc -f desired-state=running");
     assert_eq!(after, tasks, "tasks were replaced");
 

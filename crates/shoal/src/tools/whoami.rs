@@ -70,7 +70,8 @@ pub async fn serve(args: WhoamiArgs) -> Result<()> {
     stop.send_replace(true);
     let rest = Duration::from_secs(args.keep_alive.unwrap_or_default());
     let all = u32::try_from(CONNECTIONS_MAX).unwrap_or(u32::MAX);
-    // Ignored because: who has not asked by then is hung up on, and the semaphore is never closed.
+    // Ignored because: whoever has not asked by then is hung up on, as `--keep-alive` says, and
+    // nobody closes the semaphore.
     let _ = tokio::time::timeout(rest, places.acquire_many(all)).await;
     Ok(())
 }

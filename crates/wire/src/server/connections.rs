@@ -93,7 +93,7 @@ pub(super) async fn shut_out(mut tls: watch::Receiver<ServerTls>, connections: C
                 let next = tls.borrow_and_update().clone();
                 if !next.same_roots(&known) {
                     let (tls, open) = (next.clone(), connections.all());
-                    // A tenth of a millisecond each.
+                    // Signatures are checked: not on a thread that others wait for.
                     let look = move || open.iter().for_each(|it| it.see_roots(&tls));
                     if let Err(error) = tokio::task::spawn_blocking(look).await {
                         tracing::error!(cause = %error, "a look at open connections broke off");
